@@ -1,0 +1,29 @@
+"""`ebr-engine demo`: restore the bundled degraded photos, side by side with what they were."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where to write the pictures.")] = Path("demo"),
+) -> None:
+    """Restore three bundled photos (hazy, dark, rainy) with mini, and write each beside its input.
+
+    [bold]ebr-engine demo[/]
+    """
+    from ebr_engine.catalogue import ASSETS
+    from ebr_engine.cli.progress import Progress
+    from ebr_engine.cli.restore import restore_all
+    from ebr_engine.media.files import plan_jobs
+
+    photos = sorted((ASSETS / "demo").glob("*.jpg"))
+    with Progress(len(photos)) as progress:
+        from ebr_engine.engine import Restorer
+
+        restorer = Restorer()
+        for photo in photos:  # named by task: haze.jpg
+            jobs = plan_jobs([photo], str(out), compare=True, overwrite=True)
+            restore_all(restorer, jobs, {"task": photo.stem}, 95, progress)
+    typer.echo(f"\nInput beside output: {out}/*_compare.png")

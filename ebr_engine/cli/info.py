@@ -1,0 +1,138 @@
+"""`ebr-engine info`: what this machine offers the engine, and what the engine will do with it."""
+
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+PACKAGES = ("torch", "triton", "diffusers", "transformers", "safetensors", "pyvips", "numpy")
+
+
+def info(as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False) -> None:
+    """Show devices, precision, kernel backends and why one is missing, versions and folders."""
+    facts = collect()
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+    else:
+        _show(facts)
+
+
+def collect() -> dict[str, Any]:
+    """Everything `info` tells, as plain values; `device` and `precision` are what `auto` means here."""
+    import torch
+
+    from ebr_engine import kernels, settings
+    from ebr_engine.backbones.quantized import trunk_dtype
+    from ebr_engine.engine import choose_device
+    from ebr_engine.version import __version__
+
+    return {
+        "version": __version__,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "precision": "bf16" if trunk_dtype("auto", choose_device("auto")) == torch.bfloat16 else "fp32",
+        "cpu": {"name": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "cuda": _cuda_devices(torch),
+        "kernels": [{"name": b.name, "available": b.available, "reason": b.reason} for b in kernels.backends()],
+        "tasks": _tasks(settings.prompt_dir()),
+        "folders": {"cache": str(settings.cache_dir()), "prompts": str(settings.prompt_dir())},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+            "libvips": _libvips(),
+        },
+    }
+
+
+def _show(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+
+    def section(title: str, rows: dict[str, str]) -> None:
+        if table.row_count:
+            table.add_row()
+        table.add_row(f"[cyan]{title}[/]")
+        for name, value in rows.items():
+            table.add_row(f"  {name}", value)
+
+    cpu = facts["cpu"]
+    section(f"ebr-engine {facts['version']}", {"device": facts["device"], "precision": facts["precision"]})
+    section(
+        "Devices",
+        {
+            "cpu": f"{cpu['name']}, {cpu['cores']} cores, {cpu['threads']} threads used",
+            **{d["name"]: f"{d['description']}" for d in facts["cuda"]},
+        },
+    )
+    section("Kernels", {k["name"]: _yes_no(k["available"], k["reason"]) for k in facts["kernels"]})
+    section("Tasks", {name: ", ".join(tasks) for name, tasks in facts["tasks"].items()} or {"none": "no prompt found"})
+    section("Folders", facts["folders"])
+    section("Versions", {name: version or "[dim]not installed[/]" for name, version in facts["versions"].items()})
+    Console(highlight=False).print(table)
+
+
+def _yes_no(available: bool, reason: str) -> str:
+    from rich.markup import escape
+
+    return f"{'[green]yes[/]' if available else '[red]no [/]'}  {escape(reason)}"
+
+
+def _tasks(*folders: Path) -> dict[str, list[str]]:
+    """Backbone → tasks of the prompt files in the package and in `folders`, by what the files say of themselves."""
+    from safetensors import SafetensorError, safe_open
+
+    from ebr_engine.prompts import FORMAT
+
+    tasks: dict[str, set[str]] = {}
+    for folder in (Path(__file__).parents[1] / "assets", *folders):
+        for path in folder.rglob("*.safetensors"):
+            try:
+                with safe_open(path, "pt") as file:
+                    about = file.metadata() or {}
+            except (OSError, SafetensorError):  # `ebr-engine prompts show` tells what is wrong with it
+                continue
+            if about.get("format") == FORMAT:
+                tasks.setdefault(about.get("backbone", ""), set()).add(about.get("task") or path.stem)
+    return {backbone: sorted(names) for backbone, names in sorted(tasks.items())}
+
+
+def _cuda_devices(torch: Any) -> list[dict[str, str]]:
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        memory = found.total_memory / 2**30
+        description = f"{found.name}, {memory:.0f} GiB, compute capability {found.major}.{found.minor}"
+        devices.append({"name": f"cuda:{index}", "description": description})
+    return devices
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _libvips() -> str | None:
+    try:
+        import pyvips
+    except (ImportError, OSError):
+        return None
+    return ".".join(str(pyvips.version(part)) for part in range(3))

@@ -1,0 +1,82 @@
+"""The options of `restore` and their help, grouped as its help page shows them."""
+
+from enum import Enum
+from functools import partial
+from typing import Annotated
+
+import typer
+
+
+class Schedule(str, Enum):
+    fast = "fast"
+    released = "released"
+    exact = "exact"
+    uniform = "uniform"
+
+
+class Precision(str, Enum):
+    auto = "auto"
+    bf16 = "bf16"
+    fp32 = "fp32"
+    fp8 = "fp8"
+
+
+class Mix(str, Enum):
+    residual = "residual"
+    velocity = "velocity"
+
+
+_repair = partial(typer.Option, rich_help_panel="What to repair")
+_file = partial(typer.Option, rich_help_panel="Files")
+_sampling = partial(typer.Option, rich_help_panel="Sampling")
+_computing = partial(typer.Option, rich_help_panel="Computing")
+
+Inputs = Annotated[list[str], typer.Argument(metavar="INPUT", help="Pictures, or folders of pictures.")]
+
+Task = Annotated[str | None, _repair("--task", "-t", metavar="NAME", help="A bundled prompt, such as haze.")]
+Prompts = Annotated[
+    list[str] | None,
+    _repair("--prompt", "-p", metavar="FILE[:WEIGHT]...", help="Prompt files in place of a task; weight 1 if none is given."),
+]
+PromptMix = Annotated[
+    Mix, _repair("--mix", help="Several prompts: add their residuals (one pass), or average velocities (a pass each).")
+]
+
+Out = Annotated[str, _file("--out", "-o", metavar="OUT", help="A file for one picture, or a folder (made if missing).")]
+Compare = Annotated[bool, _file("--compare", help="Also write NAME_compare.png: input beside output.")]
+Overwrite = Annotated[bool, _file("--overwrite", help="Replace outputs that exist; never an input.")]
+Quality = Annotated[int, _file("--quality", metavar="N", min=1, max=100, help="Of JPEG, WebP and AVIF outputs.")]
+Quiet = Annotated[bool, _file("--quiet", "-q", help="Print errors only.")]
+
+Steps = Annotated[
+    int | None,
+    _sampling("--steps", metavar="N", min=1, show_default="by schedule", help="Runs of the transformer per picture."),
+]
+StepSchedule = Annotated[
+    Schedule, _sampling("--schedule", help="How the steps are spread; released is what the paper's code does.")
+]
+Order = Annotated[
+    int | None, _sampling("--order", metavar="N", min=1, max=2, show_default="by schedule", help="Order of the solver.")
+]
+T0 = Annotated[
+    float | None,
+    _sampling("--t0", metavar="X", show_default="the prompt's", help="Noise at the start, between 0 and 1: more changes more."),
+]
+Seed = Annotated[int, _sampling("--seed", metavar="N", min=0, help="Seed of the noise.")]
+
+Backbone = Annotated[str, _computing("--backbone", "-b", metavar="NAME", help="The frozen transformer.")]
+Model = Annotated[
+    str | None,
+    _computing("--model", metavar="PATH", show_default="the backbone's own", help="Weights of the backbone."),
+]
+Device = Annotated[str, _computing("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+TrunkPrecision = Annotated[Precision, _computing("--precision", help="Of the transformer; auto goes by the device.")]
+Fp8 = Annotated[bool, _computing("--fp8", help="Short for --precision fp8.")]
+Tile = Annotated[
+    int | None,
+    _computing("--tile", min=1, metavar="PIXELS", show_default="by backbone", help="Side of a tile; smaller needs less memory."),
+]
+TileOverlap = Annotated[
+    int | None,
+    _computing("--tile-overlap", min=0, metavar="PIXELS", show_default="by backbone", help="What neighbouring tiles share."),
+]

@@ -1,0 +1,163 @@
+"""`ebr-engine restore`: pictures in, restored pictures out."""
+
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ebr_engine.cli import options
+from ebr_engine.cli.group import one_line, out_of_memory
+from ebr_engine.cli.progress import Progress
+from ebr_engine.errors import EbrError
+
+if TYPE_CHECKING:
+    from ebr_engine.media.files import Job
+    from ebr_engine.media.images import Picture
+
+PROMPT_SUFFIXES = (".safetensors", ".pt", ".pth")
+
+
+def restore(
+    inputs: options.Inputs,
+    *,
+    task: options.Task = None,
+    prompt: options.Prompts = None,
+    mix: options.PromptMix = options.Mix.residual,
+    out: options.Out,
+    compare: options.Compare = False,
+    overwrite: options.Overwrite = False,
+    quality: options.Quality = 95,
+    quiet: options.Quiet = False,
+    steps: options.Steps = None,
+    schedule: options.StepSchedule = options.Schedule.fast,
+    order: options.Order = None,
+    t0: options.T0 = None,
+    seed: options.Seed = 42,
+    backbone: options.Backbone = "mini",
+    model: options.Model = None,
+    device: options.Device = "auto",
+    precision: options.TrunkPrecision = options.Precision.auto,
+    fp8: options.Fp8 = False,
+    tile: options.Tile = None,
+    tile_overlap: options.TileOverlap = None,
+) -> None:
+    """Restore pictures: of any size, 8 or 16 bit, colour or grey; alpha, EXIF and colour profile are kept.
+
+    Reads and writes PNG, JPEG, WebP, TIFF and AVIF, each picture in its own format unless OUT says otherwise.
+
+    [bold]ebr-engine restore hazy.jpg -o clear.jpg --task haze[/]
+
+    [bold]ebr-engine restore photos/ -o restored/ --task rain --compare[/]
+
+    [bold]ebr-engine restore in.png -o out.png --prompt rain.safetensors:0.7 haze.safetensors:0.3[/]
+    """
+    # Prompt files may follow one --prompt, where the parser can only see more inputs.
+    pictures = [item for item in inputs if not _is_prompt(item)]
+    prompts = [_prompt(item) for item in [*(prompt or []), *filter(_is_prompt, inputs)]]
+    if not pictures:
+        raise EbrError("no picture to restore: name at least one file or folder")
+    if bool(task) == bool(prompts):
+        wrong = "both --task and --prompt" if task else "neither --task nor --prompt"
+        raise EbrError(f"{wrong} given; say what to repair by one of them, for example --task haze")
+    if fp8 and precision.value not in ("auto", "fp8"):
+        raise EbrError(f"--fp8 and --precision {precision.value} contradict each other")
+    if t0 is not None and not 0 < t0 < 1:
+        raise EbrError(f"--t0 must be above 0 and below 1, not {t0:g}")
+
+    from ebr_engine.media.files import plan_jobs
+
+    jobs = plan_jobs([Path(item) for item in pictures], out, compare, overwrite)
+    with Progress(len(jobs), quiet) as progress:
+        from ebr_engine.engine import Restorer
+
+        restorer = Restorer(backbone, model=model, device=device, precision="fp8" if fp8 else precision.value)
+        settings = {
+            "task": task,
+            "prompt": prompts or None,
+            "steps": steps,
+            "schedule": schedule.value,
+            "order": order,
+            "t0": t0,
+            "seed": seed,
+            "tile": tile,
+            "tile_overlap": tile_overlap,
+            "mix": mix.value,
+        }
+        failed = restore_all(restorer, jobs, settings, quality, progress)
+    if failed:
+        raise typer.Exit(1)
+
+
+def restore_all(restorer: Any, jobs: "list[Job]", settings: dict[str, Any], quality: int, progress: Progress) -> int:
+    """Restore every job, telling of each; the number that failed. What would fail every picture is raised."""
+    from ebr_engine.media.images import MediaError
+
+    started = time.perf_counter()
+    restored = failed = 0
+    for job in jobs:
+        progress.start(job.source.name)
+        try:
+            line = _restore_one(restorer, job, settings, quality, progress)
+            restored += 1
+            progress.finish(line)
+        except (EbrError, OSError, MemoryError, RuntimeError) as error:
+            # Until a picture has succeeded, the engine's refusal is taken to be of the request, not of the picture.
+            request = isinstance(error, EbrError) and not isinstance(error, MediaError) and not restored
+            if request or (isinstance(error, RuntimeError) and not out_of_memory(error)):
+                raise
+            failed += 1
+            line = one_line(error)
+            progress.error(line if str(job.source) in line else f"{job.source}: {line}")
+            progress.finish(None)
+    if len(jobs) > 1:
+        failures = f", {failed} failed" if failed else ""
+        progress.line(f"{restored} of {len(jobs)} restored{failures}, {time.perf_counter() - started:.1f} s")
+    return failed
+
+
+def _restore_one(restorer: Any, job: "Job", settings: dict[str, Any], quality: int, progress: Progress) -> str:
+    from ebr_engine.media.images import check_can_hold, read_image, write_image
+
+    started = time.perf_counter()
+    picture = read_image(job.source)
+    for path in job.outputs:
+        check_can_hold(path, picture)
+    restored = replace(picture, pixels=restorer.restore(picture.pixels, callback=progress.step, **settings))
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    write_image(job.target, restored, quality)
+    if job.compare:
+        write_image(job.compare, _beside(picture, restored))
+    seconds = time.perf_counter() - started
+    return f"{job.source} -> {job.target}  {picture.width} x {picture.height}  {picture.bits} bit  {seconds:.1f} s"
+
+
+def _beside(left: "Picture", right: "Picture") -> "Picture":
+    import numpy as np
+
+    alpha = None if left.alpha is None else np.concatenate([left.alpha, right.alpha], axis=1)
+    return replace(right, pixels=np.concatenate([left.pixels, right.pixels], axis=1), alpha=alpha)
+
+
+def _is_prompt(text: str) -> bool:
+    return _prompt_parts(text)[0].lower().endswith(PROMPT_SUFFIXES)
+
+
+def _prompt(text: str) -> tuple[Path, float]:
+    """PATH or PATH:WEIGHT; the file has to exist."""
+    path, weight = _prompt_parts(text)
+    if not Path(path).is_file():
+        raise EbrError(f"{path}: no such prompt file")
+    if not math.isfinite(weight):
+        raise EbrError(f"{text}: the weight must be a finite number")
+    return Path(path), weight
+
+
+def _prompt_parts(text: str) -> tuple[str, float]:
+    path, _, weight = text.rpartition(":")
+    try:  # what follows the colon of C:\rain.safetensors is no number
+        return (path, float(weight)) if path and not Path(text).exists() else (text, 1.0)
+    except ValueError:
+        return text, 1.0

@@ -1,0 +1,132 @@
+"""Overlapping tiles on a 2-D grid: where they lie, how they are cut out, how they blend back.
+
+The unit of the grid is the caller's (pixels, latent cells). Along each axis the tiles have one size, lie evenly spread,
+and fade into their neighbours by a raised cosine over exactly the cells they share; the weights of all tiles sum to one
+in every cell. The two axes are independent, so a tile's weight is the outer product of its row and column weights.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ebr_engine.errors import EbrError
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A plan made by `plan_tiles`. All lengths in cells of the grid; boxes run row by row."""
+
+    height: int
+    width: int
+    tile_height: int
+    tile_width: int
+    tops: tuple[int, ...]
+    lefts: tuple[int, ...]
+    row_weights: tuple[tuple[float, ...], ...]  # [len(tops)][tile_height]
+    column_weights: tuple[tuple[float, ...], ...]  # [len(lefts)][tile_width]
+
+    @property
+    def boxes(self) -> list[tuple[int, int]]:
+        """(top, left) of every tile, row by row."""
+        return [(top, left) for top in self.tops for left in self.lefts]
+
+    def __len__(self) -> int:
+        return len(self.tops) * len(self.lefts)
+
+    def weight(self, index: int, device: torch.device | str = "cpu") -> Tensor:
+        """Blending weights [tile_height, tile_width], float32, of the tile `boxes[index]`."""
+        row, column = divmod(index, len(self.lefts))
+        rows = torch.tensor(self.row_weights[row], dtype=torch.float32, device=device)
+        return torch.outer(rows, torch.tensor(self.column_weights[column], dtype=torch.float32, device=device))
+
+
+def plan_tiles(height: int, width: int, tile: int, overlap: int, multiple: int = 1) -> Tiles:
+    """Cover a height × width grid with equal tiles of at most tile × tile cells that share at least `overlap` cells.
+
+    A side shorter than `tile` gets one tile of its own length. Tile sides are multiples of `multiple`; a side that is
+    shorter than a tile and is not, has to be padded first (`pad_to_multiple`). Raises EbrError on impossible sizes.
+    """
+    if height < 1 or width < 1:
+        raise EbrError(f"cannot tile a grid of {height} x {width} cells")
+    if multiple < 1 or tile < multiple or tile % multiple:
+        raise EbrError(f"the tile size must be a positive multiple of {multiple}, not {tile}")
+    if not 0 <= overlap < tile:
+        raise EbrError(f"the tile overlap must be at least 0 and less than the tile size {tile}, not {overlap}")
+    tops, tile_height = _spread(height, tile, overlap, multiple)
+    lefts, tile_width = _spread(width, tile, overlap, multiple)
+    return Tiles(
+        height,
+        width,
+        tile_height,
+        tile_width,
+        tops,
+        lefts,
+        _axis_weights(tops, tile_height, height),
+        _axis_weights(lefts, tile_width, width),
+    )
+
+
+def split(x: Tensor, tiles: Tiles) -> Tensor:
+    """Cut [B, C, ..., H, W] into [T·B, C, ..., h, w], tile by tile (the batch runs fastest)."""
+    if x.shape[-2:] != (tiles.height, tiles.width):
+        raise ValueError(f"the tiles are planned for {tiles.height} x {tiles.width}, not {tuple(x.shape[-2:])}")
+    h, w = tiles.tile_height, tiles.tile_width
+    return torch.cat([x[..., top : top + h, left : left + w] for top, left in tiles.boxes])
+
+
+def blend(parts: Tensor, tiles: Tiles) -> Tensor:
+    """Put [T·B, C, ..., h, w], in the order of `split`, back together: [B, C, ..., H, W], summed in float32."""
+    h, w = tiles.tile_height, tiles.tile_width
+    if parts.shape[-2:] != (h, w) or parts.shape[0] % len(tiles):
+        raise ValueError(f"expected {len(tiles)} tiles of {h} x {w} for every picture, not {tuple(parts.shape)}")
+    parts = parts.unflatten(0, (len(tiles), -1))  # [T, B, C, ..., h, w]
+    total = torch.zeros(*parts.shape[1:-2], tiles.height, tiles.width, dtype=torch.float32, device=parts.device)
+    for index, (top, left) in enumerate(tiles.boxes):
+        total[..., top : top + h, left : left + w] += parts[index].float() * tiles.weight(index, parts.device)
+    return total.to(parts.dtype)
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Extend [..., H, W] below and to the right to multiples of `multiple`, by reflection.
+
+    A side too short to reflect (shorter than its padding plus one) repeats its last cell. `crop` undoes it.
+    """
+    for dim in (-2, -1):
+        size = x.shape[dim]
+        padding = -size % multiple
+        if padding:
+            index = torch.arange(size + padding, device=x.device)
+            beyond = 2 * (size - 1) - index if padding < size else torch.full_like(index, size - 1)
+            x = x.index_select(dim, torch.where(index < size, index, beyond))
+    return x
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """The top left height × width cells of [..., H, W]."""
+    return x[..., :height, :width]
+
+
+def _spread(size: int, tile: int, overlap: int, multiple: int) -> tuple[tuple[int, ...], int]:
+    """Starts of the tiles along one axis, and their length there."""
+    if size <= tile:
+        if size % multiple:
+            raise EbrError(f"a side of {size} is no multiple of {multiple}: pad it first")
+        return (0,), size
+    count = math.ceil((size - overlap) / (tile - overlap))
+    return tuple(round(i * (size - tile) / (count - 1)) for i in range(count)), tile
+
+
+def _axis_weights(starts: tuple[int, ...], tile: int, size: int) -> tuple[tuple[float, ...], ...]:
+    """Raised-cosine ramps over what neighbours share, none at the grid's own border, normalised to sum to one."""
+    weights = torch.ones(len(starts), tile, dtype=torch.float64)
+    for i in range(1, len(starts)):
+        shared = starts[i - 1] + tile - starts[i]
+        ramp = 0.5 - 0.5 * torch.cos(math.pi * (torch.arange(shared, dtype=torch.float64) + 0.5) / shared)
+        weights[i, :shared] *= ramp
+        weights[i - 1, tile - shared :] *= ramp.flip(0)
+    total = torch.zeros(size, dtype=torch.float64)
+    for start, weight in zip(starts, weights):
+        total[start : start + tile] += weight
+    return tuple(tuple((w / total[s : s + tile]).tolist()) for s, w in zip(starts, weights))

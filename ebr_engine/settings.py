@@ -1,0 +1,30 @@
+"""Folders and switches taken from the environment; the only module that reads it."""
+
+import os
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Folder for what can be made again (compiled graphs, text contexts): `EBR_CACHE_DIR`, or the platform's cache folder."""
+    if folder := os.environ.get("EBR_CACHE_DIR"):
+        return Path(folder).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+    return Path(base).expanduser() / "ebr-engine"
+
+
+def prompt_dir() -> Path:
+    """Folder for prompts that the user installs: `EBR_PROMPT_DIR`, or the platform's data folder."""
+    if folder := os.environ.get("EBR_PROMPT_DIR"):
+        return Path(folder).expanduser()
+    base = os.environ.get("XDG_DATA_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".local" / "share"
+    return Path(base).expanduser() / "ebr-engine" / "prompts"
+
+
+def debug() -> bool:
+    """Whether the CLI shows tracebacks for expected errors too (`EBR_DEBUG=1`)."""
+    return os.environ.get("EBR_DEBUG", "0") not in ("", "0")
+
+
+def kernel_backend() -> str:
+    """The kernel backend asked for by `EBR_KERNELS` (`auto` when unset)."""
+    return os.environ.get("EBR_KERNELS", "auto")

@@ -1,0 +1,85 @@
+"""A pool of procedural scenes that a background process keeps renewing, and batches of crops drawn from it."""
+
+import time
+
+import numpy as np
+import torch
+from torch import Tensor, multiprocessing
+from torch.nn import functional as F
+
+from ebr_engine.training.degradations import seeds
+from ebr_engine.training.procedural import CAPTION_WORDS, render
+
+
+class ScenePool:
+    """`capacity` scenes in shared memory: pixels, depth and captions.
+
+    Filled with the scenes numbered from `first`; with `rate` > 0 a background process goes on replacing the oldest ones at
+    about that many scenes a second. Use it as a context manager, so that the process ends.
+    """
+
+    def __init__(self, capacity: int, size: int = 256, first: int = 0, rate: float = 0.0, workers: int = 2):
+        if first + capacity > seeds("train").stop:
+            raise ValueError("the scenes asked for leave the range of training seeds")
+        self.pixels = torch.empty(capacity, 4, size, size, dtype=torch.uint8).share_memory_()  # RGB and depth
+        self.words = torch.zeros(capacity, 3, dtype=torch.int64).share_memory_()  # places in CAPTION_WORDS
+        last = first + capacity
+        _run([_start(self.pixels, self.words, first, range(first + i, last, workers), 0.0) for i in range(workers)])
+        self._renewer = _start(self.pixels, self.words, first, range(last, seeds("train").stop), rate) if rate > 0 else None
+
+    def crops(self, count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, list[tuple[str, ...]]]:
+        """Random crops: clean [count, 3, size, size] float32 in [0, 1], depth [count, 1, size, size], captions.
+
+        Flipped at random; half of them taken at twice the size and halved, where the scenes are large enough.
+        """
+        side = self.pixels.shape[-1]
+        batch = torch.empty(count, 4, size, size)
+        captions = []
+        for i in range(count):
+            slot, top, left, flip, halve = torch.randint(0, 2**31, (5,), generator=generator).tolist()
+            slot %= len(self.pixels)
+            taken = size * 2 if halve % 2 and size * 2 <= side else size
+            top, left = top % (side - taken + 1), left % (side - taken + 1)
+            crop = self.pixels[slot, :, top : top + taken, left : left + taken].float()
+            if taken != size:
+                crop = F.avg_pool2d(crop, 2)
+            batch[i] = crop.flip(-1) if flip % 2 else crop
+            captions.append(tuple(CAPTION_WORDS[word] for word in self.words[slot].tolist()))
+        batch /= 255
+        return batch[:, :3], batch[:, 3:], captions
+
+    def __enter__(self) -> "ScenePool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._renewer is not None:
+            self._renewer.terminate()
+            self._renewer.join()
+
+
+def _start(*arguments: object) -> multiprocessing.Process:
+    # Not forked: a forked child of a process whose thread pool runs can wait for ever.
+    process = multiprocessing.get_context("spawn").Process(target=_render_into, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def _run(processes: list[multiprocessing.Process]) -> None:
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        raise RuntimeError("a process that renders scenes failed; its error stands above")
+
+
+def _render_into(pixels: Tensor, words: Tensor, first: int, numbers: range, rate: float) -> None:
+    """Render scenes into their slots, at most `rate` a second (0: as fast as it goes)."""
+    torch.set_num_threads(1)
+    for number in numbers:
+        started = time.monotonic()
+        scene = render(number, pixels.shape[-1])
+        slot = (number - first) % len(pixels)
+        depth = np.round(scene.depth * 255).astype(np.uint8)
+        pixels[slot] = torch.from_numpy(np.concatenate((scene.image.transpose(2, 0, 1), depth[None])))
+        words[slot] = torch.tensor([CAPTION_WORDS.index(word) for word in scene.caption])
+        if rate > 0:
+            time.sleep(max(0.0, 1 / rate - (time.monotonic() - started)))

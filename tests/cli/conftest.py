@@ -1,0 +1,57 @@
+"""A stand-in engine, so that the command line is tested without a model."""
+
+import sys
+import types
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from ebr_engine.cli import app
+from ebr_engine.errors import EbrError
+
+
+class FakeRestorer:
+    """Inverts pictures in five steps; knows one task; every call is kept in `calls`."""
+
+    made: ClassVar[list] = []
+    calls: ClassVar[list] = []
+
+    def __init__(self, backbone="mini", *, model=None, device="auto", precision="auto"):
+        if device == "cuda:9":
+            raise EbrError("no device cuda:9; this machine has: cpu")
+        self.made.append({"backbone": backbone, "model": model, "device": device, "precision": precision})
+
+    def restore(self, image, task=None, prompt=None, *, callback=None, **settings):
+        if task not in (None, "haze"):
+            raise EbrError(f"unknown task {task!r}; bundled with mini: haze")
+        assert image.dtype == np.float32
+        self.calls.append({"task": task, "prompt": prompt, "size": image.shape[:2], **settings})
+        for index in range(5):
+            callback(index + 1, 5)
+        return 1 - image
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """The stand-in in the engine's place; its `made` and `calls` start empty."""
+    fake = types.ModuleType("ebr_engine.engine")
+    fake.Restorer = type("Restorer", (FakeRestorer,), {"made": [], "calls": []})
+    monkeypatch.setitem(sys.modules, "ebr_engine.engine", fake)
+    return fake.Restorer
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch):
+    """Run the command in an empty folder; gives (exit code, stdout, stderr) and never hides an unexpected exception."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EBR_DEBUG", raising=False)
+
+    def run(*args):
+        result = CliRunner().invoke(app, [str(arg) for arg in args], prog_name="ebr-engine")
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.stdout, result.stderr
+
+    return run
