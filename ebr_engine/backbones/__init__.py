@@ -1,0 +1,1 @@
+"""Frozen backbones: a conditioner and a trunk each."""
