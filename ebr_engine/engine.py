@@ -1,5 +1,6 @@
 """`Restorer`: load a backbone, bake the tables of a run, restore pictures."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ebr_engine.backbones.mini import load_mini
 from ebr_engine.backbones.quantized import quantize_trunk, trunk_dtype
 from ebr_engine.bridge import StepTable, make_table
 from ebr_engine.catalogue import TASKS, find_prompt
 from ebr_engine.errors import EbrError
-from ebr_engine.media.tiling import Tiles, blend, crop, pad_to_multiple, plan_tiles, split
+from ebr_engine.media.tiling import Tiles, blend, crop, match_tones, pad_to_multiple, plan_tiles, split
 from ebr_engine.prompts import Prompt, load_prompt, mixed_weights
 from ebr_engine.sampler import Callback, Velocity, draw_noise, mean_velocity, sample
 
@@ -22,6 +24,7 @@ MIXES = ("residual", "velocity")
 DEFAULT_TILE = 512
 DEFAULT_OVERLAP = 64
 TILES_AT_ONCE = 4
+TONE_CELLS = 4  # cells a tile, either way, in which a tiled picture takes the tones of the whole
 PromptLike = Prompt | Path | str
 
 
@@ -68,6 +71,8 @@ class Restorer:
             one, weight = item if isinstance(item, tuple) else (item, 1.0)
             one = one if isinstance(one, Prompt) else load_prompt(one)
             one.check(self.backbone, self.trunk.config.width, self.trunk.config.num_layers)
+            if not math.isfinite(weight):
+                raise EngineError(f"a prompt's weight must be a finite number, got {weight}")
             chosen.append((one, float(weight)))
         return chosen
 
@@ -136,15 +141,24 @@ class Restorer:
     ) -> Tensor:
         """Pixels [B, 3, H, W] in [0, 1] → restored pixels of the same shape, float32 on the CPU."""
         height, width = pixels.shape[-2:]
-        padded = pad_to_multiple(pixels, self.multiple).to(self.device)
-        degraded = self.codec.encode(padded.unsqueeze(2))
+        padded = pad_to_multiple(pixels, self.multiple)
         tiles = self.tiles(*padded.shape[-2:], tile, tile_overlap)
-        if len(tiles) > 1:
-            velocity = tiled(velocity, tiles)
-        noise = draw_noise(degraded.shape, seed, self.device)
-        latent = sample(velocity, conditioning, degraded, noise, table, callback)
-        restored = self.codec.decode(latent).squeeze(2).clamp(0, 1).cpu()
-        return crop(restored, height, width)
+
+        def run(picture: Tensor, velocity: Velocity, callback: Callback | None) -> Tensor:
+            degraded = self.codec.encode(picture.to(self.device).unsqueeze(2))
+            noise = draw_noise(degraded.shape, seed, self.device)
+            latent = sample(velocity, conditioning, degraded, noise, table, callback)
+            return self.codec.decode(latent).squeeze(2).cpu()
+
+        if len(tiles) == 1:
+            restored = run(padded, velocity, callback)
+        else:
+            # How much haze or light there is shows in the whole picture only; the tiles add the detail.
+            side = self.codec.spatial * max(tiles.tile_height, tiles.tile_width)
+            guide = run(reduced(padded, side, self.multiple), velocity, None)
+            restored = run(padded, tiled(velocity, tiles), callback)
+            restored = match_tones(restored, guide, side // TONE_CELLS)
+        return crop(restored.clamp(0, 1), height, width)
 
     def tiles(self, height: int, width: int, tile: int | None, overlap: int | None) -> Tiles:
         """The tiles of a padded picture in latent cells; a tile of 0 pixels means the whole picture at once."""
@@ -154,6 +168,8 @@ class Restorer:
         if tile < 0 or tile % self.multiple:
             raise EngineError(f"the tile size must be a multiple of {self.multiple} pixels, got {tile}")
         overlap = min(DEFAULT_OVERLAP, tile // 2) if overlap is None else overlap
+        if not 0 <= overlap < tile:
+            raise EngineError(f"the tile overlap must be at least 0 and less than the tile of {tile} pixels, got {overlap}")
         cell, patch = self.codec.spatial, self.trunk.config.patch_size[-1]
         return plan_tiles(height // cell, width // cell, tile // cell, overlap // cell, patch)
 
@@ -168,14 +184,23 @@ def tiled(velocity: Velocity, tiles: Tiles) -> Velocity:
     return blended
 
 
+def reduced(pixels: Tensor, side: int, multiple: int) -> Tensor:
+    """The picture [B, 3, H, W] reduced so that its longer side is at most `side`; both sides multiples of `multiple`."""
+    scale = min(1.0, side / max(pixels.shape[-2:]))
+    shape = [max(multiple, round(length * scale / multiple) * multiple) for length in pixels.shape[-2:]]
+    return F.interpolate(pixels, shape, mode="bicubic", antialias=True).clamp(0, 1)
+
+
 def choose_device(device: str) -> torch.device:
     """`auto` is the first CUDA device if there is one, else the CPU; `EngineError` for a device that is not there."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if str(device).partition(":")[0] not in ("cpu", "cuda"):
+        raise EngineError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N")
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise EngineError(f"unknown device {device!r}; use cpu, cuda or cuda:N") from error
+        raise EngineError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from error
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise EngineError(f"there is no device {device}: {torch.cuda.device_count()} CUDA device(s) found")
     return chosen
@@ -221,16 +246,25 @@ def _from_array(image: np.ndarray) -> tuple[Tensor, Any]:
 
 
 def _from_pil(image: Any) -> tuple[Tensor, Any]:
-    pixels, rebuild_array = _from_array(np.asarray(image.convert("RGB")))
+    if image.mode in ("I", "F"):
+        raise EngineError(f"a PIL image of mode {image.mode} does not say its range; convert it to I;16, L or RGB")
+    deep = image.mode.startswith("I;16")  # PIL's own conversion to RGB would clip it
+    array = np.repeat(np.asarray(image)[..., None], 3, axis=-1) if deep else np.asarray(image.convert("RGB"))
+    pixels, rebuild_array = _from_array(array.astype(np.uint16) if deep else array)
 
     def rebuild(result: Tensor) -> Any:
         from PIL import Image
 
-        restored = Image.fromarray(rebuild_array(result))
-        if image.mode in ("L", "LA", "1", "I;16"):
+        if deep:
+            grey = torch.einsum("bchw,c->bhw", result, torch.tensor([0.299, 0.587, 0.114]))  # as PIL's convert("L")
+            restored = Image.fromarray(np.ascontiguousarray(rebuild_array(grey[:, None])[..., 0]))
+        else:
+            restored = Image.fromarray(rebuild_array(result))
+        if image.mode in ("L", "LA", "1"):
             restored = restored.convert("L")
-        if "A" in image.getbands():
-            restored.putalpha(image.getchannel("A"))
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            restored.putalpha(image.convert("RGBA").getchannel("A"))
+        restored.info = {name: value for name, value in image.info.items() if name != "transparency"}
         return restored
 
     return pixels, rebuild

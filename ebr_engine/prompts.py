@@ -1,7 +1,6 @@
 """Prompts: the file format, safe import of released files, checks and mixing."""
 
 import json
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -69,6 +68,9 @@ class Prompt:
             partial.replace(path)
         except (OSError, SafetensorError) as error:
             raise PromptError(f"cannot write {path}: {error}") from error
+        finally:
+            if partial.exists():
+                partial.unlink()
 
 
 def load_prompt(path: Path | str) -> Prompt:
@@ -115,18 +117,9 @@ def import_released(path: Path) -> Prompt:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         backend, bank, alphas = content["backend"], content["deep_prompt_bank"]["prompts"], content["alphas"]
-        alpha = torch.stack([torch.as_tensor(a).float().reshape(()) for a in alphas])
-        residual = bank.float().squeeze(0)
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        pickle.UnpicklingError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ValueError,
-    ) as error:
+        alpha = torch.stack([torch.as_tensor(a).detach().float().reshape(()) for a in alphas])
+        residual = bank.detach().float().squeeze(0)
+    except Exception as error:  # a damaged pickle raises almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PromptError(f"{path} is not a released prompt: {reason}") from error
     backbone = next((name for name in ("wan", "flux") if str(backend).lower().startswith(name)), None)

@@ -5,8 +5,9 @@ V_b = W_v,b c + b_v,b
 """
 
 import torch
-from ebr_engine.kernels.qk_norm_rope import rms_norm_ref
 from torch import Tensor
+
+from ebr_engine.kernels.qk_norm_rope import rms_norm_ref
 
 
 def context_kv_ref(context: Tensor, weight: Tensor, bias: Tensor, norm: Tensor, heads: int, eps: float) -> tuple[Tensor, Tensor]:

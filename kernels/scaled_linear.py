@@ -3,9 +3,10 @@
 y = (q_x · s_x) (q_w · s_w)ᵀ + b
 """
 
-from ebr_engine.kernels.quantize_fp8 import quantize_fp8
 from torch import Tensor
 from torch.nn import functional as F
+
+from ebr_engine.kernels.quantize_fp8 import quantize_fp8
 
 
 def scaled_linear_ref(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, dtype) -> Tensor:

@@ -80,7 +80,7 @@ def test_the_error_falls_with_the_proven_order(order, steps, slope):
 
 def test_many_steps_reach_the_exact_solution():
     assert Mixture().error(1024, 2) < 1e-5
-    assert Mixture().error(4096, 1) < 1e-3
+    assert Mixture().error(1024, 1) < 1.5e-3
     assert Mixture().error(4, 1) > 0.05  # so the solution is not trivially near
 
 

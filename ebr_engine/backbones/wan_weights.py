@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ebr_engine.backbones.parameters import assign, check_keys
 from ebr_engine.backbones.wan import WanConditioner, WanConfig, WanTrunk
-from ebr_engine.errors import BackboneError
 
 CONDITIONER = {
     "time_in": "condition_embedder.time_embedder.linear_1",
@@ -79,26 +79,12 @@ def load_wan(
 
     Raises `BackboneError` for missing or unexpected keys (the first few are listed) and for shapes that do not fit `config`.
     """
-    expected = set(diffusers_names(config))
-    for problem, keys in (("misses", expected - source.keys()), ("has unexpected", source.keys() - expected)):
-        if keys:
-            raise BackboneError(f"checkpoint {problem} {len(keys)} key(s): {', '.join(sorted(keys)[:4])}")
+    check_keys(diffusers_names(config), source)
     with torch.device("meta"):
         conditioner, trunk = WanConditioner(config), WanTrunk(config)
     assign(conditioner, conditioner_parameters(config, source), "cpu", torch.float32)
     assign(trunk, trunk_parameters(config, source), device, dtype)
     return conditioner, trunk
-
-
-def assign(module: nn.Module, parameters: Iterator[tuple[str, Tensor]], device: torch.device | str, dtype: torch.dtype) -> None:
-    """Put tensors one by one in their place in a module on the meta device, converted and frozen."""
-    shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
-    for name, tensor in parameters:
-        if tensor.shape != shapes[name]:
-            raise BackboneError(f"{name} has shape {tuple(tensor.shape)} in the checkpoint, {tuple(shapes[name])} in the model")
-        owner, _, attribute = name.rpartition(".")
-        value = tensor.to(device=device, dtype=dtype, copy=True).contiguous()
-        setattr(module.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False))
 
 
 def diffusers_names(config: WanConfig) -> Iterator[str]:

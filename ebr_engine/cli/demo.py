@@ -23,7 +23,10 @@ def demo(
         from ebr_engine.engine import Restorer
 
         restorer = Restorer()
+        failed = 0
         for photo in photos:  # named by task: haze.jpg
             jobs = plan_jobs([photo], str(out), compare=True, overwrite=True)
-            restore_all(restorer, jobs, {"task": photo.stem}, 95, progress)
+            failed += restore_all(restorer, jobs, {"task": photo.stem}, 95, progress)
+    if failed:
+        raise typer.Exit(1)
     typer.echo(f"\nInput beside output: {out}/*_compare.png")

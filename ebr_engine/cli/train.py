@@ -55,7 +55,6 @@ def train(
         raise EbrError(f"unknown backbone {backbone!r}; this version learns on: mini")
     if out.suffix != ".safetensors":
         raise EbrError(f"{out}: a prompt file's name ends in .safetensors")
-    typer.echo("rendering scenes …", err=True)
 
     from ebr_engine.engine import choose_device
     from ebr_engine.training.learning import LearnConfig, learn
@@ -74,6 +73,7 @@ def train(
         learning_rate=learning_rate,
         seed=seed,
     )
+    typer.echo("rendering scenes …", err=True)
     with LossProgress() as progress:
         learn(config, out, model=model, device=str(choose_device(device)), resume=resume, callback=progress.step)
     typer.echo(f"{out}  {task}, {config.bridge}, {iterations} iterations, loss {progress.smooth:.5g}")

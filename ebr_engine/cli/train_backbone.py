@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from ebr_engine.errors import EbrError
+
 
 class Trainable(str, Enum):
     mini = "mini"
@@ -25,6 +27,9 @@ def train_backbone(
 
     [bold]ebr-engine train-backbone mini -o mini.safetensors --minutes 90[/]
     """
+    if out.suffix != ".safetensors":
+        raise EbrError(f"{out}: a weights file's name ends in .safetensors")
+
     from ebr_engine.training.pretrain import PretrainConfig, pretrain
 
     typer.echo(f"pre-training {backbone.value} for {minutes:g} minutes; see {out.with_suffix('.log.jsonl')}", err=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ebr_engine.errors import EbrError
 
@@ -106,6 +107,17 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 def crop(x: Tensor, height: int, width: int) -> Tensor:
     """The top left height × width cells of [..., H, W]."""
     return x[..., :height, :width]
+
+
+def match_tones(picture: Tensor, guide: Tensor, scale: int) -> Tensor:
+    """Give a picture made of tiles the tones of a small one made in one piece, so that no tile stands out.
+
+    picture [B, 3, H, W]; guide [B, 3, h, w], the same view; only differences that extend over about `scale` cells of the
+    picture or more are taken over, so that no detail is.
+    """
+    coarse = [max(1, math.ceil(side / scale)) for side in picture.shape[-2:]]
+    difference = F.adaptive_avg_pool2d(guide, coarse) - F.adaptive_avg_pool2d(picture, coarse)
+    return picture + F.interpolate(difference, picture.shape[-2:], mode="bicubic", align_corners=False)
 
 
 def _spread(size: int, tile: int, overlap: int, multiple: int) -> tuple[tuple[int, ...], int]:

@@ -20,10 +20,11 @@ from ebr_engine.backbones.quantized import trunk_dtype
 from ebr_engine.bridge import PROCESSES
 from ebr_engine.errors import EbrError
 from ebr_engine.prompts import Prompt
-from ebr_engine.training.degradations import TASKS, degrade
+from ebr_engine.training.degradations import TASKS, degrade, seeds
 from ebr_engine.training.scenes import ScenePool
 
 LOSSES = ("x0", "velocity", "pixel")
+PRECISIONS = ("auto", "bf16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class LearnConfig:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        choices = {"task": TASKS, "bridge": tuple(PROCESSES), "loss": LOSSES}
+        choices = {"task": TASKS, "bridge": tuple(PROCESSES), "loss": LOSSES, "precision": PRECISIONS}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise EbrError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(known)}")
@@ -57,6 +58,8 @@ class LearnConfig:
         for name in ("tokens", "iterations", "batch", "scenes"):
             if getattr(self, name) < 1:
                 raise EbrError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed not in seeds("train"):
+            raise EbrError(f"the seed must be one of training, from 0 to {seeds('train').stop - 1}, got {self.seed}")
         if self.size % 8 or not 32 <= self.size <= 256:
             raise EbrError(f"the crop size must be a multiple of 8 from 32 to 256, got {self.size}")
 
@@ -165,7 +168,7 @@ def learn(
     learner = Learner.start(config, mini)
     checkpoint = out.with_suffix(".ckpt")
     if resume and checkpoint.exists():
-        learner.load(torch.load(checkpoint, weights_only=True))
+        learner.load(read_checkpoint(checkpoint))
     out.parent.mkdir(parents=True, exist_ok=True)
     losses: list[float] = []
     started = time.monotonic()
@@ -183,7 +186,7 @@ def learn(
             save_checkpoint(checkpoint, learner)
             raise
     recent = losses[-50:]
-    summary = {"seconds": round(time.monotonic() - started, 1), "loss": sum(recent) / len(recent) if recent else None}
+    summary = {"seconds": round(time.monotonic() - started, 1), "final_loss": sum(recent) / len(recent) if recent else None}
     prompt = learner.prompt(summary)
     prompt.save(out)
     checkpoint.unlink(missing_ok=True)
@@ -195,6 +198,14 @@ def save_checkpoint(path: Path, learner: Learner) -> None:
     partial = path.with_name(path.name + ".partial")
     torch.save(learner.state(), partial)
     partial.replace(path)
+
+
+def read_checkpoint(path: Path) -> dict:
+    """A state written by `save_checkpoint`; `EbrError` when the file is damaged."""
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise EbrError(f"{path} is not a checkpoint of a run; use --no-resume to start anew") from error
 
 
 def rate_factor(iteration: int, config: LearnConfig) -> float:

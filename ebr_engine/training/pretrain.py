@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ebr_engine.backbones.mini import CONTEXT_TOKENS, MINI, Mini, MiniTextEncoder, save_mini
 from ebr_engine.backbones.wan import WanConditioner, WanConfig, WanStep, WanTrunk
 from ebr_engine.codecs import PixelCodec
+from ebr_engine.errors import EbrError
 from ebr_engine.training import degradations, procedural
 from ebr_engine.training.scenes import ScenePool
 
@@ -44,6 +45,10 @@ class PretrainConfig:
     scenes_per_second: float = 2.5
     save_every: float = 5.0  # minutes
     compile: bool = True
+
+    def __post_init__(self) -> None:
+        if self.seed not in degradations.seeds("train"):
+            raise EbrError(f"the seed must be one of training, from 0 to {degradations.seeds('train').stop - 1}, got {self.seed}")
 
 
 class Pretrainee(nn.Module):
@@ -81,11 +86,11 @@ class Pretrainee(nn.Module):
         return self.trunk(latent, WanStep(modulation, head, key, value, log_count, no_prompt, no_prompt, weight))
 
 
-def pretrain(out: Path, config: PretrainConfig, resume: bool = True) -> None:
-    """Train and write `out` (safetensors); a checkpoint beside it (`.ckpt`) lets an interrupted run go on."""
+def pretrain(out: Path, config: PretrainConfig, resume: bool = True, sizes: WanConfig = MINI) -> None:
+    """Train a backbone of `sizes` and write `out` (safetensors); a checkpoint beside it (`.ckpt`) lets an interrupted run go on."""
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    model = Pretrainee()
+    model = Pretrainee(sizes)
     average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizers = make_optimizers(model, config)
     checkpoint = out.with_suffix(".ckpt")

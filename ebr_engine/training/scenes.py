@@ -19,8 +19,8 @@ class ScenePool:
     """
 
     def __init__(self, capacity: int, size: int = 256, first: int = 0, rate: float = 0.0, workers: int = 2):
-        if first + capacity > seeds("train").stop:
-            raise ValueError("the scenes asked for leave the range of training seeds")
+        if not (first in seeds("train") and first + capacity <= seeds("train").stop):
+            raise ValueError(f"scenes {first} to {first + capacity} leave the range of training seeds")
         self.pixels = torch.empty(capacity, 4, size, size, dtype=torch.uint8).share_memory_()  # RGB and depth
         self.words = torch.zeros(capacity, 3, dtype=torch.int64).share_memory_()  # places in CAPTION_WORDS
         last = first + capacity

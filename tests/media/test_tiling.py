@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ebr_engine.errors import EbrError
-from ebr_engine.media.tiling import blend, crop, pad_to_multiple, plan_tiles, split
+from ebr_engine.media.tiling import blend, crop, match_tones, pad_to_multiple, plan_tiles, split
 
 CASES = [  # height, width, tile, overlap, multiple
     (64, 64, 64, 16, 8),
@@ -148,3 +148,16 @@ def test_pictures_smaller_than_their_padding_repeat_the_edge(size):
     assert padded.shape == (1, 1, 8, 8)
     assert (padded[0, 0, 0, size:] == size - 1).all()
     assert (padded == padded[:, :, :1]).all()
+
+
+def test_tones_come_from_the_guide_and_detail_from_the_picture():
+    picture = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 0.5
+    guide = torch.nn.functional.avg_pool2d(picture, 2) + 0.25
+    matched = match_tones(picture, guide, scale=16)
+    torch.testing.assert_close(matched, picture + 0.25, atol=1e-6, rtol=0)
+    stepped = picture.clone()
+    stepped[..., 48:] += 0.2  # one half brighter, as a tile that misjudged the light would be
+    matched = match_tones(stepped, guide - 0.25, scale=16)
+    error = (matched - picture).mean((0, 1, 2))  # by column
+    assert error[:24].abs().max() < 0.02
+    assert error[-24:].abs().max() < 0.02

@@ -1,0 +1,425 @@
+"""FLUX.1's transformer in two halves: a conditioner that never sees a pixel, and a trunk that sees nothing else.
+
+The conditioner turns timesteps, guidance, the pooled text and the text context into tables (every AdaLN modulation, the first
+text tokens); with the rows that a prompt adds to the text tokens' q, k and v they are all that the trunk needs besides a
+latent. The conditioner runs once, the trunk once a step.
+
+Source: FLUX.1 (github.com/black-forest-labs/flux); prompts as residuals on the text tokens: arXiv 2604.04924. Parameter names
+of checkpoints are those of diffusers' `FluxTransformer2DModel`; `flux_weights.py` maps them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ebr_engine.backbones.wan import sinusoid
+from ebr_engine.errors import BackboneError
+from ebr_engine.kernels.attention import attention
+from ebr_engine.kernels.gated_residual_norm import gated_residual_norm
+from ebr_engine.kernels.layer_norm_modulate import layer_norm_modulate
+from ebr_engine.kernels.qk_norm_rope import qk_norm_rope
+
+EPS = 1e-6
+ROPE_THETA = 10000.0
+FREQUENCIES = 256  # width of the sinusoids that time and guidance are embedded with
+MLP_RATIO = 4
+PACK = 2  # a token is 2×2 latent cells
+DOUBLE_MODULATIONS = 6  # shift, 1 + scale, gate of attention; the same of the feed-forward
+SINGLE_MODULATIONS = 3  # shift, 1 + scale, gate of the whole block
+
+Prompts = Sequence[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class FluxConfig:
+    """Sizes of a FLUX transformer, under the names of diffusers' configuration file."""
+
+    patch_size: int = 1
+    in_channels: int = 64
+    num_layers: int = 19
+    num_single_layers: int = 38
+    attention_head_dim: int = 128
+    num_attention_heads: int = 24
+    joint_attention_dim: int = 4096
+    pooled_projection_dim: int = 768
+    guidance_embeds: bool = False
+    axes_dims_rope: tuple[int, int, int] = (16, 56, 56)
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def blocks(self) -> int:
+        return self.num_layers + self.num_single_layers
+
+    @property
+    def latent_channels(self) -> int:
+        return self.in_channels // PACK**2
+
+    @classmethod
+    def from_diffusers(cls, config: dict) -> "FluxConfig":
+        """Read a diffusers config dict; `BackboneError` names what is of another model (Fill, Canny or Depth, say)."""
+        fields = {name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None}
+        fields["axes_dims_rope"] = tuple(fields.get("axes_dims_rope", cls.axes_dims_rope))
+        sizes = cls(**fields)
+        out_channels = config.get("out_channels") or sizes.in_channels
+        if out_channels != sizes.in_channels:
+            raise BackboneError(
+                f"FLUX configuration has in_channels={sizes.in_channels} and out_channels={out_channels}: models with extra "
+                "image inputs (Fill, Canny, Depth) are not supported"
+            )
+        if sizes.patch_size != 1 or sizes.in_channels % PACK**2:
+            found = f"patch_size={sizes.patch_size} and in_channels={sizes.in_channels}"
+            raise BackboneError(f"FLUX configuration has {found}; only latents packed 2×2 with patch_size 1 are supported")
+        if sum(sizes.axes_dims_rope) != sizes.attention_head_dim or any(dim % 2 for dim in sizes.axes_dims_rope):
+            raise BackboneError(
+                f"FLUX configuration has axes_dims_rope={sizes.axes_dims_rope}: even numbers with the sum "
+                f"attention_head_dim={sizes.attention_head_dim} are expected"
+            )
+        if not (sizes.num_layers and sizes.num_single_layers):
+            raise BackboneError("FLUX configuration has no double-stream or no single-stream blocks")
+        return sizes
+
+    def to_diffusers(self) -> dict:
+        """The diffusers config dict of these sizes."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return fields | {"axes_dims_rope": list(self.axes_dims_rope)}
+
+
+class FluxStep(NamedTuple):
+    """What the trunk needs besides the latent, for one step; B is the batch or 1, T the text tokens, L the prompt's rows."""
+
+    double_modulation: Tensor  # [B, double blocks, 2, 6, D] float32: text stream, image stream
+    single_modulation: Tensor  # [B, single blocks, 3, D] float32
+    head: Tensor  # [B, 2, D] float32: shift, 1 + scale
+    text: Tensor  # [T, D]: the text tokens that enter the first block
+    double_rows: Tensor  # [double blocks, L, 3D]: what the prompt adds to q, k, v of the first L text tokens
+    single_rows: Tensor  # [single blocks, L, 3D]
+
+    def double(self, i: int) -> "BlockStep":
+        """The rows of double-stream block i."""
+        return BlockStep(self.double_modulation[:, i], self.double_rows[i])
+
+    def single(self, i: int) -> "BlockStep":
+        """The rows of single-stream block i."""
+        return BlockStep(self.single_modulation[:, i], self.single_rows[i])
+
+    def double_norms(self, i: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shift and 1 + scale, [B, D] each, of the text and of the image stream's norm that double-stream block i reads.
+
+        After the last one comes the first single-stream block, whose norm is the same for both streams.
+        """
+        if i < self.double_modulation.shape[1]:
+            modulation = self.double_modulation[:, i, :, :2]
+        else:
+            modulation = self.single_modulation[:, :1, :2].expand(-1, 2, -1, -1)
+        return (stream.unbind(1) for stream in modulation.unbind(1))
+
+    def single_norm(self, i: int) -> tuple[Tensor, Tensor]:
+        """Shift and 1 + scale, [B, D] each, of the norm that single-stream block i reads; after the last one, of the head's."""
+        return (self.single_modulation[:, i, :2] if i < self.single_modulation.shape[1] else self.head).unbind(1)
+
+
+class BlockStep(NamedTuple):
+    """The part of a `FluxStep` that one block reads."""
+
+    modulation: Tensor  # double-stream: [B, 2, 6, D]; single-stream: [B, 3, D]
+    rows: Tensor  # [L, 3D]
+
+
+@dataclass(frozen=True)
+class FluxConditioning:
+    """The tables of a whole run: a row of modulations a step, text tokens and prompt rows shared; `conditioning[i]` is step i."""
+
+    double_modulation: Tensor  # [S, double blocks, 2, 6, D]
+    single_modulation: Tensor  # [S, single blocks, 3, D]
+    head: Tensor  # [S, 2, D]
+    text: Tensor  # the last three fields of FluxStep
+    double_rows: Tensor
+    single_rows: Tensor
+
+    def __len__(self) -> int:
+        return self.head.shape[0]
+
+    def __getitem__(self, step: int) -> FluxStep:
+        if not 0 <= step < len(self):
+            raise IndexError(f"step {step} of {len(self)}")
+        one = slice(step, step + 1)
+        shared = (self.text, self.double_rows, self.single_rows)
+        return FluxStep(self.double_modulation[one], self.single_modulation[one], self.head[one], *shared)
+
+    def batch(self) -> FluxStep:
+        """All steps at once, as the batch of one trunk run: sample i of the batch is at step i."""
+        return FluxStep(*(getattr(self, name) for name in FluxStep._fields))
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "FluxConditioning":
+        """Move the tables to the trunk's device; text tokens and prompt rows get its dtype, the modulations stay float32."""
+        shared = {name: getattr(self, name).to(device, dtype) for name in ("text", "double_rows", "single_rows")}
+        own = {name: getattr(self, name).to(device) for name in ("double_modulation", "single_modulation", "head")}
+        return FluxConditioning(**own, **shared)
+
+    def with_prompts(self, trunk: "FluxTrunk", prompts: Prompts) -> "FluxConditioning":
+        """The same run with other prompts: (residual [L, D], weight [blocks]) each, the weight being mixing weight × α.
+
+        Needs no conditioner: nothing else in the tables depends on a prompt. Several prompts are mixed as residuals in one
+        run. `BackboneError` when a prompt does not fit the backbone or has more rows than there are text tokens.
+        """
+        tokens, config = self.text.shape[0], trunk.config
+        for residual, weight in prompts:
+            if residual.shape[-1] != config.width or weight.shape != (config.blocks,):
+                raise BackboneError(
+                    f"a prompt of shape {tuple(residual.shape)} with {weight.numel()} weights does not fit a backbone of "
+                    f"width {config.width} with {config.blocks} blocks"
+                )
+            if residual.shape[0] > tokens:
+                raise BackboneError(f"a prompt of {residual.shape[0]} rows does not fit on {tokens} text tokens")
+        double_rows, single_rows = trunk.prompt_rows(prompts) if prompts else no_rows(config)
+        return replace(self, double_rows=double_rows, single_rows=single_rows)
+
+
+class FluxConditioner(nn.Module):
+    """Time, guidance, pooled-text and context embedders and every AdaLN linear: all that does not depend on a pixel.
+
+    Its parameters stay in the dtype they are given in (3.2 of 12 billion: 6 GB in bf16) and are multiplied in float32.
+    """
+
+    def __init__(self, config: FluxConfig):
+        super().__init__()
+        self.config = config
+        width, doubles = config.width, config.num_layers
+        self.time_in = nn.Linear(FREQUENCIES, width)
+        self.time_out = nn.Linear(width, width)
+        if config.guidance_embeds:
+            self.guidance_in = nn.Linear(FREQUENCIES, width)
+            self.guidance_out = nn.Linear(width, width)
+        self.pooled_in = nn.Linear(config.pooled_projection_dim, width)
+        self.pooled_out = nn.Linear(width, width)
+        self.context_in = nn.Linear(config.joint_attention_dim, width)
+        self.text = nn.ModuleList(nn.Linear(width, DOUBLE_MODULATIONS * width) for _ in range(doubles))
+        self.image = nn.ModuleList(nn.Linear(width, DOUBLE_MODULATIONS * width) for _ in range(doubles))
+        self.single = nn.ModuleList(nn.Linear(width, SINGLE_MODULATIONS * width) for _ in range(config.num_single_layers))
+        self.head = nn.Linear(width, 2 * width)
+
+    def embed(self, timestep: Tensor, pooled: Tensor, guidance: float) -> Tensor:
+        """The vector that every modulation is read from, [S, D] float32."""
+        vector = wide(self.time_out, F.silu(wide(self.time_in, sinusoid(timestep, FREQUENCIES))))
+        vector = vector + wide(self.pooled_out, F.silu(wide(self.pooled_in, pooled)))
+        if self.config.guidance_embeds:
+            scaled = torch.full_like(timestep[:1], 1000 * guidance)
+            vector = vector + wide(self.guidance_out, F.silu(wide(self.guidance_in, sinusoid(scaled, FREQUENCIES))))
+        return vector
+
+    def forward(self, timestep: Tensor, context: Tensor, pooled: Tensor, guidance: float = 1.0) -> FluxConditioning:
+        """Bake the tables of a run without a prompt.
+
+        Args: `timestep` [S] float32 in 0..1000; `context` [T, joint_attention_dim] and `pooled` [pooled_projection_dim], the
+        text encoders' outputs; `guidance` is not read by a model without guidance embedding (schnell).
+        """
+        vector = F.silu(self.embed(timestep, pooled, guidance))
+
+        def modulation(layer: nn.Linear, names: int) -> Tensor:
+            table = wide(layer, vector).unflatten(-1, (names, -1))
+            table[:, 1::SINGLE_MODULATIONS] += 1  # scales, which are second of every three
+            return table
+
+        streams = [
+            torch.stack([modulation(layer, DOUBLE_MODULATIONS) for layer in pair], 1) for pair in zip(self.text, self.image)
+        ]
+        single = torch.stack([modulation(layer, SINGLE_MODULATIONS) for layer in self.single], 1)
+        text = wide(self.context_in, context)
+        return FluxConditioning(torch.stack(streams, 1), single, modulation(self.head, 2), text, *no_rows(self.config))
+
+    def bake(
+        self,
+        trunk: "FluxTrunk",
+        timestep: Tensor,
+        context: Tensor,
+        pooled: Tensor,
+        prompts: Prompts = (),
+        guidance: float = 1.0,
+    ) -> FluxConditioning:
+        """Bake the tables of a run with its prompts; differentiable in the prompts.
+
+        A prompt's rows are products with the blocks' own QKV weights, which the trunk needs at every step, so they are
+        borrowed from it for the call: no second copy, and no reference that a moved or quantised trunk leaves behind.
+        """
+        return self(timestep, context, pooled, guidance).with_prompts(trunk, prompts)
+
+
+class FluxTrunk(nn.Module):
+    """Everything that touches a pixel: packing, both streams' blocks, the joined blocks, the head."""
+
+    def __init__(self, config: FluxConfig):
+        super().__init__()
+        self.config = config
+        self.image_in = nn.Linear(config.in_channels, config.width)
+        self.double_blocks = nn.ModuleList(FluxDoubleBlock(config) for _ in range(config.num_layers))
+        self.single_blocks = nn.ModuleList(FluxSingleBlock(config) for _ in range(config.num_single_layers))
+        self.image_out = nn.Linear(config.width, config.in_channels)
+        self._rotary: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    def forward(self, latent: Tensor, step: FluxStep) -> Tensor:
+        """Velocity [B, C, H, W] float32 of `latent` [B, C, H, W] at one step of the tables; H and W even (`BackboneError`)."""
+        grid = self.grid(latent.shape)
+        tokens = step.text.shape[0]
+        cos, sin = self.rotary(grid, tokens, latent.device)
+        image = self.image_in(self.pack(latent, grid).to(self.image_in.weight.dtype))  # [B, N, D]
+        streams = (step.text.expand(image.shape[0], -1, -1), image)
+        # A block returns its last branch unadded, so that the sum is fused with the norm that reads it.
+        normed = [layer_norm_modulate(x, scale, shift, EPS) for x, (shift, scale) in zip(streams, step.double_norms(0))]
+        for i, block in enumerate(self.double_blocks):
+            updates = block(streams, normed, step.double(i), cos, sin)
+            sums = (
+                gated_residual_norm(*update, scale, shift, EPS)
+                for update, (shift, scale) in zip(updates, step.double_norms(i + 1))
+            )
+            streams, normed = zip(*sums)
+        x, normed = torch.cat(streams, dim=1), torch.cat(normed, dim=1)  # [B, T + N, D]
+        last = len(self.single_blocks) - 1
+        for i, block in enumerate(self.single_blocks):
+            branch, gate = block(normed, step.single(i), cos, sin)
+            if i == last:  # the head reads the image alone
+                x, branch = x[:, tokens:], branch[:, tokens:]
+            shift, scale = step.single_norm(i + 1)
+            x, normed = gated_residual_norm(x, branch, gate, scale, shift, EPS)
+        return self.unpack(self.image_out(normed), grid).float()
+
+    def prompt_rows(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """W_qkv·Σ weight·residual for every block, [double blocks, L, 3D] and [single blocks, L, 3D], in the trunk's dtype.
+
+        `prompts`: at least one (residual [Lp, D], weight [blocks]); L is the longest's rows.
+        """
+        longest = max(residual.shape[0] for residual, _ in prompts)
+        padded = torch.stack([F.pad(residual, (0, 0, 0, longest - residual.shape[0])) for residual, _ in prompts])
+        mixing = torch.stack([weight for _, weight in prompts], dim=1)  # [blocks, P]
+
+        def rows(qkv: nn.Linear, weight: Tensor) -> Tensor:
+            mixed = torch.einsum("p,pld->ld", weight, padded)
+            return F.linear(mixed.to(qkv.weight), qkv.weight)
+
+        layers = [block.text.qkv for block in self.double_blocks] + [block.qkv for block in self.single_blocks]
+        every, doubles = [rows(qkv, weight) for qkv, weight in zip(layers, mixing)], len(self.double_blocks)
+        return torch.stack(every[:doubles]), torch.stack(every[doubles:])
+
+    def grid(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Number of tokens along height and width of a latent of `shape` [B, C, H, W]."""
+        channels = self.config.latent_channels
+        if len(shape) != 4 or shape[1] != channels:
+            raise BackboneError(f"expected a latent [B, {channels}, H, W], got {tuple(shape)}")
+        if shape[2] % PACK or shape[3] % PACK:
+            raise BackboneError(f"latent size {tuple(shape[2:])} is not a multiple of {PACK}")
+        return shape[2] // PACK, shape[3] // PACK
+
+    def pack(self, latent: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, C, H, W] → [B, N, C·2·2], a token's channels in the released order."""
+        x = latent.unflatten(-1, (grid[1], PACK)).unflatten(2, (grid[0], PACK))
+        return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+    def unpack(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, N, C·2·2] → [B, C, H, W]."""
+        x = tokens.unflatten(1, grid).unflatten(-1, (-1, PACK, PACK))
+        return x.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+    def rotary(self, grid: tuple[int, int], tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """cos and sin [tokens + N, head_dim/2] float32, computed once a shape and device."""
+        key = (grid, tokens, device)
+        if key not in self._rotary:
+            self._rotary[key] = tuple(table.to(device) for table in rotary_tables(self.config, grid, tokens))
+        return self._rotary[key]
+
+
+class FluxDoubleBlock(nn.Module):
+    """Text and image, each with its own weights, in one attention."""
+
+    def __init__(self, config: FluxConfig):
+        super().__init__()
+        self.text = FluxStream(config)
+        self.image = FluxStream(config)
+
+    def forward(
+        self, streams: Sequence[Tensor], normed: Sequence[Tensor], step: BlockStep, cos: Tensor, sin: Tensor
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """From both residual streams and their norms ([B, T, D] and [B, N, D]) to the `FluxStream.finish` of both."""
+        tokens = normed[0].shape[1]
+        text = self.text.project(normed[0], cos[:tokens], sin[:tokens], step.rows)
+        image = self.image.project(normed[1], cos[tokens:], sin[tokens:])
+        q, k, v = (torch.cat(pair, dim=2) for pair in zip(text, image))  # [B, heads, T + N, head_dim]
+        mixed = attention(q, k, v).transpose(1, 2).flatten(2)
+        text_modulation, image_modulation = step.modulation.unbind(1)
+        return (
+            self.text.finish(streams[0], mixed[:, :tokens], text_modulation),
+            self.image.finish(streams[1], mixed[:, tokens:], image_modulation),
+        )
+
+
+class FluxStream(nn.Module):
+    """One stream's weights of a double-stream block: attention projections and feed-forward."""
+
+    def __init__(self, config: FluxConfig):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        width = config.width
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = nn.Parameter(torch.ones(config.attention_head_dim))
+        self.k_norm = nn.Parameter(torch.ones(config.attention_head_dim))
+        self.out = nn.Linear(width, width)
+        self.up = nn.Linear(width, MLP_RATIO * width)
+        self.down = nn.Linear(MLP_RATIO * width, width)
+
+    def project(self, normed: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v, [B, heads, tokens, head_dim] each."""
+        return qk_norm_rope(self.qkv(normed), self.q_norm, self.k_norm, cos, sin, self.heads, EPS, rows)
+
+    def finish(self, x: Tensor, mixed: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From the stream and attention's output to the stream, the feed-forward branch and its gate [B, D]."""
+        _, _, gate, ff_shift, ff_scale, ff_gate = modulation.unbind(1)
+        x, normed = gated_residual_norm(x, self.out(mixed), gate, ff_scale, ff_shift, EPS)
+        return x, self.down(F.gelu(self.up(normed), approximate="tanh")), ff_gate
+
+
+class FluxSingleBlock(nn.Module):
+    """Attention over text and image in one stream, the feed-forward beside it."""
+
+    def __init__(self, config: FluxConfig):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        width = config.width
+        # Apart, so that the feed-forward's GELU can end its own product and a prompt's rows read qkv's weight as it is.
+        self.qkv = nn.Linear(width, 3 * width)
+        self.up = nn.Linear(width, MLP_RATIO * width)
+        self.q_norm = nn.Parameter(torch.ones(config.attention_head_dim))
+        self.k_norm = nn.Parameter(torch.ones(config.attention_head_dim))
+        self.out = nn.Linear((1 + MLP_RATIO) * width, width)
+
+    def forward(self, normed: Tensor, step: BlockStep, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """From the norm of the residual stream [B, T + N, D] to the block's branch and its gate [B, D]."""
+        q, k, v = qk_norm_rope(self.qkv(normed), self.q_norm, self.k_norm, cos, sin, self.heads, EPS, step.rows)
+        mixed = attention(q, k, v).transpose(1, 2).flatten(2)
+        hidden = F.gelu(self.up(normed), approximate="tanh")
+        return self.out(torch.cat((mixed, hidden), dim=-1)), step.modulation[:, 2]
+
+
+def wide(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer in float32 whatever its weights are stored in."""
+    return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+
+
+def no_rows(config: FluxConfig) -> tuple[Tensor, Tensor]:
+    """The rows of a run without a prompt: none, for every block."""
+    return torch.zeros(config.num_layers, 0, 3 * config.width), torch.zeros(config.num_single_layers, 0, 3 * config.width)
+
+
+def rotary_tables(config: FluxConfig, grid: tuple[int, int], tokens: int) -> tuple[Tensor, Tensor]:
+    """cos and sin [tokens + N, head_dim/2]; text tokens are at position 0, image tokens at (0, row, column); float64 inside."""
+    axes = torch.zeros(1, dtype=torch.float64), *(torch.arange(size, dtype=torch.float64) for size in grid)
+    angles = []
+    for position, dim in zip(torch.cartesian_prod(*axes).unbind(1), config.axes_dims_rope):
+        frequency = ROPE_THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+        angles.append(position[:, None] * frequency)
+    angle = F.pad(torch.cat(angles, dim=-1), (0, 0, tokens, 0))
+    return angle.cos().float(), angle.sin().float()

@@ -1,0 +1,57 @@
+"""Self-attention, by whichever of its paths."""
+
+import pytest
+import torch
+
+from ebr_engine.kernels import attention as module
+from ebr_engine.kernels.attention import attention, attention_ref
+
+OPS = pytest.mark.parametrize("op", [attention, attention_ref])
+SHAPES = [(1, 1, 1, 4), (2, 3, 5, 10), (1, 2, 67, 24), (3, 1, 33, 128)]
+
+
+def formula(q, k, v):
+    scores = torch.einsum("bhid,bhjd->bhij", q, k) / q.shape[-1] ** 0.5
+    likely = scores.exp() / scores.exp().sum(-1, keepdim=True)
+    return torch.einsum("bhij,bhjd->bhid", likely, v)
+
+
+def inputs(shape):
+    return dict(zip("qkv", torch.randn(3, *shape).unbind()))
+
+
+@OPS
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_the_formula(op, shape, agree):
+    agree(op, formula, [], **inputs(shape))
+
+
+@OPS
+@pytest.mark.parametrize("shape", SHAPES[1:])
+def test_gradients_are_the_formulas(op, shape, agree):
+    agree(op, formula, ["q", "k", "v"], **inputs(shape))
+
+
+def test_gradients_of_many_tokens_take_the_librarys_path(agree, monkeypatch):
+    monkeypatch.setattr(module, "EXPLICIT_TOKENS", 4)
+    monkeypatch.setattr(module, "attention_ref", None)
+    agree(attention, formula, ["q", "k", "v"], **inputs((2, 3, 5, 10)))
+
+
+@OPS
+def test_large_scores_do_not_overflow(op):
+    given = inputs((1, 2, 9, 8))
+    out = op(given["q"] * 1e3, given["q"] * 1e3, given["v"])
+    assert out.isfinite().all()
+    wide = {name: value.double() for name, value in given.items()}
+    scores = torch.einsum("bhid,bhjd->bhij", wide["q"], wide["q"]) * 1e6 / 8**0.5
+    torch.testing.assert_close(out.double(), scores.softmax(-1) @ wide["v"], atol=1e-5, rtol=0)
+
+
+@OPS
+def test_bf16_stays_bf16(op, relative_rms):
+    given = {name: value.bfloat16() for name, value in inputs((2, 3, 37, 24)).items()}
+    out = op(**given)
+    assert out.dtype == torch.bfloat16
+    # Roundings of the query, the scores, the probabilities and the result, at most 2^-8 each; scores are of size 1.
+    assert relative_rms(out, formula(**{name: value.double() for name, value in given.items()})) < 4 * 2**-8

@@ -1,0 +1,261 @@
+"""Pre-training: a short run on a tiny model writes a whole backbone, goes on where it stopped, and says what it saw."""
+
+import json
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ebr_engine.backbones.mini import CONTEXT_TOKENS, load_mini
+from ebr_engine.backbones.wan import WanConfig
+from ebr_engine.codecs import PixelCodec
+from ebr_engine.errors import EbrError
+from ebr_engine.training import degradations, pretrain, procedural, scenes
+from ebr_engine.training.pretrain import CLEAN_WORD, VOCABULARY, PretrainConfig, Pretrainee, batch, measured_codec, rate_factor
+from ebr_engine.training.scenes import ScenePool
+
+TINY = WanConfig(
+    num_attention_heads=2,
+    attention_head_dim=12,
+    in_channels=48,
+    out_channels=48,
+    text_dim=16,
+    freq_dim=16,
+    ffn_dim=32,
+    num_layers=2,
+)
+QUICK = PretrainConfig(minutes=50, batch=4, sizes=(64,), size_odds=(1.0,), learning_rate=5e-3, save_every=1000, compile=False)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Four small scenes, rendered in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "set_num_threads", lambda count: None)
+        patch.setattr(scenes, "_start", scenes._render_into)
+        patch.setattr(scenes, "_run", lambda processes: None)
+        return ScenePool(4, 64)
+
+
+@pytest.fixture
+def quick(pool, monkeypatch):
+    """Pre-training by a clock on which every iteration takes a minute; `firsts` are the pools' first scenes."""
+    firsts, seconds = [], iter(range(0, 10**9, 60))
+
+    def small_pool(capacity, size, first, rate):
+        firsts.append(first)
+        return pool
+
+    monkeypatch.setattr(pretrain, "ScenePool", small_pool)
+    monkeypatch.setattr(pretrain, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    return firsts
+
+
+def run(out, resume=True, **settings):
+    pretrain.pretrain(out, PretrainConfig(**{**QUICK.__dict__, **settings}), resume, sizes=TINY)
+    return load_mini(out)
+
+
+def records(out):
+    return [json.loads(line) for line in out.with_suffix(".log.jsonl").read_text().splitlines()]
+
+
+def same(a, b):
+    """Whether two files hold the same tensors."""
+    from safetensors.torch import load_file
+
+    a, b = load_file(a), load_file(b)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_writes_a_backbone_that_has_learned(tmp_path, quick, monkeypatch):
+    losses = []
+
+    def mse_loss(value, target):
+        losses.append(F.mse_loss(value, target))
+        return losses[-1]
+
+    monkeypatch.setattr(pretrain, "F", SimpleNamespace(mse_loss=mse_loss))
+    out = tmp_path / "new" / "tiny.safetensors"
+    mini = run(out, minutes=50)
+    assert mini.trunk.config == TINY
+    assert (mini.training["iterations"], mini.training["minutes"], mini.training["sizes"]) == (50, 50, [64])
+    assert len(losses) == 50
+    early, late = (sum(part).item() / 10 for part in (losses[:10], losses[-10:]))
+    print("RATIO", early, late)
+    assert 0 < late < 0.9 * early
+    (record,) = records(out)
+    assert record["iteration"] == 50
+    assert record["loss64"] == pytest.approx(sum(losses).item() / 50, abs=1e-4)
+    parts = (mini.conditioner, mini.trunk, mini.text_encoder)
+    assert not any(p.requires_grad for part in parts for p in part.parameters())
+    step = mini.conditioner(torch.tensor([300.0]), mini.context)[0]
+    assert mini.trunk(torch.randn(1, 48, 1, 4, 6), step).isfinite().all()
+    assert sorted(file.name for file in out.parent.iterdir()) == ["tiny.ckpt", "tiny.log.jsonl", "tiny.safetensors"]
+
+
+def test_the_context_is_the_text_encoders_of_the_empty_caption(tmp_path, quick, monkeypatch):
+    saved = []
+    monkeypatch.setattr(pretrain, "save_mini", lambda path, mini, save=pretrain.save_mini: (saved.append(mini), save(path, mini)))
+    loaded = run(tmp_path / "tiny.safetensors", minutes=2)
+    for mini, rounding in ((saved[-1], 0.0), (loaded, 2**-6)):  # the file's encoder is bf16, a few layers of it
+        ids = mini.text_encoder.tokenize([()])
+        assert ids.tolist() == [[1] + [0] * (CONTEXT_TOKENS - 1)]
+        torch.testing.assert_close(mini.context, mini.text_encoder(ids)[0], rtol=rounding, atol=rounding)
+        assert mini.context[0].abs().max() > 0.1
+        assert not mini.context[1:].any()
+    assert torch.equal(loaded.context, saved[-1].context)
+    assert torch.equal(loaded.codec.scale, saved[-1].codec.scale)
+
+
+def test_a_run_goes_on_where_it_stopped(tmp_path, quick):
+    out = tmp_path / "tiny.safetensors"
+    run(out, minutes=30)
+    out.rename(tmp_path / "first.safetensors")
+    # No time is left: the same weights and averages are written again.
+    run(out, minutes=30)
+    assert same(out, tmp_path / "first.safetensors")
+    mini = run(out, minutes=50)
+    assert not same(out, tmp_path / "first.safetensors")
+    assert mini.training["iterations"] == 50
+    assert [record["iteration"] for record in records(out)] == [50]
+    assert quick == [0, 10_000_000, 20_000_000]  # no scene of an earlier run comes again
+    fresh = run(out, resume=False, minutes=2)
+    assert fresh.training["iterations"] == 2
+    assert quick[-1] == 0
+
+
+def test_a_killed_run_has_its_last_checkpoint(tmp_path, quick, monkeypatch):
+    out, seen = tmp_path / "tiny.safetensors", []
+
+    def killed(*arguments, batch=pretrain.batch):
+        seen.append(1)
+        if len(seen) == 8:
+            raise KeyboardInterrupt
+        return batch(*arguments)
+
+    monkeypatch.setattr(pretrain, "batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(out, minutes=20, save_every=3)
+    assert load_mini(out).training["iterations"] == 6
+    assert run(out, minutes=8).training["iterations"] == 8
+
+
+def test_a_seed_means_one_backbone(tmp_path, quick):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        run(tmp_path / f"{name}.safetensors", minutes=2, seed=seed)
+    assert same(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert not same(tmp_path / "a.safetensors", tmp_path / "c.safetensors")
+
+
+def test_seeds_of_other_splits_are_refused():
+    for split in ("validation", "test"):
+        with pytest.raises(EbrError, match="seed"):
+            PretrainConfig(seed=degradations.seeds(split).start)
+
+
+def test_every_parameter_has_one_optimizer():
+    model = Pretrainee(TINY)
+    muon, adam = pretrain.make_optimizers(model, QUICK)
+    held = [p for optimizer in (muon, adam) for group in optimizer.param_groups for p in group["params"]]
+    assert Counter(map(id, held)) == Counter(map(id, model.parameters()))
+    assert all(p.ndim == 2 for p in muon.param_groups[0]["params"])
+    # QKV, out, cross q and out, up and down of every block.
+    assert len(muon.param_groups[0]["params"]) == 6 * TINY.num_layers
+
+
+def test_the_learning_rate_warms_up_stays_and_decays():
+    config = PretrainConfig(warmup=0.02, decay=0.35)
+    assert rate_factor(0.0, config) == pytest.approx(0.05)  # not zero: the first step counts too
+    assert rate_factor(0.009, config) == pytest.approx(0.5)
+    for progress in (0.02, 0.3, 0.65):
+        assert rate_factor(progress, config) == pytest.approx(1)
+    assert rate_factor(0.825, config) == pytest.approx(0.5)
+    assert rate_factor(1.0, config) == 0
+    assert rate_factor(1.1, config) == 0
+
+
+class Words:
+    """In the text encoder's place: captions stay words."""
+
+    def tokenize(self, captions):
+        return captions
+
+
+def captions(pool, **settings):
+    config = PretrainConfig(**{**QUICK.__dict__, "batch": 200, **settings})
+    return batch(pool, PixelCodec(), Words(), config, 64, torch.Generator().manual_seed(1))
+
+
+def test_a_caption_says_what_was_done_and_what_is_seen(pool):
+    words = captions(pool, caption_dropout=0.0, degraded=0.5)[1]
+    kinds = Counter(caption[-4] if len(caption) == 5 else caption[0] for caption in words)
+    for caption in words:
+        damage, seen = caption[:-3], caption[-3:]
+        assert [word in words_ for word, words_ in zip(seen, (procedural.KINDS, procedural.PALETTES, procedural.SCALES))] == [True] * 3
+        if damage != (CLEAN_WORD,):
+            strength, task = damage
+            assert strength in degradations.STRENGTH_WORDS
+            assert task in degradations.TASKS
+        assert set(caption) <= set(VOCABULARY)
+    assert set(kinds) == {CLEAN_WORD, *degradations.TASKS}
+    assert 70 < kinds[CLEAN_WORD] < 130  # 100 expected, seven is a standard deviation
+
+
+def test_dropped_captions_are_empty(pool):
+    assert set(captions(pool, caption_dropout=1.0)[1]) == {()}
+    some = [caption == () for caption in captions(pool, caption_dropout=0.3)[1]]
+    assert 30 < sum(some) < 90  # 60 expected
+
+
+def test_the_caption_fits_the_picture(pool, monkeypatch):
+    seen = []
+
+    def degrade(clean, task, generator, *, depth, strength):
+        seen.append((task, strength.tolist()))
+        assert depth.shape[0] == clean.shape[0] == len(strength)
+        return torch.zeros_like(clean)
+
+    monkeypatch.setattr(degradations, "degrade", degrade)
+    latents, words = captions(pool, caption_dropout=0.0)
+    black = PixelCodec().encode(torch.zeros(1, 3, 1, 64, 64))
+    for latent, caption in zip(latents, words):
+        assert torch.equal(latent[None], black) == (caption[0] != CLEAN_WORD)
+    expected = Counter((degradations.strength_word(s), task) for task, strengths in seen for s in strengths)
+    assert Counter(caption[:2] for caption in words if caption[0] != CLEAN_WORD) == expected
+
+
+def test_larger_crops_come_in_smaller_batches_of_as_many_tokens(pool):
+    text = pretrain.MiniTextEncoder(VOCABULARY, 16)
+    config = PretrainConfig(batch=8, sizes=(32, 64))
+    for size, count in ((32, 8), (64, 2)):
+        latents, ids = batch(pool, PixelCodec(), text, config, size, torch.Generator().manual_seed(0))
+        assert latents.shape == (count, 48, 1, size // 4, size // 4)
+        assert ids.shape == (count, CONTEXT_TOKENS)
+
+
+def test_the_codec_is_measured(pool):
+    codec = measured_codec(pool, torch.Generator().manual_seed(0))
+    clean, _, _ = pool.crops(64, 64, torch.Generator().manual_seed(1))
+    latent = codec.encode(clean.unsqueeze(2)).transpose(0, 1).flatten(1)
+    # Only the averages of a block (luminance and two colours) have a mean to take away.
+    assert codec.mean.nonzero().flatten().tolist() == [0, 16, 32]
+    assert latent[[0, 16, 32]].mean(1).abs().max() < 0.3
+    assert codec.scale.min() > 0
+    # The square root of the deviation: fine channels are lifted, and are still the weaker ones.
+    std = latent.std(1)
+    plain = PixelCodec().encode(clean.unsqueeze(2)).transpose(0, 1).flatten(1).std(1)
+    assert 1 < std.max() / std.min() < 0.5 * plain.max() / plain.min()
+    torch.testing.assert_close(codec.decode(codec.encode(clean.unsqueeze(2))), clean.unsqueeze(2), rtol=0, atol=1e-5)
+
+
+def test_the_whole_vocabulary_is_known_to_the_encoder():
+    text = pretrain.MiniTextEncoder(VOCABULARY, 16)
+    assert len(set(VOCABULARY)) == len(VOCABULARY)
+    ids = text.tokenize([(word,) for word in VOCABULARY])
+    assert len(set(ids[:, 0].tolist())) == len(VOCABULARY)
+    assert ids[:, 0].min() == 2
+    with pytest.raises(EbrError, match="fog"):
+        text.tokenize([("fog",)])
