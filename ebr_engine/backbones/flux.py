@@ -178,7 +178,8 @@ class FluxConditioning:
                 )
             if residual.shape[0] > tokens:
                 raise BackboneError(f"a prompt of {residual.shape[0]} rows does not fit on {tokens} text tokens")
-        double_rows, single_rows = trunk.prompt_rows(prompts) if prompts else no_rows(config)
+        none = self.double_rows[:, :0], self.single_rows[:, :0]
+        double_rows, single_rows = trunk.prompt_rows(prompts) if prompts else none
         return replace(self, double_rows=double_rows, single_rows=single_rows)
 
 
@@ -232,7 +233,8 @@ class FluxConditioner(nn.Module):
         ]
         single = torch.stack([modulation(layer, SINGLE_MODULATIONS) for layer in self.single], 1)
         text = wide(self.context_in, context)
-        return FluxConditioning(torch.stack(streams, 1), single, modulation(self.head, 2), text, *no_rows(self.config))
+        double_rows, single_rows = (text.new_zeros(len(part), 0, 3 * self.config.width) for part in (self.text, self.single))
+        return FluxConditioning(torch.stack(streams, 1), single, modulation(self.head, 2), text, double_rows, single_rows)
 
     def bake(
         self,
@@ -407,11 +409,6 @@ class FluxSingleBlock(nn.Module):
 def wide(layer: nn.Linear, x: Tensor) -> Tensor:
     """A linear layer in float32 whatever its weights are stored in."""
     return F.linear(x.float(), layer.weight.float(), layer.bias.float())
-
-
-def no_rows(config: FluxConfig) -> tuple[Tensor, Tensor]:
-    """The rows of a run without a prompt: none, for every block."""
-    return torch.zeros(config.num_layers, 0, 3 * config.width), torch.zeros(config.num_single_layers, 0, 3 * config.width)
 
 
 def rotary_tables(config: FluxConfig, grid: tuple[int, int], tokens: int) -> tuple[Tensor, Tensor]:

@@ -64,6 +64,7 @@ class WanConfig:
                 raise BackboneError(f"Wan configuration has {key}={config[key]!r}: image-to-video models are not supported")
         fields = {name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None}
         fields["patch_size"] = tuple(fields.get("patch_size", cls.patch_size))
+        fields.setdefault("out_channels", fields.get("in_channels", cls.in_channels))
         return cls(**fields)
 
     def to_diffusers(self) -> dict:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
 
 from ebr_engine.backbones.wan import WanConfig
 from ebr_engine.backbones.wan_weights import load_wan
@@ -36,6 +35,7 @@ def random_weight(name, shape):
 @pytest.fixture(scope="session")
 def make_wan():
     """`make_wan(**changes)`: diffusers' module of a tiny configuration with changes, and our conditioner and trunk."""
+    from diffusers import WanTransformer3DModel  # takes seconds, which tests without it need not wait for
 
     def make(**changes):
         torch.manual_seed(0)

@@ -1,5 +1,7 @@
 """The two halves together compute what diffusers' `WanTransformer3DModel` computes, with and without prompts."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -96,9 +98,8 @@ def test_velocities_are_those_of_diffusers(name, make_wan, relative_rms):
 
 def test_velocities_at_the_real_widths_are_those_of_diffusers(make_wan, relative_rms):
     module, *halves = make_wan(**FULL_WIDTH)
-    given = inputs(module, (2, 16, 1, 4, 6), rows=24)
+    given = inputs(module, (1, 16, 1, 4, 6), rows=24)
     prompts = random_prompts(halves, 1, rows=24)
-    assert relative_rms(ours(halves, *given), reference(module, *given)) < TOLERANCE
     prompt_blocks(module, prompts)
     assert relative_rms(ours(halves, *given, prompts), reference(module, *given)) < TOLERANCE
 
@@ -128,12 +129,12 @@ def test_a_prompt_is_a_second_cross_attention_with_its_own_output_bias(wan, rows
     assert relative_rms(ours(halves, *given, prompts), reference(module, *given)) < TOLERANCE
 
 
-def test_a_prompt_longer_than_the_text_repeats_the_last_row(wan, relative_rms):
+def test_a_prompt_longer_than_the_text_repeats_the_last_row(wan):
     module, halves = wan
-    latent, timestep, context = inputs(module, rows=5)
+    conditioner, _ = halves
+    _, timestep, context = inputs(module, rows=5)
     prompts = random_prompts(halves, 1, rows=9)
     longer = torch.cat((context, context[-1:].expand(4, -1)))
-    conditioner, _ = halves
     short, long = conditioner(timestep, context, prompts), conditioner(timestep, longer, prompts)
     for name, value, other in zip(WanStep._fields[5:], short.context[3:], long.context[3:]):
         torch.testing.assert_close(value, other, msg=name)
@@ -216,7 +217,6 @@ def test_only_prompts_get_gradients_and_they_are_diffusers(wan, relative_rms):
     gradients = torch.autograd.grad((reference(module, *given) * pull).sum(), learned)
     for tensor, gradient in zip(learned, gradients):
         assert relative_rms(tensor.grad, gradient) < TOLERANCE
-        assert (tensor.grad.flatten(1) if tensor.ndim > 1 else tensor.grad).abs().min() >= 0
         assert (tensor.grad != 0).all()
 
 
@@ -279,15 +279,12 @@ def test_every_wrong_shape_is_named(wan, change):
     for name, tensor in state.items():
         wrong = {
             "a row more": lambda t: torch.cat((t, t[:1])),
-            "a row less": lambda t: torch.cat((t, t))[: 2 * len(t) - 1] if len(t) == 1 else t[:-1],
+            "a row less": lambda t: t[:-1],
             "a dimension more": lambda t: t[None],
             "a column more": lambda t: torch.cat((t, t[..., :1]), dim=-1),
         }[change](tensor)
-        if wrong.shape == tensor.shape:
-            continue
-        with pytest.raises(BackboneError, match="has shape") as error:
+        with pytest.raises(BackboneError, match=re.escape(f"{name} has shape {tuple(wrong.shape)}")):
             load_wan(trunk.config, state | {name: wrong})
-        assert str(tuple(wrong.shape)) in str(error.value), name
 
 
 @pytest.mark.parametrize(
@@ -308,9 +305,9 @@ def test_configurations_of_other_models_are_refused(wan, changes, message):
         WanConfig.from_diffusers(config | changes)
 
 
-def test_a_configuration_survives_the_round_trip(make_wan):
+def test_a_configuration_survives_the_round_trip(wan):
     for changes, _ in CONFIGURATIONS.values():
-        config = make_wan(**changes)[2].config
+        config = WanConfig.from_diffusers(dict(wan[0].config) | changes)
         assert WanConfig.from_diffusers(config.to_diffusers()) == config
         assert config.patch_size == changes.get("patch_size", (1, 2, 2))
 

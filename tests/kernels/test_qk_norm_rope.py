@@ -49,9 +49,16 @@ def test_it_is_the_formula(op, shape, per_head, eps, agree):
 
 @OPS
 @pytest.mark.parametrize("per_head", [False, True])
-@pytest.mark.parametrize("shape", [(0, 90), (1, 90), (4, 90), (5, 90), (2, 4, 90)])
+@pytest.mark.parametrize("shape", [(1, 90), (4, 90), (5, 90), (2, 4, 90)])
 def test_rows_are_added_to_the_first_tokens_before_the_norm(op, per_head, shape, agree):
     agree(op, formula, ["qkv", "rows"], **inputs(2, 5, 3, 10, per_head), eps=1e-6, rows=torch.randn(shape))
+
+
+@OPS
+def test_no_rows_are_as_none(op):
+    given = inputs(2, 5, 3, 10)
+    for with_none, without in zip(op(**given, eps=1e-6, rows=torch.zeros(0, 90)), op(**given, eps=1e-6)):
+        assert torch.equal(with_none, without)
 
 
 @OPS

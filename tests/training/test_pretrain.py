@@ -84,8 +84,7 @@ def test_a_run_writes_a_backbone_that_has_learned(tmp_path, quick, monkeypatch):
     assert (mini.training["iterations"], mini.training["minutes"], mini.training["sizes"]) == (50, 50, [64])
     assert len(losses) == 50
     early, late = (sum(part).item() / 10 for part in (losses[:10], losses[-10:]))
-    print("RATIO", early, late)
-    assert 0 < late < 0.9 * early
+    assert 0 < late < 0.95 * early  # measured 0.87
     (record,) = records(out)
     assert record["iteration"] == 50
     assert record["loss64"] == pytest.approx(sum(losses).item() / 50, abs=1e-4)

@@ -1,0 +1,177 @@
+"""`ebr-engine train` and `train-backbone`: learning from the command line, on the bundled backbone and a tiny pool."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from ebr_engine.backbones.mini import load_mini
+from ebr_engine.backbones.wan import WanConfig
+from ebr_engine.bridge import PROCESSES
+from ebr_engine.cli import train
+from ebr_engine.prompts import load_prompt
+from ebr_engine.training import learning, pretrain, scenes
+from ebr_engine.training.degradations import TASKS
+from ebr_engine.training.learning import LOSSES
+from ebr_engine.training.scenes import ScenePool
+
+SMALL = ("--iterations", "2", "--batch", "2", "--size", "32", "--tokens", "3", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Three small scenes, rendered in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "set_num_threads", lambda count: None)
+        patch.setattr(scenes, "_start", scenes._render_into)
+        patch.setattr(scenes, "_run", lambda processes: None)
+        return ScenePool(3, 64)
+
+
+@pytest.fixture(autouse=True)
+def small_pool(pool, monkeypatch):
+    monkeypatch.setattr(learning, "ScenePool", lambda capacity: pool)
+
+
+def refused(result, *words):
+    code, stdout, stderr = result
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith("error: ")
+    assert len(stderr.splitlines()) == 1, stderr
+    for word in words:
+        assert word in stderr
+
+
+def test_a_prompt_is_learned_and_can_be_used_at_once(cli, tmp_path):
+    code, stdout, stderr = cli("train", "--task", "haze", "-o", "new/haze.safetensors", *SMALL)
+    assert code == 0, stderr
+    for word in ("new/haze.safetensors", "haze, ebr", "2 iterations", "loss 0."):
+        assert word in stdout
+    lines = stderr.splitlines()
+    assert lines[0] == "rendering scenes …"
+    assert [line.split()[1] for line in lines[1:]] == ["1/2", "2/2"]
+    prompt = load_prompt("new/haze.safetensors")
+    assert (prompt.backbone, prompt.task, len(prompt.residual)) == ("mini", "haze", 3)
+    assert (prompt.training["iterations"], prompt.training["batch"], prompt.training["loss"]) == (2, 2, "pixel")
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["haze.safetensors"]
+
+    from ebr_engine import Restorer
+
+    image = torch.rand(3, 16, 24)
+    assert Restorer(device="cpu").restore(image, prompt="new/haze.safetensors", steps=1).isfinite().all()
+
+
+def test_settings_reach_the_run(cli, monkeypatch):
+    seen = []
+    monkeypatch.setattr(learning, "learn", lambda config, out, **more: seen.append((config, out, more)))
+    options = "--bridge naive --loss velocity --t0 0.2 --power 0.5 --tokens 4 --alpha 0.2 --iterations 7 --batch 3 --size 40"
+    options += " --learning-rate 0.01 --seed 9 --device cpu --no-resume --model weights"
+    assert cli("train", "--task", "snow", "-o", "snow.safetensors", *options.split())[0] == 0
+    ((config, out, more),) = seen
+    assert config == learning.LearnConfig(
+        *("snow", "naive", "velocity"), t0=0.2, power=0.5, tokens=4, alpha=0.2, iterations=7, batch=3, size=40, learning_rate=0.01, seed=9
+    )
+    assert str(out) == "snow.safetensors"
+    assert (str(more["model"]), more["device"], more["resume"]) == ("weights", "cpu", False)
+
+
+def test_defaults_are_the_configurations(cli, monkeypatch):
+    seen = []
+    monkeypatch.setattr(learning, "learn", lambda config, out, **more: seen.append((config, more["resume"])))
+    assert cli("train", "--task", "rain", "-o", "rain.safetensors")[0] == 0
+    assert seen == [(learning.LearnConfig("rain"), True)]
+
+
+def test_the_choices_are_those_of_the_library():
+    assert {choice.value for choice in train.Bridge} == set(PROCESSES)
+    assert {choice.value for choice in train.Loss} == set(LOSSES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--task", "fog", "-o", "fog.safetensors"], ["'fog'", *TASKS]),
+        (["--task", "haze", "-o", "haze.pt"], ["haze.pt", ".safetensors"]),
+        (["--task", "haze", "-o", "haze.safetensors", "--backbone", "sdxl"], ["'sdxl'", "mini"]),
+        (["--task", "haze", "-o", "haze.safetensors", "--bridge", "rope"], ["rope", *PROCESSES]),
+        (["--task", "haze", "-o", "haze.safetensors", "--loss", "l1"], ["l1", *LOSSES]),
+        (["--task", "haze", "-o", "haze.safetensors", "--t0", "2"], ["t0", "2"]),
+        (["--task", "haze", "-o", "haze.safetensors", "--size", "20"], ["crop size", "20"]),
+        (["--task", "haze", "-o", "haze.safetensors", "--iterations", "0"], ["iterations", "0"]),
+        (["--task", "haze", "-o", "haze.safetensors", "--seed", "2000000000"], ["seed", "2000000000"]),
+        (["--task", "haze", "-o", "haze.safetensors", "--device", "abacus"], ["abacus"]),
+        (["-o", "haze.safetensors"], ["--task"]),
+        (["--task", "haze"], ["--out"]),
+    ],
+)
+def test_what_cannot_be_learned_is_told_in_one_line(cli, tmp_path, arguments, words):
+    refused(cli("train", *arguments), *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_weights_are_named(cli, tmp_path):
+    code, stdout, stderr = cli("train", "--task", "haze", "-o", "haze.safetensors", "--model", "nowhere.safetensors", *SMALL)
+    assert (code, stdout) == (2, "")
+    assert stderr.count("error: ") == 1
+    assert "nowhere.safetensors" in stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(cli, tmp_path, monkeypatch):
+    step = train.LossProgress.step
+
+    def interrupted(self, iteration, iterations, loss):
+        step(self, iteration, iterations, loss)
+        if iteration == 1:
+            raise KeyboardInterrupt
+
+    command = ("train", "--task", "haze", "-o", "haze.safetensors", *SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.LossProgress, "step", interrupted)
+        code, _, stderr = cli(*command)
+    assert (code, stderr.splitlines()[-1]) == (130, "error: interrupted")
+    assert [file.name for file in tmp_path.iterdir()] == ["haze.ckpt"]
+    code, _, stderr = cli(*command)
+    assert code == 0
+    assert "iteration 1/2" not in stderr
+    assert "iteration 2/2" in stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["haze.safetensors"]
+
+
+def test_a_backbone_is_trained(cli, tmp_path, monkeypatch, pool):
+    tiny = WanConfig(
+        num_attention_heads=1,
+        attention_head_dim=12,
+        in_channels=48,
+        out_channels=48,
+        text_dim=16,
+        freq_dim=16,
+        ffn_dim=16,
+        num_layers=1,
+    )
+    quick = partial(pretrain.PretrainConfig, batch=2, sizes=(64,), size_odds=(1.0,))
+    monkeypatch.setattr(pretrain, "ScenePool", lambda *arguments, **settings: pool)
+    monkeypatch.setattr(pretrain, "PretrainConfig", quick)
+    monkeypatch.setattr(pretrain, "pretrain", partial(pretrain.pretrain, sizes=tiny))
+    code, stdout, stderr = cli("train-backbone", "mini", "-o", "tiny.safetensors", "--minutes", "0.01", "--no-compile", "--seed", "3")
+    assert code == 0, stderr
+    assert stdout == "tiny.safetensors\n"
+    assert stderr == "pre-training mini for 0.01 minutes; see tiny.log.jsonl\n"
+    mini = load_mini(tmp_path / "tiny.safetensors")
+    assert mini.trunk.config == tiny
+    assert (mini.training["seed"], mini.training["compile"]) == (3, False)
+    assert mini.training["iterations"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["giant", "-o", "x.safetensors"], ["giant", "mini"]),
+        (["mini", "-o", "x.ckpt"], ["x.ckpt", ".safetensors"]),
+        (["mini", "-o", "x.safetensors", "--minutes", "0"], ["--minutes", "0"]),
+        (["mini"], ["--out"]),
+    ],
+)
+def test_a_backbone_that_cannot_be_trained_is_told_in_one_line(cli, tmp_path, arguments, words):
+    refused(cli("train-backbone", *arguments), *words)
+    assert not list(tmp_path.iterdir())
