@@ -1,7 +1,7 @@
 """Restore images and videos with frozen diffusion transformers, learned prompts and a diffusion bridge.
 
-    from ebr_engine import Restorer
-    Restorer("mini").restore(image, task="haze")
+>>> from ebr_engine import Restorer
+>>> Restorer("mini").restore(image, task="haze")
 """
 
 from importlib import import_module

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from ebr_engine.backbones.flux import FluxConditioner, FluxConfig, FluxTrunk
-from ebr_engine.backbones.parameters import assign, check_keys
-from ebr_engine.errors import BackboneError
+from ebr_engine.backbones.parameters import CheckedState, assign
 
 EMBEDDERS = {
     "time_in": "time_text_embed.timestep_embedder.linear_1",
@@ -51,6 +50,7 @@ SINGLE_BLOCK = {
     "up": "proj_mlp",
     "out": "proj_out",
 }
+ALIKE = ("out", "up", "down")  # a single-stream block's down is part of its out
 KINDS = ("weight", "bias")
 
 
@@ -81,8 +81,6 @@ def halves_order(head_dim: int) -> Tensor:
 
 def reorder_heads(x: Tensor, order: Tensor) -> Tensor:
     """Reorder the rows of every head of [heads·head_dim, ...]; the norm that all heads share is one head."""
-    if x.shape[0] % len(order):
-        raise BackboneError(f"a checkpoint's {x.shape[0]} query or key rows are not heads of {len(order)}: wrong configuration")
     return x.unflatten(0, (-1, len(order)))[:, order.to(x.device)].flatten(0, 1)
 
 
@@ -98,7 +96,7 @@ def trunk_parameters(config: FluxConfig, source: Mapping[str, Tensor]) -> Iterat
             yield f"{prefix}qkv.{kind}", torch.cat((reorder_heads(q, order), reorder_heads(k, order), v))
         for name in ("q_norm", "k_norm"):
             yield prefix + name, reorder_heads(source[f"{their_prefix}{names[name]}.weight"], order)
-        for name in names.keys() & {"out", "up", "down"}:
+        for name in filter(names.__contains__, ALIKE):
             for kind in KINDS:
                 yield f"{prefix}{name}.{kind}", source[f"{their_prefix}{names[name]}.{kind}"]
 
@@ -127,18 +125,12 @@ def load_flux(
 
     Raises `BackboneError` for missing or unexpected keys (the first few are listed) and for shapes that do not fit `config`.
     """
-    check_keys(diffusers_names(config), source)
     with torch.device("meta"):
         conditioner, trunk = FluxConditioner(config), FluxTrunk(config)
+        source = CheckedState(source, diffusers_state_dict(conditioner, trunk))
     assign(conditioner, conditioner_parameters(config, source), "cpu", None)
     assign(trunk, trunk_parameters(config, source), device, dtype)
     return conditioner, trunk
-
-
-def diffusers_names(config: FluxConfig) -> Iterator[str]:
-    """Every key of the model's diffusers state dict."""
-    with torch.device("meta"):
-        yield from diffusers_state_dict(FluxConditioner(config), FluxTrunk(config))
 
 
 def diffusers_state_dict(conditioner: FluxConditioner, trunk: FluxTrunk) -> dict[str, Tensor]:
@@ -156,7 +148,7 @@ def diffusers_state_dict(conditioner: FluxConditioner, trunk: FluxTrunk) -> dict
             q, k, v = blocks[f"{prefix}qkv.{kind}"].chunk(3)
             for name, tensor in zip("qkv", (reorder_heads(q, back), reorder_heads(k, back), v)):
                 state[f"{their_prefix}{names[name]}.{kind}"] = tensor
-            for name in names.keys() & {"out", "up", "down"}:
+            for name in filter(names.__contains__, ALIKE):
                 state[f"{their_prefix}{names[name]}.{kind}"] = blocks[f"{prefix}{name}.{kind}"]
         for name in ("q_norm", "k_norm"):
             state[f"{their_prefix}{names[name]}.weight"] = reorder_heads(blocks[prefix + name], back)

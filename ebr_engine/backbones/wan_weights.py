@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.parameters import assign, check_keys
+from ebr_engine.backbones.parameters import CheckedState, assign
 from ebr_engine.backbones.wan import WanConditioner, WanConfig, WanTrunk
 
 CONDITIONER = {
@@ -79,18 +79,12 @@ def load_wan(
 
     Raises `BackboneError` for missing or unexpected keys (the first few are listed) and for shapes that do not fit `config`.
     """
-    check_keys(diffusers_names(config), source)
     with torch.device("meta"):
         conditioner, trunk = WanConditioner(config), WanTrunk(config)
+        source = CheckedState(source, diffusers_state_dict(conditioner, trunk))
     assign(conditioner, conditioner_parameters(config, source), "cpu", torch.float32)
     assign(trunk, trunk_parameters(config, source), device, dtype)
     return conditioner, trunk
-
-
-def diffusers_names(config: WanConfig) -> Iterator[str]:
-    """Every key of the model's diffusers state dict."""
-    with torch.device("meta"):
-        yield from diffusers_state_dict(WanConditioner(config), WanTrunk(config))
 
 
 def diffusers_state_dict(conditioner: WanConditioner, trunk: WanTrunk) -> dict[str, Tensor]:

@@ -73,9 +73,10 @@ def train(
         learning_rate=learning_rate,
         seed=seed,
     )
+    chosen = str(choose_device(device))
     typer.echo("rendering scenes …", err=True)
     with LossProgress() as progress:
-        learn(config, out, model=model, device=str(choose_device(device)), resume=resume, callback=progress.step)
+        learn(config, out, model=model, device=chosen, resume=resume, callback=progress.step)
     typer.echo(f"{out}  {task}, {config.bridge}, {iterations} iterations, loss {progress.smooth:.5g}")
 
 

@@ -87,7 +87,7 @@ class Pretrainee(nn.Module):
 
 
 def pretrain(out: Path, config: PretrainConfig, resume: bool = True, sizes: WanConfig = MINI) -> None:
-    """Train a backbone of `sizes` and write `out` (safetensors); a checkpoint beside it (`.ckpt`) lets an interrupted run go on."""
+    """Train a backbone of `sizes` and write `out` (safetensors); an interrupted run goes on from its checkpoint (`.ckpt`)."""
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     model = Pretrainee(sizes)

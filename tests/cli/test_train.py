@@ -68,9 +68,8 @@ def test_settings_reach_the_run(cli, monkeypatch):
     options += " --learning-rate 0.01 --seed 9 --device cpu --no-resume --model weights"
     assert cli("train", "--task", "snow", "-o", "snow.safetensors", *options.split())[0] == 0
     ((config, out, more),) = seen
-    assert config == learning.LearnConfig(
-        *("snow", "naive", "velocity"), t0=0.2, power=0.5, tokens=4, alpha=0.2, iterations=7, batch=3, size=40, learning_rate=0.01, seed=9
-    )
+    numbers = {"t0": 0.2, "power": 0.5, "tokens": 4, "alpha": 0.2, "iterations": 7, "batch": 3, "size": 40}
+    assert config == learning.LearnConfig("snow", "naive", "velocity", **numbers, learning_rate=0.01, seed=9)
     assert str(out) == "snow.safetensors"
     assert (str(more["model"]), more["device"], more["resume"]) == ("weights", "cpu", False)
 
@@ -153,7 +152,8 @@ def test_a_backbone_is_trained(cli, tmp_path, monkeypatch, pool):
     monkeypatch.setattr(pretrain, "ScenePool", lambda *arguments, **settings: pool)
     monkeypatch.setattr(pretrain, "PretrainConfig", quick)
     monkeypatch.setattr(pretrain, "pretrain", partial(pretrain.pretrain, sizes=tiny))
-    code, stdout, stderr = cli("train-backbone", "mini", "-o", "tiny.safetensors", "--minutes", "0.01", "--no-compile", "--seed", "3")
+    options = "-o tiny.safetensors --minutes 0.01 --no-compile --seed 3"
+    code, stdout, stderr = cli("train-backbone", "mini", *options.split())
     assert code == 0, stderr
     assert stdout == "tiny.safetensors\n"
     assert stderr == "pre-training mini for 0.01 minutes; see tiny.log.jsonl\n"

@@ -146,8 +146,6 @@ def test_the_bundled_prompts_restore_as_well_as_was_measured(restorer, task):
     assert (int(record["size"]), record["strength"]) == (256, photos.STRENGTH)
     found = {"scores": measure(restorer, (task,), PHOTOS, size=256, rows=("input", "EBR prompt"))}
     for photo in PHOTOS:
-        now, then = (
-            {row: recorded(source, task, photo, row) for row in ("input", "EBR prompt")} for source in (found, record)
-        )
+        now, then = ({row: recorded(source, task, photo, row) for row in ("input", "EBR prompt")} for source in (found, record))
         assert now["EBR prompt"] >= then["EBR prompt"] - MARGIN
         assert now["EBR prompt"] - now["input"] >= then["EBR prompt"] - then["input"] - MARGIN

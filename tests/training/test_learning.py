@@ -47,9 +47,14 @@ def weights(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pool():
     """Four small scenes, rendered in this process; `numbers` are the scenes' seeds."""
+    numbers = []
+
+    def render(number, size, original=scenes.render):
+        numbers.append(number)
+        return original(number, size)
+
     with pytest.MonkeyPatch.context() as patch:
-        numbers = []
-        patch.setattr(scenes, "render", lambda number, size, render=scenes.render: (numbers.append(number), render(number, size))[1])
+        patch.setattr(scenes, "render", render)
         patch.setattr(torch, "set_num_threads", lambda count: None)
         patch.setattr(scenes, "_start", scenes._render_into)
         patch.setattr(scenes, "_run", lambda processes: None)
@@ -74,9 +79,10 @@ def fixed_loss(learner, pool):
     degraded = degrade(clean, learner.config.task, generator, depth=depth)
     clean, degraded = (learner.mini.codec.encode(x.unsqueeze(2)) for x in (clean, degraded))
     t = torch.linspace(0.05, 1, 16) * learner.config.t0
-    process = PROCESSES[learner.config.bridge]
+    noise = torch.randn(clean.shape, generator=generator)
+    state, target = PROCESSES[learner.config.bridge](clean, degraded, noise, t, learner.config.t0)
     with torch.no_grad():
-        return learner.loss(*process(clean, degraded, torch.randn(clean.shape, generator=generator), t, learner.config.t0), t).item()
+        return learner.loss(state, target, t).item()
 
 
 @pytest.mark.parametrize("bridge", PROCESSES)

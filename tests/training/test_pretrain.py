@@ -190,15 +190,17 @@ def captions(pool, **settings):
 
 def test_a_caption_says_what_was_done_and_what_is_seen(pool):
     words = captions(pool, caption_dropout=0.0, degraded=0.5)[1]
-    kinds = Counter(caption[-4] if len(caption) == 5 else caption[0] for caption in words)
     for caption in words:
-        damage, seen = caption[:-3], caption[-3:]
-        assert [word in words_ for word, words_ in zip(seen, (procedural.KINDS, procedural.PALETTES, procedural.SCALES))] == [True] * 3
+        damage, (kind, palette, scale) = caption[:-3], caption[-3:]
+        assert kind in procedural.KINDS
+        assert palette in procedural.PALETTES
+        assert scale in procedural.SCALES
         if damage != (CLEAN_WORD,):
             strength, task = damage
             assert strength in degradations.STRENGTH_WORDS
             assert task in degradations.TASKS
         assert set(caption) <= set(VOCABULARY)
+    kinds = Counter(caption[-4] for caption in words)
     assert set(kinds) == {CLEAN_WORD, *degradations.TASKS}
     assert 70 < kinds[CLEAN_WORD] < 130  # 100 expected, seven is a standard deviation
 

@@ -90,8 +90,7 @@ def test_the_renewer_gets_the_scenes_that_follow(inline, monkeypatch):
     started = []
     monkeypatch.setattr(scenes, "_start", lambda *arguments: started.append(arguments))
     ScenePool(4, SIZE, first=100, rate=2.5, workers=2)
-    numbers = [list(arguments[3]) for arguments in started[:2]]
-    assert sorted(sum(numbers, [])) == [100, 101, 102, 103]
+    assert sorted([*started[0][3], *started[1][3]]) == [100, 101, 102, 103]
     assert started[2][3] == range(104, seeds("train").stop)
     assert started[2][4] == 2.5
 

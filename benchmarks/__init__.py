@@ -1,0 +1,1 @@
+"""Measurements: where time goes, and how fast things are."""

@@ -1,0 +1,242 @@
+"""`python -m benchmarks.latency`: where the time goes when one photo is restored, from process start to file written.
+
+The command is timed from outside, as a person waits for it. Beside each such run, one more fresh process times its own
+stages, by clocks around the engine's functions and the transformer; both are repeated, and medians and quartiles told.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what imports torch is imported where its time is taken
+    from ebr_engine.backbones.wan import WanConfig
+
+ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, "-c", "from ebr_engine.cli import main; main()"]
+TASK = "haze"
+STAGES = ("import torch", "import engine", "load weights", "read", "bake", "encode", "denoise", "decode", "write")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print the table, and write everything to a JSON file on request."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=512, help="side of the square photo in pixels")
+    parser.add_argument("--runs", type=int, default=5, help="processes of each kind")
+    parser.add_argument("--steps", type=int, help="runs of the transformer per picture (default: by schedule)")
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32", "fp8"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number")
+    parser.add_argument("--stages", type=Path, nargs=2, metavar=("IN", "OUT"), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.runs < 1 or options.size < 16:
+        parser.error("--runs must be at least 1, --size at least 16")
+    if options.stages:
+        print(json.dumps(timed_stages(*options.stages, options)))
+        return
+    result = measure(options)
+    print(table(result))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All runs, alternating between the timed command and the process that times its stages."""
+    from ebr_engine.evaluation.photos import load_photo
+    from ebr_engine.media.images import write_image
+
+    settings = ["--device", options.device, "--precision", options.precision]
+    settings += ["--steps", str(options.steps)] if options.steps else []
+    whole, parts = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        photo, out = Path(folder) / "in.jpg", Path(folder) / "out.jpg"
+        write_image(photo, load_photo("astronaut", options.size)[0][0].permute(1, 2, 0).numpy())
+        for _ in range(options.runs):
+            started = time.perf_counter()
+            run([*COMMAND, "restore", str(photo), "-o", str(out), "--task", TASK, "--overwrite", *settings])
+            whole.append(time.perf_counter() - started)
+            stages = [sys.executable, "-m", "benchmarks.latency", "--stages", str(photo), str(out), *settings]
+            parts.append(json.loads(run(stages)))
+    return summary(options, whole, parts)
+
+
+def run(command: list[str]) -> str:
+    """The standard output of a command; its errors are shown, and end the measurement."""
+    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def timed_stages(photo: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What `ebr-engine restore` does with one photo, in this process: seconds a stage, and each run of the transformer."""
+    seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+    with clock(seconds, "import torch"):
+        import torch
+    with clock(seconds, "import engine"):
+        from ebr_engine.engine import Restorer
+        from ebr_engine.media.images import Picture, read_image, write_image
+    with clock(seconds, "load weights"):
+        restorer = Restorer(device=options.device, precision=options.precision)
+
+    def synchronise() -> None:
+        if restorer.device.type == "cuda":
+            torch.cuda.synchronize(restorer.device)
+
+    def watch(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def watched(*arguments: Any, **settings: Any) -> Any:
+            with clock(seconds, name, synchronise):
+                return function(*arguments, **settings)
+
+        setattr(owner, name, watched)
+
+    transformer: list[dict[str, float]] = []
+
+    def begin(_: Any, arguments: tuple) -> None:
+        synchronise()
+        transformer.append({"seconds": -time.perf_counter(), "flop": run_flop(restorer.trunk.config, *arguments)})
+
+    def end(*_: Any) -> None:
+        synchronise()
+        transformer[-1]["seconds"] += time.perf_counter()
+
+    for owner, name in ((restorer, "bake"), (restorer.codec, "encode"), (restorer.codec, "decode")):
+        watch(owner, name)
+    restorer.trunk.register_forward_pre_hook(begin)
+    restorer.trunk.register_forward_hook(end)
+    with clock(seconds, "read"):
+        picture = read_image(photo)
+    with clock(seconds, "restore", synchronise):
+        pixels = restorer.restore(picture.pixels, task=TASK, steps=options.steps)
+    with clock(seconds, "write"):
+        write_image(out, Picture(**{**vars(picture), "pixels": pixels}))
+    seconds["denoise"] = sum(one["seconds"] for one in transformer)
+    return {"seconds": seconds, "transformer": transformer, "device": str(restorer.device), "dtype": str(restorer.dtype)}
+
+
+@contextmanager
+def clock(seconds: dict[str, float], name: str, synchronise: Any = None) -> Iterator[None]:
+    """Add the time of the block to `seconds[name]`."""
+    started = time.perf_counter()
+    yield
+    if synchronise:
+        synchronise()
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def run_flop(config: "WanConfig", latent: Any, step: Any) -> int:
+    """Floating-point operations of one run of the trunk on `latent` [B, C, F, H, W] with `step`'s tables."""
+    tokens = latent[0, 0].numel() // config.patch_volume
+    prompts, rows = step.prompt_key.shape[1], step.prompt_key.shape[3]
+    return latent.shape[0] * trunk_flop(config, tokens, step.text_key.shape[3] + prompts * rows)
+
+
+def trunk_flop(config: "WanConfig", tokens: int, context: int) -> int:
+    """Linear layers and attention of one sample, a multiply-add as two; `context`: rows that cross-attention reads."""
+    width, volume = config.width, config.patch_volume
+    ends = volume * (config.in_channels + config.out_channels) * width
+    linears = 6 * width**2 + 2 * width * config.ffn_dim  # QKV, out; cross q and out; up and down
+    attention = 2 * (tokens + context) * width  # scores and values, a number each
+    return 2 * tokens * (ends + config.num_layers * (linears + attention))
+
+
+def summary(options: argparse.Namespace, whole: list[float], parts: list[dict]) -> dict[str, Any]:
+    """Medians, quartiles and shares, and on what they were measured."""
+    from ebr_engine.cli.info import collect
+
+    facts = collect()
+    total = spread(whole)
+    stages = {name: spread([part["seconds"][name] for part in parts]) for name in STAGES}
+    inside = ("bake", "encode", "denoise", "decode")
+    other = [part["seconds"]["restore"] - sum(part["seconds"][name] for name in inside) for part in parts]
+    stages["other restoring"] = spread(other)
+    rest = total["median"] - sum(stage["median"] for stage in stages.values())
+    stages["other process"] = {"median": rest}
+    for stage in stages.values():
+        stage["share"] = stage["median"] / total["median"]
+    passes = [one for part in parts for one in part["transformer"]]
+    return {
+        "size": options.size,
+        "runs": options.runs,
+        "device": parts[0]["device"],
+        "dtype": parts[0]["dtype"],
+        "precision": options.precision,
+        "whole": total,
+        "stages": stages,
+        "transformer": {
+            "runs_a_photo": len(parts[0]["transformer"]),
+            "seconds": spread([one["seconds"] for one in passes]),
+            "gflop": passes[0]["flop"] / 1e9,
+            "tflop_per_second": spread([one["flop"] / one["seconds"] / 1e12 for one in passes]),
+        },
+        "machine": {"cpu": facts["cpu"], "cuda": facts["cuda"], "versions": facts["versions"]},
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Median and quartiles of measurements, and the measurements."""
+    import numpy as np
+
+    low, median, high = np.percentile(values, (25, 50, 75)).tolist()
+    return {"median": median, "quartiles": [low, high], "all": values}
+
+
+def commit() -> str:
+    """The commit measured, `-dirty` when files differ from it; `unknown` outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
+    try:
+        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def table(result: dict[str, Any]) -> str:
+    """What a person reads."""
+    names = {
+        "other restoring": "noise, steps, conversion",
+        "other process": "Python, command line, exit",
+        "denoise": f"denoise ({result['transformer']['runs_a_photo']} runs)",
+    }
+    size, total, transformer, machine = result["size"], result["whole"], result["transformer"], result["machine"]
+    lines = [
+        f"One {size} x {size} JPEG with mini, {result['dtype']} on {result['device']}; median (quartiles) of {result['runs']}",
+        "",
+        f"{'whole process':28}{milliseconds(total)}",
+        "",
+    ]
+    for name, stage in result["stages"].items():
+        lines.append(f"{names.get(name, name):28}{milliseconds(stage):32}{stage['share']:7.1%}")
+    speed = transformer["tflop_per_second"]
+    low, high = speed["quartiles"]
+    lines += [
+        "",
+        f"{'one run of the transformer':28}{milliseconds(transformer['seconds'])}",
+        f"{transformer['gflop']:.1f} GFLOP a run: {speed['median']:.3f} ({low:.3f} to {high:.3f}) TFLOP/s",
+        "",
+        f"{machine['cpu']['name']}, {machine['cpu']['cores']} cores, {machine['cpu']['threads']} threads",
+        *(f"{device['name']}: {device['description']}" for device in machine["cuda"]),
+        ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version),
+        f"commit {result['commit']}, {result['date']}",
+    ]
+    return "\n".join(lines)
+
+
+def milliseconds(value: dict[str, Any]) -> str:
+    """`median ms (quartiles)`."""
+    text = f"{value['median'] * 1e3:9.1f} ms"
+    if "quartiles" in value:
+        low, high = (quartile * 1e3 for quartile in value["quartiles"])
+        text += f" ({low:.1f} to {high:.1f})"
+    return text
+
+
+if __name__ == "__main__":
+    main()
