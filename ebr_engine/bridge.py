@@ -129,6 +129,8 @@ def step_table(times: tuple[float, ...], t0: float, order: int = 1) -> StepTable
     """
     if len(times) < 2 or times[-1] != 0 or any(s >= t for t, s in zip(times, times[1:])):
         raise ValueError(f"times must decrease to 0, got {times}")
+    if order not in (1, 2):
+        raise ValueError(f"order must be 1 or 2, got {order}")
     rows = []
     for i, (t, s) in enumerate(zip(times, times[1:])):
         clean = 1 - s / t + s * (s - t) / t0

@@ -98,8 +98,11 @@ def save_mini(path: Path, mini: Mini) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata)
-    partial.replace(path)
+    try:
+        save_file(tensors, partial, metadata)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_mini(path: Path = WEIGHTS, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Mini:
@@ -119,10 +122,14 @@ def load_mini(path: Path = WEIGHTS, device: torch.device | str = "cpu", dtype: t
     def part(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
-    config = WanConfig.from_diffusers(json.loads(metadata["config"]))
+    try:
+        config = WanConfig.from_diffusers(json.loads(metadata["config"]))
+        text_encoder = MiniTextEncoder(json.loads(metadata["vocabulary"]), config.text_dim)
+        text_encoder.load_state_dict(part("text_encoder."))
+        codec = PixelCodec(tensors["codec.mean"], tensors["codec.scale"])
+        training = json.loads(metadata["training"])
+        context = tensors["context"]
+    except (KeyError, RuntimeError, json.JSONDecodeError) as error:
+        raise BackboneError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     conditioner, trunk = load_wan(config, part("transformer."), device, dtype)
-    text_encoder = MiniTextEncoder(json.loads(metadata["vocabulary"]), config.text_dim)
-    text_encoder.load_state_dict(part("text_encoder."))
-    codec = PixelCodec(tensors["codec.mean"], tensors["codec.scale"])
-    training = json.loads(metadata["training"])
-    return Mini(conditioner, trunk, codec, text_encoder.requires_grad_(False), tensors["context"], training)
+    return Mini(conditioner, trunk, codec, text_encoder.requires_grad_(False), context, training)
