@@ -1,5 +1,7 @@
 """`Restorer`: any kind of picture in and the same kind out, and every wrong request told in one line."""
 
+import subprocess
+import sys
 from itertools import product
 
 import numpy as np
@@ -420,3 +422,11 @@ def test_weights_that_cannot_be_read_are_named(tmp_path, prompt):
         with pytest.raises(BackboneError) as error:
             Restorer(model=tmp_path / name, device="cpu")
         one_line(error, [name])
+
+
+def test_loading_does_not_wait_for_torchs_compiler(weights):
+    script = "import sys; from ebr_engine import Restorer; import torch\n"
+    script += f"Restorer(model={str(weights)!r}, device='cpu').restore(torch.full((3, 8, 8), 0.5), t0=0.2, steps=2)\n"
+    script += "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout == "[]\n"

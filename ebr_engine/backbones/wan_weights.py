@@ -81,7 +81,7 @@ def load_wan(
     """
     with torch.device("meta"):
         conditioner, trunk = WanConditioner(config), WanTrunk(config)
-        source = CheckedState(source, diffusers_state_dict(conditioner, trunk))
+    source = CheckedState(source, diffusers_state_dict(conditioner, trunk))
     assign(conditioner, conditioner_parameters(config, source), "cpu", torch.float32)
     assign(trunk, trunk_parameters(config, source), device, dtype)
     return conditioner, trunk
@@ -91,7 +91,12 @@ def diffusers_state_dict(conditioner: WanConditioner, trunk: WanTrunk) -> dict[s
     """Both halves as one state dict with diffusers' names: the inverse of `load_wan`."""
     config = trunk.config
     ours = {name: tensor.detach() for name, tensor in (*trunk.state_dict().items(), *conditioner.state_dict().items())}
-    back = halves_order(config).argsort().to(trunk.patch_in.weight.device)
+    order = halves_order(config).argsort()
+
+    def back(rows: Tensor) -> Tensor:
+        # On the meta device only shapes count, and indexing there imports torch's compiler, which takes a second.
+        return rows if rows.is_meta else rows[order.to(rows.device)]
+
     state = {
         "patch_embedding.weight": ours["patch_in.weight"].unflatten(1, (config.in_channels, *config.patch_size)),
         "patch_embedding.bias": ours["patch_in.bias"],
@@ -109,8 +114,8 @@ def diffusers_state_dict(conditioner: WanConditioner, trunk: WanTrunk) -> dict[s
         for kind in ("weight", "bias"):
             q, k, v = ours[f"{prefix}qkv.{kind}"].chunk(3)
             state |= {
-                f"{prefix}attn1.to_q.{kind}": q[back],
-                f"{prefix}attn1.to_k.{kind}": k[back],
+                f"{prefix}attn1.to_q.{kind}": back(q),
+                f"{prefix}attn1.to_k.{kind}": back(k),
                 f"{prefix}attn1.to_v.{kind}": v,
             }
             key, value = ours[f"kv_{kind}"][i].chunk(2)
@@ -119,5 +124,5 @@ def diffusers_state_dict(conditioner: WanConditioner, trunk: WanTrunk) -> dict[s
                 state[f"{prefix}{theirs}.{kind}"] = ours[f"{prefix}{name}.{kind}"]
         for name, theirs in BLOCK_NORMS.items():
             norm = ours[prefix + name]
-            state[f"{prefix}{theirs}.weight"] = norm if name == "cross_q_norm" else norm[back]
+            state[f"{prefix}{theirs}.weight"] = norm if name == "cross_q_norm" else back(norm)
     return state
