@@ -24,6 +24,7 @@ MIXES = ("residual", "velocity")
 DEFAULT_TILE = 512
 DEFAULT_OVERLAP = 64
 TILES_AT_ONCE = 4
+SMALLEST_GUIDE = 256  # pixels a side: less does not show what is in the picture
 TONE_CELLS = 4  # cells a tile, either way, in which a tiled picture takes the tones of the whole
 PromptLike = Prompt | Path | str
 
@@ -155,7 +156,7 @@ class Restorer:
         else:
             # How much haze or light there is shows in the whole picture only; the tiles add the detail.
             side = self.codec.spatial * max(tiles.tile_height, tiles.tile_width)
-            guide = run(reduced(padded, side, self.multiple), velocity, None)
+            guide = run(reduced(padded, max(side, SMALLEST_GUIDE), self.multiple), velocity, None)
             restored = run(padded, tiled(velocity, tiles), callback)
             restored = match_tones(restored, guide, side // TONE_CELLS)
         return crop(restored.clamp(0, 1), height, width)

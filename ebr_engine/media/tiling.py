@@ -15,6 +15,9 @@ from torch.nn import functional as F
 from ebr_engine.errors import EbrError
 
 
+GUIDE_CELL = 16  # cells of a guide that one tone is averaged over, at least: fewer would carry its detail over
+
+
 @dataclass(frozen=True)
 class Tiles:
     """A plan made by `plan_tiles`. All lengths in cells of the grid; boxes run row by row."""
@@ -115,7 +118,8 @@ def match_tones(picture: Tensor, guide: Tensor, scale: int) -> Tensor:
     picture [B, 3, H, W]; guide [B, 3, h, w], the same view; only differences that extend over about `scale` cells of the
     picture or more are taken over, so that no detail is.
     """
-    coarse = [max(1, math.ceil(side / scale)) for side in picture.shape[-2:]]
+    sides = zip(picture.shape[-2:], guide.shape[-2:])
+    coarse = [max(1, min(math.ceil(side / scale), small // GUIDE_CELL)) for side, small in sides]
     difference = F.adaptive_avg_pool2d(guide, coarse) - F.adaptive_avg_pool2d(picture, coarse)
     return picture + F.interpolate(difference, picture.shape[-2:], mode="bicubic", align_corners=False)
 
