@@ -74,7 +74,13 @@ TrunkPrecision = Annotated[Precision, _computing("--precision", help="Of the tra
 Fp8 = Annotated[bool, _computing("--fp8", help="Short for --precision fp8.")]
 Tile = Annotated[
     int | None,
-    _computing("--tile", min=0, metavar="PIXELS", show_default="by backbone", help="Side of a tile; smaller needs less memory; 0 never tiles."),
+    _computing(
+        "--tile",
+        min=0,
+        metavar="PIXELS",
+        show_default="by backbone",
+        help="Side of a tile; smaller needs less memory; 0 never tiles.",
+    ),
 ]
 TileOverlap = Annotated[
     int | None,

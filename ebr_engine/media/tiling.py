@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from ebr_engine.errors import EbrError
 
-
 GUIDE_CELL = 16  # cells of a guide that one tone is averaged over, at least: fewer would carry its detail over
 
 
