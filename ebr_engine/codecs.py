@@ -15,7 +15,7 @@ class PixelCodec(nn.Module):
     two-dimensional DCT-II. Channels are centred and divided by `scale`, the square root of their standard deviation over
     natural-like images (and normalised to unit variance overall). White noise in this latent lies between white noise in
     pixels, which buries fine detail first, and noise that takes an equal share of every frequency, which buries the
-    picture's tones; for a given strength it costs the fewest pixels' worth of error.
+    picture's tones.
     """
 
     spatial = BLOCK  # pixels a latent cell spans, either way

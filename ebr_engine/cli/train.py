@@ -47,7 +47,7 @@ def train(
 ) -> None:
     """Learn a prompt: procedural scenes, degraded on the fly, pairs on the bridge, Adam on the prompt and its α only.
 
-    About a minute and a half for 300 iterations on a two-core CPU. Ctrl-C keeps a checkpoint; the same command goes on.
+    Ctrl-C keeps a checkpoint; the same command goes on.
 
     [bold]ebr-engine train --task haze -o haze.safetensors[/]
     """

@@ -117,7 +117,7 @@ def pretrain(out: Path, config: PretrainConfig, resume: bool = True, sizes: WanC
         )
 
     if config.compile:
-        # One graph a block and size, shared by all blocks: the whole model as one takes ten times as long to compile.
+        # One graph a block and size, shared by all blocks: the whole model as one takes several times as long to compile.
         for block in model.trunk.blocks:
             block.compile(dynamic=False)
     out.parent.mkdir(parents=True, exist_ok=True)
