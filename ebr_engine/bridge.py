@@ -152,7 +152,7 @@ def released_timesteps(times: tuple[float, ...], backbone: str) -> Tensor:
     """What the released code feeds the transformer at each evaluation of `times` (the last, 0, is not fed), [N] float32.
 
     It takes the nearest entry of a 1000-entry scheduler table. Wan: sigmas 0.000999·k, timesteps floor(0.999·k): 399, 378,
-    … 20, 0. FLUX: sigmas k/1000, timesteps k: 400, 379, … 21, 1 (diffusers' class takes a thousandth of that and multiplies it back).
+    … 20, 0. FLUX: sigmas k/1000, timesteps k: 400, 379, … 21, 1 (diffusers' class is given a thousandth).
     """
     t = torch.tensor(times[:-1], dtype=torch.float64)
     if backbone == "wan":
