@@ -23,8 +23,3 @@ def prompt_dir() -> Path:
 def debug() -> bool:
     """Whether the CLI shows tracebacks for expected errors too (`EBR_DEBUG=1`)."""
     return os.environ.get("EBR_DEBUG", "0") not in ("", "0")
-
-
-def kernel_backend() -> str:
-    """The kernel backend asked for by `EBR_KERNELS` (`auto` when unset)."""
-    return os.environ.get("EBR_KERNELS", "auto")

@@ -25,9 +25,10 @@ def collect() -> dict[str, Any]:
     """Everything `info` tells, as plain values; `device` and `precision` are what `auto` means here."""
     import torch
 
-    from ebr_engine import kernels, settings
+    from ebr_engine import settings
     from ebr_engine.backbones.quantized import trunk_dtype
     from ebr_engine.engine import choose_device
+    from ebr_engine.kernels import backend
     from ebr_engine.version import __version__
 
     return {
@@ -36,7 +37,7 @@ def collect() -> dict[str, Any]:
         "precision": "bf16" if trunk_dtype("auto", choose_device("auto")) == torch.bfloat16 else "fp32",
         "cpu": {"name": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "cuda": _cuda_devices(torch),
-        "kernels": [{"name": b.name, "available": b.available, "reason": b.reason} for b in kernels.backends()],
+        "kernels": [{"name": b.name, "available": b.available, "reason": b.reason} for b in backend.backends()],
         "tasks": _tasks(settings.prompt_dir()),
         "folders": {"cache": str(settings.cache_dir()), "prompts": str(settings.prompt_dir())},
         "versions": {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from ebr_engine import kernels
+from ebr_engine.kernels import backend
 from ebr_engine.version import __version__
 
 
@@ -19,7 +19,7 @@ class Backend:
 @pytest.fixture(autouse=True)
 def two_backends(monkeypatch):
     found = [Backend("reference", True, "always"), Backend("triton", False, "no CUDA device [none]")]
-    monkeypatch.setattr(kernels, "backends", lambda: found, raising=False)
+    monkeypatch.setattr(backend, "backends", lambda: found)
 
 
 def test_json_holds_every_fact(cli, tmp_path, monkeypatch):

@@ -1,0 +1,85 @@
+"""Which implementation serves an operation: decided once, here; the only module of the kernels that reads the environment.
+
+`EBR_KERNELS` asks for one: `auto` (Triton on a CUDA device, plain torch elsewhere), `torch`, `triton`, `cuda` (the extension
+for the operations it has, Triton for the rest). With `triton` or `cuda` every operation goes through its torch.library
+registration on any device; on a CPU that runs Triton's interpreter if `TRITON_INTERPRET=1` is set, the reference otherwise.
+"""
+
+import functools
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
+
+import torch
+from torch import Tensor
+
+CHOICES = ("auto", "torch", "triton", "cuda")
+ASKED = os.environ.get("EBR_KERNELS", "auto")
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+HAS_TRITON = find_spec("triton") is not None
+FORCED = ASKED in ("triton", "cuda")
+
+if HAS_TRITON and (FORCED or INTERPRETED or torch.version.cuda):
+    import triton
+    import triton.language as tl
+else:  # kernels are defined, never launched; a start on a CPU is spared the import
+    triton, tl = SimpleNamespace(jit=lambda function: function, cdiv=None), SimpleNamespace(constexpr=None)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to run the operations: its name, whether this installation can use it, and why (not)."""
+
+    name: str
+    available: bool
+    reason: str
+
+
+def registered(x: Tensor) -> bool:
+    """Whether an operation on `x` goes through its registration; if not, its reference runs in place, open to the compiler."""
+    return FORCED or (x.is_cuda and HAS_TRITON and ASKED == "auto")
+
+
+def launches(x: Tensor) -> bool:
+    """Whether Triton kernels can run on `x`: on a CUDA device, or anywhere in the interpreter."""
+    return HAS_TRITON and (x.is_cuda or INTERPRETED)
+
+
+@functools.cache
+def extension() -> ModuleType | None:
+    """The launchers of the CUDA extension (`kernels/cuda.py`) if it is asked for and built, else None."""
+    if ASKED != "cuda" or find_spec("ebr_engine._csrc") is None:
+        return None
+    return import_module("ebr_engine.kernels.cuda")
+
+
+@functools.cache
+def has_fp8(device: torch.device) -> bool:
+    """Whether a device multiplies and casts e4m3 in hardware: CUDA from compute capability 8.9 on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def on(x: Tensor) -> AbstractContextManager:
+    """The context to launch a kernel on `x` in: its own CUDA device."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def backends() -> list[Backend]:
+    """The kernel backends in order of preference, with the reason for each that is not there."""
+    device = torch.cuda.is_available()
+    built = find_spec("ebr_engine._csrc") is not None
+    cuda = "built; used with EBR_KERNELS=cuda" if built else "not built: the install found no CUDA compiler (nvcc)"
+    if not HAS_TRITON:
+        triton_reason = "not installed: pip install triton"
+    elif INTERPRETED:
+        triton_reason = "runs in its interpreter (TRITON_INTERPRET=1)"
+    else:
+        triton_reason = "used on CUDA devices" if device else "needs a CUDA device"
+    return [
+        Backend("cuda", built and device, cuda if device or not built else "built, but there is no CUDA device"),
+        Backend("triton", HAS_TRITON and (device or INTERPRETED), triton_reason),
+        Backend("torch", True, "plain torch operations (the references), on any device"),
+    ]
