@@ -5,20 +5,29 @@ from pathlib import Path
 from ebr_engine.errors import PromptError
 from ebr_engine.settings import prompt_dir
 
-BACKBONES = ("mini",)
+BACKBONES = ("mini", "wan", "flux")
 TASKS = ("haze", "rain", "snow", "blur", "lowlight")
 ASSETS = Path(__file__).parent / "assets"
+PUBLISHED = "github.com/sudraj2002/YPT, folder ckpts"  # for wan and flux; without a licence, so never bundled
 
 
 def prompt_files(backbone: str) -> dict[str, Path]:
-    """Task → prompt file of a backbone: those the user installed, then the bundled ones."""
+    """Task → prompt file of a backbone: the bundled ones, and in their place those that the user installed."""
     folders = (ASSETS / backbone / "prompts", prompt_dir() / backbone)
     return {file.stem: file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.safetensors"))}
 
 
+def installed_file(backbone: str, task: str) -> Path:
+    """Where a prompt of the user's has to lie, so that `find_prompt` finds it."""
+    return prompt_dir() / backbone / f"{task}.safetensors"
+
+
 def find_prompt(backbone: str, task: str) -> Path:
-    """The prompt file of a task; `PromptError` names the tasks there are."""
+    """The prompt file of a task; `PromptError` names the tasks there are, or how to add the authors' published prompts."""
     files = prompt_files(backbone)
     if task not in files:
-        raise PromptError(f"no prompt for task {task!r} on {backbone}; there is: {', '.join(files) or 'none'}")
+        line = f"no prompt for task {task!r} on {backbone}; there is: {', '.join(files) or 'none'}"
+        if backbone in ("wan", "flux"):
+            line += f". The authors publish theirs ({PUBLISHED}); add one with: ebr-engine prompts add FILE.pt --task {task}"
+        raise PromptError(line)
     return files[task]

@@ -1,11 +1,52 @@
 """Pixels ↔ latents: the interface every backbone's codec has, and `mini`'s codec."""
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ebr_engine.errors import EbrError
+
 BLOCK = 4
+
+
+class Codec(Protocol):
+    """What turns a clip into the latent that a transformer takes, and back. A picture is a clip of one frame."""
+
+    spatial: int  # pixels a latent cell spans, either way
+    temporal: int  # frames a latent frame spans, but for a clip's first, which spans one
+    channels: int  # of a latent
+
+    @property
+    def parameters_bytes(self) -> int:
+        """Bytes that the weights take."""
+
+    def frames(self, count: int) -> int:
+        """The least number of frames, `count` or more, that can be encoded."""
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """[B, 3, F, H, W] in [0, 1] → [B, channels, f, h, w] float32, normalised as the transformer takes it."""
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """[B, channels, f, h, w] → pixels [B, 3, F, H, W] float32, not clamped."""
+
+    def to(self, device: torch.device | str) -> "Codec":
+        """Move the weights; returns the same object."""
+
+
+def check_pixels(pixels: Tensor, codec: Codec) -> None:
+    """`EbrError` unless pixels are [B, 3, F, H, W], not empty, with H and W that the codec divides (F is not checked)."""
+    multiple = codec.spatial
+    if pixels.ndim != 5 or pixels.shape[1] != 3 or not pixels.numel() or any(side % multiple for side in pixels.shape[-2:]):
+        shape = tuple(pixels.shape)
+        raise EbrError(f"expected pixels [B, 3, F, H, W] with H and W multiples of {multiple}, got {shape}")
+
+
+def check_latent(latent: Tensor, codec: Codec) -> None:
+    """`EbrError` unless a latent is [B, channels, f, h, w] and not empty."""
+    if latent.ndim != 5 or latent.shape[1] != codec.channels or not latent.numel():
+        raise EbrError(f"expected a latent [B, {codec.channels}, f, h, w], got {tuple(latent.shape)}")
 
 
 class PixelCodec(nn.Module):
@@ -18,8 +59,8 @@ class PixelCodec(nn.Module):
     picture's tones.
     """
 
-    spatial = BLOCK  # pixels a latent cell spans, either way
-    frames = 1  # frames a latent frame spans
+    spatial = BLOCK
+    temporal = 1
     channels = 3 * BLOCK * BLOCK
 
     def __init__(self, mean: Tensor | None = None, scale: Tensor | None = None):
@@ -28,17 +69,26 @@ class PixelCodec(nn.Module):
         self.register_buffer("scale", torch.ones(self.channels) if scale is None else scale)
         self.register_buffer("basis", torch.kron(opponent_basis(), torch.kron(dct_basis(BLOCK), dct_basis(BLOCK))))
 
+    @property
+    def parameters_bytes(self) -> int:
+        """Bytes of the statistics and the basis."""
+        return sum(buffer.nbytes for buffer in self.buffers())
+
+    def frames(self, count: int) -> int:
+        """Any number of frames can be encoded."""
+        return count
+
     def encode(self, pixels: Tensor) -> Tensor:
         """[B, 3, F, H, W] in [0, 1] → [B, 48, F, H/4, W/4] float32; H and W must be multiples of 4."""
+        check_pixels(pixels, self)
         b, c, f, h, w = pixels.shape
-        if c != 3 or h % BLOCK or w % BLOCK:
-            raise ValueError(f"expected pixels [B, 3, F, H, W] with H and W multiples of {BLOCK}, got {tuple(pixels.shape)}")
         x = pixels.float().reshape(b, c, f, h // BLOCK, BLOCK, w // BLOCK, BLOCK)
         x = x.permute(0, 2, 3, 5, 1, 4, 6).flatten(4) @ self.basis.T  # [B, F, h, w, 48]
         return ((x - self.mean) / self.scale).permute(0, 4, 1, 2, 3)
 
     def decode(self, latent: Tensor) -> Tensor:
         """[B, 48, F, h, w] → pixels [B, 3, F, 4h, 4w] float32, not clamped: the exact inverse of `encode`."""
+        check_latent(latent, self)
         b, _, f, h, w = latent.shape
         x = (latent.float().permute(0, 2, 3, 4, 1) * self.scale + self.mean) @ self.basis
         x = x.view(b, f, h, w, 3, BLOCK, BLOCK).permute(0, 4, 1, 2, 5, 3, 6)

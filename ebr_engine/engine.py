@@ -1,27 +1,31 @@
-"""`Restorer`: load a backbone, bake the tables of a run, restore pictures."""
+"""`Restorer`: load a backbone, bake the tables of a run, restore pictures and clips."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ebr_engine.backbones.mini import load_mini
-from ebr_engine.backbones.quantized import quantize_trunk, trunk_dtype
-from ebr_engine.bridge import StepTable, make_table
-from ebr_engine.catalogue import TASKS, find_prompt
-from ebr_engine.errors import EbrError
+from ebr_engine.backbones.loading import Backbone, ModelSource, load_backbone
+from ebr_engine.bridge import StepTable, make_table, released_timesteps
+from ebr_engine.catalogue import BACKBONES, TASKS, find_prompt
+from ebr_engine.errors import EngineError
+from ebr_engine.export.engine_file import load_engine, save_engine
+from ebr_engine.kernels import backend
+from ebr_engine.media.arrays import to_tensor
 from ebr_engine.media.tiling import Tiles, blend, crop, match_tones, pad_to_multiple, plan_tiles, split
+from ebr_engine.offload import OFFLOADS, offloaded
 from ebr_engine.prompts import Prompt, load_prompt, mixed_weights
 from ebr_engine.sampler import Callback, Velocity, draw_noise, mean_velocity, sample
 
 PRECISIONS = ("auto", "bf16", "fp32", "fp8")
 MIXES = ("residual", "velocity")
-DEFAULT_TILE = 512
+DEFAULT_TILE = {"mini": 512, "wan": 832, "flux": 1024}  # the sizes that the backbones know
+RELEASED_SIZES = {"wan": (480, 832), "flux": (1024, 1024)}  # height and width of the published protocol
 DEFAULT_OVERLAP = 64
 TILES_AT_ONCE = 4
 SMALLEST_GUIDE = 256  # pixels a side: less does not show what is in the picture
@@ -29,31 +33,82 @@ TONE_CELLS = 4  # cells a tile, either way, in which a tiled picture takes the t
 PromptLike = Prompt | Path | str
 
 
-class EngineError(EbrError):
-    """A request that the engine cannot meet."""
+@dataclass(frozen=True)
+class Plan:
+    """Everything of a run that does not depend on a pixel: the sampler's steps, and the transformer's tables for them."""
+
+    table: StepTable
+    tables: list[Any]  # a conditioning for every velocity that is averaged: one, unless prompts are mixed by velocity
+
+    @property
+    def conditioning(self) -> Sequence:
+        """What `sample` takes: an entry a step."""
+        return self.tables[0] if len(self.tables) == 1 else list(zip(*self.tables))
+
+    def velocity(self, parts: Backbone) -> Velocity:
+        """The velocity function of a run on a backbone."""
+        return parts.velocity if len(self.tables) == 1 else mean_velocity(parts.velocity)
 
 
 class Restorer:
-    """A loaded backbone, ready to restore pictures with any of its prompts.
+    """A loaded backbone, ready to restore pictures and clips with any of its prompts.
 
-    `backbone`: `mini` (bundled). `model`: another weights file of that backbone. `device`: `auto`, `cpu`, `cuda`, `cuda:1`.
-    `precision`: `auto`, `bf16`, `fp32`, or `fp8` (linear layers in e4m3 with row scales).
+    `backbone`: `mini` (bundled), `wan` or `flux`. `model`: a folder, a file or a hub id in place of the backbone's own weights,
+    with `revision` and `offline` for the hub; `context` and `vae`: see `ModelSource`. `device`: `auto`, `cpu`, `cuda`,
+    `cuda:1`. `precision`: `auto`, `bf16`, `fp32`, or `fp8` (linear layers in e4m3 with row scales). `offload`: what waits on
+    the CPU while it is not needed: `none`, `codec`, or `blocks` (codec and transformer blocks, for small GPUs).
     """
 
-    def __init__(self, backbone: str = "mini", *, model: str | Path | None = None, device: str = "auto", precision: str = "auto"):
-        if backbone != "mini":
-            raise EngineError(f"unknown backbone {backbone!r}; this version has: mini")
-        if precision not in PRECISIONS:
-            raise EngineError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
-        self.backbone = backbone
-        self.device = choose_device(device)
-        self.dtype = trunk_dtype(precision, self.device)
-        mini = load_mini(*([Path(model)] if model else []), device=self.device, dtype=self.dtype)
-        self.conditioner, self.trunk, self.context = mini.conditioner, mini.trunk, mini.context
-        self.codec = mini.codec.to(self.device)
-        if precision == "fp8":
-            quantize_trunk(self.trunk)
-        self.multiple = self.codec.spatial * self.trunk.config.patch_size[-1]  # pixels a token spans, either way
+    def __init__(
+        self,
+        backbone: str = "mini",
+        *,
+        model: str | Path | None = None,
+        revision: str | None = None,
+        offline: bool = False,
+        context: str | Path | None = None,
+        vae: str | Path | None = None,
+        sample_latents: bool = False,
+        device: str = "auto",
+        precision: str = "auto",
+        offload: str = "none",
+    ):
+        check_choice("backbone", backbone, BACKBONES)
+        check_choice("precision", precision, PRECISIONS)
+        check_choice("offload", offload, OFFLOADS)
+        check_choice("EBR_KERNELS", backend.ASKED, backend.CHOICES)
+        paths = (Path(path) if path else None for path in (context, vae))
+        source = ModelSource(model, revision, offline, *paths, sample_latents)
+        chosen = choose_device(device)
+        resident = torch.device("cpu") if offload == "blocks" else chosen
+        self._place(load_backbone(backbone, source, resident, precision), chosen, offload)
+
+    @classmethod
+    def from_engine(
+        cls, path: str | Path, *, vae: str | Path | None = None, device: str = "auto", offload: str = "none"
+    ) -> "Restorer":
+        """Start from an engine file (`build`): its prompt, steps and precision are fixed, so `restore` takes none of them.
+
+        `vae`: a folder in place of the one that the file names. Raises `EngineError` for a file that is missing or damaged.
+        """
+        check_choice("offload", offload, OFFLOADS)
+        chosen = choose_device(device)
+        resident = torch.device("cpu") if offload == "blocks" else chosen
+        file = load_engine(Path(path), resident, Path(vae) if vae else None)
+        restorer = cls.__new__(cls)
+        restorer._place(file.backbone, chosen, offload)
+        restorer.built = Plan(file.table, [tables.to(chosen, file.backbone.dtype) for tables in file.tables])
+        return restorer
+
+    def _place(self, parts: Backbone, device: torch.device, offload: str) -> None:
+        self.parts = offloaded(parts, device, offload)
+        self.backbone, self.device, self.dtype = parts.name, device, parts.dtype
+        self.trunk, self.codec = self.parts.trunk, self.parts.codec
+        self.built: Plan | None = None
+
+    def build(self, path: str | Path, plan: "Plan", about: dict | None = None) -> None:
+        """Write an engine file of this backbone and one plan, to start from with `from_engine`; see `export/engine_file.py`."""
+        save_engine(Path(path), self.parts, plan.table, plan.tables, about or {})
 
     def prompt(self, task: str | None, prompt: PromptLike | Sequence | None) -> list[tuple[Prompt, float]]:
         """The prompts of a request with their weights, loaded and checked against the backbone; [] is the empty prompt.
@@ -71,25 +126,51 @@ class Restorer:
         for item in items:
             one, weight = item if isinstance(item, tuple) else (item, 1.0)
             one = one if isinstance(one, Prompt) else load_prompt(one)
-            one.check(self.backbone, self.trunk.config.width, self.trunk.config.num_layers)
+            one.check(self.backbone, self.parts.width, self.parts.blocks)
             if not math.isfinite(weight):
                 raise EngineError(f"a prompt's weight must be a finite number, got {weight}")
             chosen.append((one, float(weight)))
         return chosen
 
-    def bake(self, prompts: list[tuple[Prompt, float]], table: StepTable, mix: str = "residual") -> tuple[Velocity, Sequence]:
-        """The velocity function of a run and its conditioning, one entry a step, on the trunk's device."""
-        if mix not in MIXES:
-            raise EngineError(f"unknown mix {mix!r}; choose one of {', '.join(MIXES)}")
-        timesteps = torch.tensor(table.times[:-1]) * 1000
+    @torch.no_grad()
+    def bake(
+        self, prompts: list[tuple[Prompt, float]], table: StepTable, mix: str = "residual", timesteps: Tensor | None = None
+    ) -> "Plan":
+        """The plan of a run with these prompts.
+
+        `timesteps` [N]: what the transformer is told at each step, 1000 times the table's times by default.
+        """
+        check_choice("mix", mix, MIXES)
+        if timesteps is None:
+            timesteps = torch.tensor(table.times[:-1]) * 1000
         groups = [[pair] for pair in prompts] if mix == "velocity" and len(prompts) > 1 else [prompts]
-        with torch.no_grad():
-            tables = [
-                self.conditioner(timesteps, self.context, mixed_weights(group)).to(self.device, self.dtype) for group in groups
-            ]
-        if len(tables) == 1:
-            return self.trunk, tables[0]
-        return mean_velocity(self.trunk), list(zip(*tables))
+        return Plan(table, [self.parts.bake(timesteps, mixed_weights(group)) for group in groups])
+
+    def plan(
+        self,
+        task: str | None = None,
+        prompt: PromptLike | Sequence | None = None,
+        *,
+        steps: int | None = None,
+        schedule: str = "fast",
+        order: int | None = None,
+        t0: float | None = None,
+        mix: str = "residual",
+    ) -> "Plan":
+        """Everything of a run that does not depend on a pixel; arguments and errors as those of `restore`."""
+        if self.built is not None:
+            if (task, prompt, steps, order, t0, schedule, mix) != (None, None, None, None, None, "fast", "residual"):
+                raise EngineError("an engine file's task, prompt, steps and schedule are fixed; build another one to change them")
+            return self.built
+        prompts = self.prompt(task, prompt)
+        if not prompts and t0 is None:
+            raise EngineError(f"say what to repair: a task ({', '.join(TASKS)}) or a prompt")
+        try:
+            table = make_table(schedule, prompts[0][0].t0 if t0 is None else t0, steps, order)
+        except ValueError as error:
+            raise EngineError(str(error)) from error
+        looked_up = self.backbone != "mini" and schedule in ("released", "exact")
+        return self.bake(prompts, table, mix, released_timesteps(table.times, self.backbone) if looked_up else None)
 
     @torch.no_grad()
     def restore(
@@ -98,6 +179,7 @@ class Restorer:
         task: str | None = None,
         prompt: PromptLike | Sequence | None = None,
         *,
+        plan: "Plan | None" = None,
         steps: int | None = None,
         schedule: str = "fast",
         order: int | None = None,
@@ -112,67 +194,78 @@ class Restorer:
 
         Args: `image`: PIL image, array [H, W, 3] (uint8, uint16, or float in [0, 1]) or tensor [3, H, W] or [B, 3, H, W]
         (float in [0, 1]); the result is of the same kind, alpha untouched. `task`: a bundled or installed prompt by name;
-        or `prompt`: a Prompt, a file, or a list of them or of (prompt, weight). `steps`, `schedule`, `order`, `t0`: see
-        `bridge.make_table`; t0 is the first prompt's by default. `tile`, `tile_overlap`: pixels; pictures larger than a tile
-        run in tiles that are blended inside every step (default 512 and 64; 0 never tiles). `callback(done, total)` after
-        each step.
+        or `prompt`: a Prompt, a file, or a list of them or of (prompt, weight); or `plan`, made once for many pictures.
+        `steps`, `schedule`, `order`, `t0`: see `bridge.make_table`; t0 is the first prompt's by default. `tile`,
+        `tile_overlap`: pixels; pictures larger than a tile run in tiles that are blended inside every step (default by
+        backbone; 0 never tiles). `callback(done, total)` after each step.
         Raises: `EbrError` (a ValueError) for anything the request gets wrong.
         """
-        prompts = self.prompt(task, prompt)
-        if not prompts and t0 is None:
-            raise EngineError(f"say what to repair: a task ({', '.join(TASKS)}) or a prompt")
-        try:
-            table = make_table(schedule, prompts[0][0].t0 if t0 is None else t0, steps, order)
-        except ValueError as error:
-            raise EngineError(str(error)) from error
+        if plan is None:
+            plan = self.plan(task, prompt, steps=steps, schedule=schedule, order=order, t0=t0, mix=mix)
         pixels, rebuild = to_tensor(image)
-        velocity, conditioning = self.bake(prompts, table, mix)
-        return rebuild(self.run(pixels, velocity, conditioning, table, seed, tile, tile_overlap, callback))
+        return rebuild(self.run(pixels, plan, seed=seed, tile=tile, tile_overlap=tile_overlap, callback=callback))
 
+    @torch.no_grad()
     def run(
         self,
         pixels: Tensor,
-        velocity: Velocity,
-        conditioning: Sequence,
-        table: StepTable,
+        plan: "Plan",
+        *,
         seed: int = 42,
         tile: int | None = None,
         tile_overlap: int | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
-        """Pixels [B, 3, H, W] in [0, 1] → restored pixels of the same shape, float32 on the CPU."""
-        height, width = pixels.shape[-2:]
-        padded = pad_to_multiple(pixels, self.multiple)
+        """Pixels [B, 3, H, W], or clips [B, 3, F, H, W], in [0, 1] → restored ones of the same shape, float32 on the CPU.
+
+        A backbone that knows nothing of time (mini, FLUX) restores a clip frame by frame, with the same noise in each.
+        """
+        how = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap, "callback": callback}
+        if pixels.ndim == 4:
+            return self.run(pixels.unsqueeze(2), plan, **how).squeeze(2)
+        batch, _, frames, height, width = pixels.shape
+        if self.codec.temporal == 1 and frames > 1:
+            restored = self.run(pixels.transpose(1, 2).flatten(0, 1), plan, **how)
+            return restored.unflatten(0, (batch, frames)).transpose(1, 2)
+        padded = pad_to_multiple(pad_frames(pixels, self.codec.frames(frames)), self.parts.multiple)
         tiles = self.tiles(*padded.shape[-2:], tile, tile_overlap)
-
-        def run(picture: Tensor, velocity: Velocity, callback: Callback | None) -> Tensor:
-            degraded = self.codec.encode(picture.to(self.device).unsqueeze(2))
-            noise = draw_noise(degraded.shape, seed, self.device)
-            latent = sample(velocity, conditioning, degraded, noise, table, callback)
-            return self.codec.decode(latent).squeeze(2).cpu()
-
+        velocity = plan.velocity(self.parts)
         if len(tiles) == 1:
-            restored = run(padded, velocity, callback)
+            restored = self._run_whole(padded, plan, velocity, seed, callback)
         else:
             # How much haze or light there is shows in the whole picture only; the tiles add the detail.
             side = self.codec.spatial * max(tiles.tile_height, tiles.tile_width)
-            guide = run(reduced(padded, max(side, SMALLEST_GUIDE), self.multiple), velocity, None)
-            restored = run(padded, tiled(velocity, tiles), callback)
-            restored = match_tones(restored, guide, side // TONE_CELLS)
-        return crop(restored.clamp(0, 1), height, width)
+            small = reduced(padded, max(side, SMALLEST_GUIDE), self.parts.multiple)
+            guide = self._run_whole(small, plan, velocity, seed, None)
+            restored = self._run_whole(padded, plan, tiled(velocity, tiles), seed, callback)
+            by_frame = (x.transpose(1, 2).flatten(0, 1) for x in (restored, guide))
+            matched = match_tones(*by_frame, side // TONE_CELLS)
+            restored = matched.unflatten(0, (batch, -1)).transpose(1, 2)
+        return crop(restored.clamp(0, 1), height, width)[:, :, :frames]
 
-    def tiles(self, height: int, width: int, tile: int | None, overlap: int | None) -> Tiles:
-        """The tiles of a padded picture in latent cells; a tile of 0 pixels means the whole picture at once."""
-        tile = DEFAULT_TILE if tile is None else tile
+    def _run_whole(self, pixels: Tensor, plan: "Plan", velocity: Velocity, seed: int, callback: Callback | None) -> Tensor:
+        degraded = self.codec.encode(pixels.to(self.device))
+        noise = draw_noise(degraded.shape, seed, self.device)
+        return self.codec.decode(sample(velocity, plan.conditioning, degraded, noise, plan.table, callback)).cpu()
+
+    def tile_size(self, tile: int | None, overlap: int | None) -> tuple[int, int]:
+        """Side and overlap of the tiles in pixels, checked, with the backbone's defaults; a side of 0 never tiles."""
+        multiple = self.parts.multiple
+        tile = DEFAULT_TILE[self.backbone] if tile is None else tile
+        if tile < 0 or tile % multiple:
+            raise EngineError(f"the tile size must be a multiple of {multiple} pixels, got {tile}")
         if tile == 0:
-            tile = max(height, width)
-        if tile < 0 or tile % self.multiple:
-            raise EngineError(f"the tile size must be a multiple of {self.multiple} pixels, got {tile}")
+            return 0, 0
         overlap = min(DEFAULT_OVERLAP, tile // 2) if overlap is None else overlap
         if not 0 <= overlap < tile:
             raise EngineError(f"the tile overlap must be at least 0 and less than the tile of {tile} pixels, got {overlap}")
-        cell, patch = self.codec.spatial, self.trunk.config.patch_size[-1]
-        return plan_tiles(height // cell, width // cell, tile // cell, overlap // cell, patch)
+        return tile, overlap
+
+    def tiles(self, height: int, width: int, tile: int | None, overlap: int | None) -> Tiles:
+        """The tiles of a padded picture of height × width pixels, in latent cells."""
+        tile, overlap = self.tile_size(tile, overlap)
+        tile, cell = tile or max(height, width), self.codec.spatial
+        return plan_tiles(height // cell, width // cell, tile // cell, overlap // cell, self.parts.patch)
 
 
 def tiled(velocity: Velocity, tiles: Tiles) -> Velocity:
@@ -185,11 +278,29 @@ def tiled(velocity: Velocity, tiles: Tiles) -> Velocity:
     return blended
 
 
-def reduced(pixels: Tensor, side: int, multiple: int) -> Tensor:
-    """The picture [B, 3, H, W] reduced so that its longer side is at most `side`; both sides multiples of `multiple`."""
-    scale = min(1.0, side / max(pixels.shape[-2:]))
-    shape = [max(multiple, round(length * scale / multiple) * multiple) for length in pixels.shape[-2:]]
-    return F.interpolate(pixels, shape, mode="bicubic", antialias=True).clamp(0, 1)
+def pad_frames(clip: Tensor, frames: int) -> Tensor:
+    """Extend [B, 3, F, H, W] to `frames` by repeating the last one."""
+    missing = frames - clip.shape[2]
+    return torch.cat((clip, clip[:, :, -1:].expand(-1, -1, missing, -1, -1)), dim=2) if missing else clip
+
+
+def reduced(clip: Tensor, side: int, multiple: int) -> Tensor:
+    """The clip [B, 3, F, H, W] reduced so that its longer side is at most `side`; both sides multiples of `multiple`."""
+    scale = min(1.0, side / max(clip.shape[-2:]))
+    return resized(clip, *(max(multiple, round(length * scale / multiple) * multiple) for length in clip.shape[-2:]))
+
+
+def resized(clip: Tensor, height: int, width: int) -> Tensor:
+    """The clip [B, 3, F, H, W] at another size, bicubic with antialiasing, in [0, 1]."""
+    frames = clip.transpose(1, 2).flatten(0, 1)
+    frames = F.interpolate(frames, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+    return frames.unflatten(0, (clip.shape[0], -1)).transpose(1, 2)
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """`EngineError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise EngineError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
 
 
 def choose_device(device: str) -> torch.device:
@@ -205,74 +316,3 @@ def choose_device(device: str) -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise EngineError(f"there is no device {device}: {torch.cuda.device_count()} CUDA device(s) found")
     return chosen
-
-
-def to_tensor(image: Any) -> tuple[Tensor, Any]:
-    """Pixels [B, 3, H, W] float32 in [0, 1] of an image of any kind, and the function that turns a result back into that kind."""
-    if isinstance(image, Tensor):
-        return _from_torch(image)
-    if isinstance(image, np.ndarray):
-        return _from_array(image)
-    if hasattr(image, "mode") and hasattr(image, "convert"):
-        return _from_pil(image)
-    raise EngineError(f"cannot restore a {type(image).__name__}; give a PIL image, an array [H, W, 3] or a tensor [3, H, W]")
-
-
-def _from_torch(image: Tensor) -> tuple[Tensor, Any]:
-    if image.ndim not in (3, 4) or image.shape[-3] != 3 or not image.is_floating_point() or not image.numel():
-        raise EngineError(f"expected a float tensor [3, H, W] or [B, 3, H, W], got {image.dtype} {tuple(image.shape)}")
-    pixels = image.detach().float().cpu()
-    _check_range(pixels)
-
-    def rebuild(result: Tensor) -> Tensor:
-        return result.reshape(image.shape).to(image.device, image.dtype)
-
-    return pixels.view(-1, *pixels.shape[-3:]), rebuild
-
-
-def _from_array(image: np.ndarray) -> tuple[Tensor, Any]:
-    if image.ndim != 3 or image.shape[-1] != 3 or not image.size:
-        raise EngineError(f"expected an array [H, W, 3], got shape {image.shape}")
-    if image.dtype not in (np.uint8, np.uint16, np.float16, np.float32, np.float64):
-        raise EngineError(f"expected uint8, uint16 or float pixels, got {image.dtype}")
-    top = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1
-    pixels = torch.from_numpy(image.astype(np.float32) / np.float32(top)).permute(2, 0, 1)[None]
-    _check_range(pixels)
-
-    def rebuild(result: Tensor) -> np.ndarray:
-        values = result[0].permute(1, 2, 0).numpy()
-        return (values * top).round().astype(image.dtype) if image.dtype.kind == "u" else values.astype(image.dtype)
-
-    return pixels, rebuild
-
-
-def _from_pil(image: Any) -> tuple[Tensor, Any]:
-    if image.mode in ("I", "F"):
-        raise EngineError(f"a PIL image of mode {image.mode} does not say its range; convert it to I;16, L or RGB")
-    deep = image.mode.startswith("I;16")  # PIL's own conversion to RGB would clip it
-    array = np.repeat(np.asarray(image)[..., None], 3, axis=-1) if deep else np.asarray(image.convert("RGB"))
-    pixels, rebuild_array = _from_array(array.astype(np.uint16) if deep else array)
-
-    def rebuild(result: Tensor) -> Any:
-        from PIL import Image
-
-        if deep:
-            grey = torch.einsum("bchw,c->bhw", result, torch.tensor([0.299, 0.587, 0.114]))  # as PIL's convert("L")
-            restored = Image.fromarray(np.ascontiguousarray(rebuild_array(grey[:, None])[..., 0]))
-        else:
-            restored = Image.fromarray(rebuild_array(result))
-        if image.mode in ("L", "LA", "1"):
-            restored = restored.convert("L")
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            restored.putalpha(image.convert("RGBA").getchannel("A"))
-        restored.info = {name: value for name, value in image.info.items() if name != "transparency"}
-        return restored
-
-    return pixels, rebuild
-
-
-def _check_range(pixels: Tensor) -> None:
-    if not pixels.isfinite().all():
-        raise EngineError("the picture holds values that are not finite")
-    if pixels.min() < 0 or pixels.max() > 1:
-        raise EngineError(f"pixels must lie in [0, 1], got {pixels.min():.3g} to {pixels.max():.3g}")

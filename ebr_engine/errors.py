@@ -11,3 +11,7 @@ class PromptError(EbrError):
 
 class BackboneError(EbrError):
     """A backbone that is unknown, or whose configuration and weights do not fit each other."""
+
+
+class EngineError(EbrError):
+    """A request that the engine cannot meet."""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ebr_engine.bridge import RELEASED_STEPS, RELEASED_T0, RELEASED_T_MIN
 from ebr_engine.errors import PromptError
+from ebr_engine.tensor_files import write_tensors
 
 FORMAT = "ebr-engine prompt 1"
 INJECTIONS = {"wan": "dual", "mini": "dual", "flux": "add"}
@@ -60,17 +60,10 @@ class Prompt:
             "steps": str(self.steps),
             "training": json.dumps(self.training),
         }
-        tensors = {"residual": self.residual.detach(), "alpha": self.alpha.detach()}
-        partial = path.with_name(path.name + ".partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: t.float().cpu().contiguous() for name, t in tensors.items()}, partial, metadata)
-            partial.replace(path)
+            write_tensors(path, {"residual": self.residual.float(), "alpha": self.alpha.float()}, metadata)
         except (OSError, SafetensorError) as error:
             raise PromptError(f"cannot write {path}: {error}") from error
-        finally:
-            if partial.exists():
-                partial.unlink()
 
 
 def load_prompt(path: Path | str) -> Prompt:

@@ -286,8 +286,8 @@ def test_lower_precision_stays_near_float32(restorer, weights, prompt, relative_
     state = torch.randn(1, 48, 1, 6, 10)
 
     def velocity(engine):
-        trunk, conditioning = engine.bake([(prompt, 1.0)], table)
-        return trunk(state, conditioning[2])
+        plan = engine.bake([(prompt, 1.0)], table)
+        return plan.velocity(engine.parts)(state, plan.conditioning[2])
 
     lower = Restorer(model=weights, device="cpu", precision=precision)
     assert 2**-10 < relative_rms(velocity(lower), velocity(restorer)) < bound

@@ -114,7 +114,7 @@ def test_a_save_that_breaks_off_keeps_the_older_prompt(prompt, tmp_path, monkeyp
         Path(target).write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("ebr_engine.prompts.save_file", full)
+    monkeypatch.setattr("ebr_engine.tensor_files.save_file", full)
     with pytest.raises(PromptError, match="No space left on device"):
         scaled(prompt, 2.0).save(path)
     assert_equal(load_prompt(path), prompt)

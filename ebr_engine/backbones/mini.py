@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,6 +13,7 @@ from ebr_engine.backbones.wan import WanConditioner, WanConfig, WanTrunk
 from ebr_engine.backbones.wan_weights import diffusers_state_dict, load_wan
 from ebr_engine.codecs import PixelCodec
 from ebr_engine.errors import BackboneError
+from ebr_engine.tensor_files import write_tensors
 
 WEIGHTS = Path(__file__).parents[1] / "assets" / "mini" / "mini.safetensors"
 FORMAT = "ebr-engine mini 1"
@@ -96,13 +96,7 @@ def save_mini(path: Path, mini: Mini) -> None:
         "vocabulary": json.dumps(mini.text_encoder.vocabulary),
         "training": json.dumps(mini.training),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file(tensors, partial, metadata)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_tensors(path, tensors, metadata)
 
 
 def load_mini(path: Path = WEIGHTS, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Mini:

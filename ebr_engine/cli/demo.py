@@ -15,10 +15,13 @@ def demo(
     """
     from ebr_engine.catalogue import ASSETS
     from ebr_engine.cli.progress import Progress
-    from ebr_engine.cli.restore import restore_all
+    from ebr_engine.cli.restore import Output, restore_all
+    from ebr_engine.errors import EbrError
     from ebr_engine.media.files import plan_jobs
 
     photos = sorted((ASSETS / "demo").glob("*.jpg"))
+    if not photos:
+        raise EbrError(f"no photos in {ASSETS / 'demo'}: the installation is not complete")
     with Progress(len(photos)) as progress:
         from ebr_engine.engine import Restorer
 
@@ -26,7 +29,7 @@ def demo(
         failed = 0
         for photo in photos:  # named by task: haze.jpg
             jobs = plan_jobs([photo], str(out), compare=True, overwrite=True)
-            failed += restore_all(restorer, jobs, {"task": photo.stem}, 95, progress)
+            failed += restore_all(restorer, jobs, {"plan": restorer.plan(photo.stem)}, Output(), progress)
     if failed:
         raise typer.Exit(1)
     typer.echo(f"\nInput beside output: {out}/*_compare.png")

@@ -18,8 +18,10 @@ from ebr_engine.errors import EbrError
 # name: (module:attribute, panel of the help page); the attribute is a function, or a typer.Typer with its own commands.
 COMMANDS = {
     "restore": ("restore:restore", "Restore"),
+    "build": ("build:build", "Restore"),
     "demo": ("demo:demo", "Restore"),
     "prompts": ("prompts:app", "Restore"),
+    "cache-text": ("cache_text:cache_text", "Restore"),
     "info": ("info:info", "Restore"),
     "train": ("train:train", "Learn and measure"),
     "train-backbone": ("train_backbone:train_backbone", "Learn and measure"),

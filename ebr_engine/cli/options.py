@@ -2,6 +2,7 @@
 
 from enum import Enum
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,6 +30,7 @@ class Mix(str, Enum):
 _repair = partial(typer.Option, rich_help_panel="What to repair")
 _file = partial(typer.Option, rich_help_panel="Files")
 _sampling = partial(typer.Option, rich_help_panel="Sampling")
+_model = partial(typer.Option, rich_help_panel="Model")
 _computing = partial(typer.Option, rich_help_panel="Computing")
 
 Inputs = Annotated[list[str], typer.Argument(metavar="INPUT", help="Pictures, or folders of pictures.")]
@@ -64,12 +66,49 @@ T0 = Annotated[
 ]
 Seed = Annotated[int, _sampling("--seed", metavar="N", min=0, help="Seed of the noise.")]
 
-Backbone = Annotated[str, _computing("--backbone", "-b", metavar="NAME", help="The frozen transformer.")]
+
+class Offload(str, Enum):
+    none = "none"
+    codec = "codec"
+    blocks = "blocks"
+
+
+class Size(str, Enum):
+    native = "native"
+    released = "released"
+
+
+Backbone = Annotated[str, _model("--backbone", "-b", metavar="NAME", help="The frozen transformer: mini, wan or flux.")]
 Model = Annotated[
     str | None,
-    _computing("--model", metavar="PATH", show_default="the backbone's own", help="Weights of the backbone."),
+    _model(
+        "--model",
+        "-m",
+        metavar="SOURCE",
+        show_default="the backbone's own",
+        help="Its weights: a folder, a .safetensors file, or a hub id such as Wan-AI/Wan2.1-T2V-14B-Diffusers.",
+    ),
+]
+Revision = Annotated[str | None, _model("--revision", metavar="NAME", help="Branch, tag or commit of a hub id.")]
+Offline = Annotated[bool, _model("--offline", help="Never ask the hub; use what has been downloaded.")]
+Context = Annotated[
+    Path | None, _model("--context", metavar="FILE", help="The empty text, from ebr-engine cache-text; spares the text encoders.")
+]
+Vae = Annotated[Path | None, _model("--vae", metavar="FOLDER", help="Another VAE, in diffusers' layout.")]
+SampleLatents = Annotated[
+    bool, _model("--sample-latents", help="Draw latents from the VAE's posterior, as released, rather than take its mode.")
+]
+Engine = Annotated[
+    Path | None, _model("--engine", metavar="FILE", help="An engine file from ebr-engine build, in place of all of the above.")
 ]
 Device = Annotated[str, _computing("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+OffloadMode = Annotated[
+    Offload, _computing("--offload", help="What waits in main memory while a small GPU does not need it; blocks is the most.")
+]
+PictureSize = Annotated[
+    Size,
+    _sampling("--size", help="released: the published protocol's fixed size, 480x832 (wan) or 1024x1024 (flux)."),
+]
 TrunkPrecision = Annotated[Precision, _computing("--precision", help="Of the transformer; auto goes by the device.")]
 Fp8 = Annotated[bool, _computing("--fp8", help="Short for --precision fp8.")]
 Tile = Annotated[

@@ -1,30 +1,77 @@
-"""`ebr-engine prompts`: look at prompt files and import released ones."""
+"""`ebr-engine prompts`: look at prompt files, convert released ones, and install them."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ebr_engine.errors import EbrError
+from ebr_engine.errors import EbrError, PromptError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Look at prompt files, and import released ones.")
+if TYPE_CHECKING:
+    from ebr_engine.prompts import Prompt
+
+TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show and add prompts, and import released ones.")
 
 
 @app.command("list")
 def list_prompts() -> None:
-    """The prompts that --task finds: bundled ones, and those in your prompt folder."""
+    """The prompts that --task finds: bundled ones, and yours, which go before them."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    from ebr_engine.catalogue import BACKBONES, prompt_files
-    from ebr_engine.prompts import load_prompt
+    from ebr_engine.catalogue import ASSETS, BACKBONES, prompt_files
 
-    table = Table("backbone", "task", "T0", "steps", "tokens", "file", box=None, header_style="bold", pad_edge=False)
+    columns = ("backbone", "task", "T0", "steps", "tokens", "origin", "file")
+    table, damaged = Table(*columns, box=None, header_style="bold", pad_edge=False), False
     for backbone in BACKBONES:
         for task, file in prompt_files(backbone).items():
-            prompt = load_prompt(file)
-            table.add_row(backbone, task, f"{prompt.t0:g}", str(prompt.steps), str(len(prompt.residual)), str(file))
+            origin = "bundled" if file.is_relative_to(ASSETS) else "yours"
+            try:
+                prompt = _load(file, backbone)
+                facts = (f"{prompt.t0:g}", str(prompt.steps), str(len(prompt.residual)))
+            except PromptError:  # one bad file must not hide the others
+                facts, damaged = ("[red]damaged[/]", "", ""), True
+            table.add_row(backbone, escape(task), *facts, origin, escape(str(file)))
     Console(soft_wrap=True).print(table)
+    if damaged:
+        typer.echo("What is wrong with a damaged one: ebr-engine prompts show FILE")
+
+
+@app.command("add")
+def add(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A prompt: .safetensors, or a released .pt.")],
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", metavar="NAME", show_default="the file's", help="The name to find it by.")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", "-b", metavar="NAME", show_default="the file's", help="Refuse any other one.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace your prompt of that name.")] = False,
+) -> None:
+    """Check a prompt and install it in your prompt folder, so that restore --task finds it.
+
+    [bold]ebr-engine prompts add wan_rain.pt[/], then [bold]ebr-engine restore clip.mp4 --backbone wan --task rain[/]
+    """
+    from ebr_engine.catalogue import installed_file
+
+    prompt = _load(file, backbone)
+    task = prompt.task or file.stem if task is None else task
+    if not TASK_NAME.fullmatch(task):
+        raise EbrError(f"{task!r} cannot name a task: use letters, digits, - and _ (give the name with --task)")
+    target = installed_file(prompt.backbone, task)
+    if target.exists() and not overwrite:
+        raise EbrError(f"{target} exists; add --overwrite to replace it, or give another name with --task")
+    replace(prompt, task=task).save(target)
+    if (model := _model(prompt)) is None:
+        sizes = f"width {prompt.residual.shape[1]} and {len(prompt.alpha)} blocks"
+        typer.echo(f"note: no published {prompt.backbone} model has {sizes}; it fits a model of these sizes only", err=True)
+    typer.echo(f"{file} -> {target}  {model or prompt.backbone}, T0 {prompt.t0:g}, {prompt.steps} steps")
+    typer.echo(f"Use it: ebr-engine restore INPUT --backbone {prompt.backbone} --task {task}")
 
 
 @app.command("show")
@@ -72,3 +119,25 @@ def import_file(
     prompt = load_prompt(file)
     prompt.save(out)
     typer.echo(f"{file} -> {out}  {prompt.backbone}, task {prompt.task}, {tuple(prompt.residual.shape)}")
+
+
+def _load(file: Path, backbone: str | None) -> "Prompt":
+    """A prompt, checked to be for `backbone` if one is given."""
+    from ebr_engine.prompts import load_prompt
+
+    prompt = load_prompt(file)
+    if backbone not in (None, prompt.backbone):
+        raise PromptError(f"{file} is for the {prompt.backbone} backbone, not for {backbone}")
+    return prompt
+
+
+def _model(prompt: "Prompt") -> str | None:
+    """The published model that a prompt's sizes fit; None if there is no such."""
+    from ebr_engine.backbones.flux import FluxConfig
+    from ebr_engine.backbones.registry import CONFIGS
+
+    for name, config in CONFIGS.items():
+        blocks = config.blocks if isinstance(config, FluxConfig) else config.num_layers
+        if name.startswith(prompt.backbone) and (config.width, blocks) == (prompt.residual.shape[1], len(prompt.alpha)):
+            return name
+    return None

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +36,19 @@ def restore(
     order: options.Order = None,
     t0: options.T0 = None,
     seed: options.Seed = 42,
+    size: options.PictureSize = options.Size.native,
     backbone: options.Backbone = "mini",
     model: options.Model = None,
+    revision: options.Revision = None,
+    offline: options.Offline = False,
+    context: options.Context = None,
+    vae: options.Vae = None,
+    sample_latents: options.SampleLatents = False,
+    engine: options.Engine = None,
     device: options.Device = "auto",
     precision: options.TrunkPrecision = options.Precision.auto,
     fp8: options.Fp8 = False,
+    offload: options.OffloadMode = options.Offload.none,
     tile: options.Tile = None,
     tile_overlap: options.TileOverlap = None,
 ) -> None:
@@ -56,57 +64,81 @@ def restore(
     """
     # Prompt files may follow one --prompt, where the parser can only see more inputs.
     pictures = [item for item in inputs if not _is_prompt(item)]
-    prompts = [_prompt(item) for item in [*(prompt or []), *filter(_is_prompt, inputs)]]
+    texts = [*(prompt or []), *filter(_is_prompt, inputs)]
     if not pictures:
         raise EbrError("no picture to restore: name at least one file or folder")
-    if bool(task) == bool(prompts):
-        wrong = "both --task and --prompt" if task else "neither --task nor --prompt"
-        raise EbrError(f"{wrong} given; say what to repair by one of them, for example --task haze")
-    if fp8 and precision.value not in ("auto", "fp8"):
-        raise EbrError(f"--fp8 and --precision {precision.value} contradict each other")
+    if engine and (task or texts):
+        raise EbrError("an engine file holds its own prompt; leave --task and --prompt out, or build another one")
+    prompts = [] if engine else chosen_prompts(task, texts)
     if t0 is not None and not 0 < t0 < 1:
         raise EbrError(f"--t0 must be above 0 and below 1, not {t0:g}")
+    chosen = precision_of(precision, fp8)
 
     from ebr_engine.media.files import plan_jobs
 
     jobs = plan_jobs([Path(item) for item in pictures], out, compare, overwrite)
     with Progress(len(jobs), quiet) as progress:
-        from ebr_engine.engine import Restorer
+        from ebr_engine.engine import RELEASED_SIZES, Restorer
 
-        restorer = Restorer(backbone, model=model, device=device, precision="fp8" if fp8 else precision.value)
-        settings = {
-            "task": task,
-            "prompt": prompts or None,
-            "steps": steps,
-            "schedule": schedule.value,
-            "order": order,
-            "t0": t0,
-            "seed": seed,
-            "tile": tile,
-            "tile_overlap": tile_overlap,
-            "mix": mix.value,
-        }
-        failed = restore_all(restorer, jobs, settings, quality, progress)
+        if engine:
+            restorer = Restorer.from_engine(engine, vae=vae, device=device, offload=offload.value)
+        else:
+            restorer = Restorer(
+                backbone,
+                model=model,
+                revision=revision,
+                offline=offline,
+                context=context,
+                vae=vae,
+                sample_latents=sample_latents,
+                device=device,
+                precision=chosen,
+                offload=offload.value,
+            )
+        run = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value}
+        plan = restorer.plan(task, prompts or None, **run)
+        restorer.tile_size(tile, tile_overlap)  # refuses impossible ones before any picture is read
+        fixed = RELEASED_SIZES.get(restorer.backbone) if size is options.Size.released else None
+        settings = {"plan": plan, "seed": seed, "tile": tile, "tile_overlap": tile_overlap}
+        failed = restore_all(restorer, jobs, settings, Output(quality, fixed), progress)
     if failed:
         raise typer.Exit(1)
 
 
-def restore_all(restorer: Any, jobs: "list[Job]", settings: dict[str, Any], quality: int, progress: Progress) -> int:
-    """Restore every job, telling of each; the number that failed. What would fail every picture is raised."""
-    from ebr_engine.media.images import MediaError
+def chosen_prompts(task: str | None, texts: list[str]) -> list[tuple[Path, float]]:
+    """Prompt files and their weights; `EbrError` unless there is a task or a prompt, and not both, and the files exist."""
+    prompts = [_prompt(text) for text in texts]
+    if bool(task) == bool(prompts):
+        wrong = "both --task and --prompt" if task else "neither --task nor --prompt"
+        raise EbrError(f"{wrong} given; say what to repair by one of them, for example --task haze")
+    return prompts
 
+
+@dataclass(frozen=True)
+class Output:
+    """How results are made and written."""
+
+    quality: int = 95
+    size: tuple[int, int] | None = None  # height and width to restore at; None is each picture's own
+
+
+def precision_of(precision: options.Precision, fp8: bool) -> str:
+    """The precision that --precision and --fp8 ask for together; `EbrError` when they contradict each other."""
+    if fp8 and precision.value not in ("auto", "fp8"):
+        raise EbrError(f"--fp8 and --precision {precision.value} contradict each other")
+    return "fp8" if fp8 else precision.value
+
+
+def restore_all(restorer: Any, jobs: "list[Job]", settings: dict[str, Any], output: Output, progress: Progress) -> int:
+    """Restore every job, telling of each; the number that failed."""
     started = time.perf_counter()
-    restored = failed = 0
+    failed = 0
     for job in jobs:
         progress.start(job.source.name)
         try:
-            line = _restore_one(restorer, job, settings, quality, progress)
-            restored += 1
-            progress.finish(line)
+            progress.finish(_restore_one(restorer, job, settings, output, progress))
         except (EbrError, OSError, MemoryError, RuntimeError) as error:
-            # Until a picture has succeeded, the engine's refusal is taken to be of the request, not of the picture.
-            request = isinstance(error, EbrError) and not isinstance(error, MediaError) and not restored
-            if request or (isinstance(error, RuntimeError) and not out_of_memory(error)):
+            if isinstance(error, RuntimeError) and not out_of_memory(error):
                 raise
             failed += 1
             line = one_line(error)
@@ -114,20 +146,22 @@ def restore_all(restorer: Any, jobs: "list[Job]", settings: dict[str, Any], qual
             progress.finish(None)
     if len(jobs) > 1:
         failures = f", {failed} failed" if failed else ""
-        progress.line(f"{restored} of {len(jobs)} restored{failures}, {time.perf_counter() - started:.1f} s")
+        progress.line(f"{len(jobs) - failed} of {len(jobs)} restored{failures}, {time.perf_counter() - started:.1f} s")
     return failed
 
 
-def _restore_one(restorer: Any, job: "Job", settings: dict[str, Any], quality: int, progress: Progress) -> str:
-    from ebr_engine.media.images import check_can_hold, read_image, write_image
+def _restore_one(restorer: Any, job: "Job", settings: dict[str, Any], output: Output, progress: Progress) -> str:
+    from ebr_engine.media.images import check_can_hold, read_image, resize_picture, write_image
 
     started = time.perf_counter()
     picture = read_image(job.source)
     for path in job.outputs:
         check_can_hold(path, picture)
+    if output.size:
+        picture = resize_picture(picture, *output.size)
     restored = replace(picture, pixels=restorer.restore(picture.pixels, callback=progress.step, **settings))
     job.target.parent.mkdir(parents=True, exist_ok=True)
-    write_image(job.target, restored, quality)
+    write_image(job.target, restored, output.quality)
     if job.compare:
         write_image(job.compare, _beside(picture, restored))
     seconds = time.perf_counter() - started

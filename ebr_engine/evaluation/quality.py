@@ -72,8 +72,7 @@ def restore_row(restorer: Restorer, row: str, task: str, degraded: Tensor, folde
     if row == "empty prompt":  # the same sampler from the same start, nothing learned
         return restorer.restore(degraded, t0=prompt.t0)
     table = flow_table(power_times(FAST_STEPS, prompt.t0), prompt.t0)
-    velocity, conditioning = restorer.bake([(prompt, 1.0)], table)
-    return restorer.run(degraded, velocity, conditioning, table)
+    return restorer.run(degraded, restorer.bake([(prompt, 1.0)], table))
 
 
 def means(scores: Iterable[dict], value: str = "psnr") -> dict[str, dict[str, float]]:

@@ -9,7 +9,7 @@ import re
 import secrets
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +141,14 @@ def _vips():
         raise MediaError(f"libvips could not be loaded ({error}); pip install 'pyvips[binary]'") from error
     pyvips.cache_set_max(0)  # its cache of operations would keep decoded pictures in memory
     return pyvips
+
+
+def resize_picture(picture: Picture, height: int, width: int) -> Picture:
+    """The picture at another size, by libvips' bicubic kernel (averaging where it shrinks)."""
+    channels = [picture.pixels] if picture.alpha is None else [picture.pixels, picture.alpha[..., None]]
+    image = _vips().Image.new_from_array(np.concatenate(channels, axis=2, dtype=np.float32))
+    resized = image.resize(width / picture.width, vscale=height / picture.height, kernel="cubic").numpy().clip(0, 1)
+    return replace(picture, pixels=resized[..., :3], alpha=None if picture.alpha is None else resized[..., 3])
 
 
 def _sniff(path: Path) -> str:

@@ -44,6 +44,15 @@ class Tiles:
         rows = torch.tensor(self.row_weights[row], dtype=torch.float32, device=device)
         return torch.outer(rows, torch.tensor(self.column_weights[column], dtype=torch.float32, device=device))
 
+    def scaled(self, factor: int) -> "Tiles":
+        """The same tiles on a grid of `factor` times as many cells either way; they fade as smoothly as on any grid."""
+        height, width, tile_height, tile_width = (
+            factor * side for side in (self.height, self.width, self.tile_height, self.tile_width)
+        )
+        tops, lefts = (tuple(factor * start for start in starts) for starts in (self.tops, self.lefts))
+        weights = (_axis_weights(tops, tile_height, height), _axis_weights(lefts, tile_width, width))
+        return Tiles(height, width, tile_height, tile_width, tops, lefts, *weights)
+
 
 def plan_tiles(height: int, width: int, tile: int, overlap: int, multiple: int = 1) -> Tiles:
     """Cover a height × width grid with equal tiles of at most tile × tile cells that share at least `overlap` cells.

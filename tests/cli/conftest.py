@@ -18,16 +18,23 @@ class FakeRestorer:
     made: ClassVar[list] = []
     calls: ClassVar[list] = []
 
-    def __init__(self, backbone="mini", *, model=None, device="auto", precision="auto"):
-        if device == "cuda:9":
+    def __init__(self, backbone="mini", **settings):
+        if settings["device"] == "cuda:9":
             raise EbrError("no device cuda:9; this machine has: cpu")
-        self.made.append({"backbone": backbone, "model": model, "device": device, "precision": precision})
+        self.backbone = backbone
+        self.made.append({"backbone": backbone, **settings})
 
-    def restore(self, image, task=None, prompt=None, *, callback=None, **settings):
+    def plan(self, task=None, prompt=None, **settings):
         if task not in (None, "haze"):
             raise EbrError(f"unknown task {task!r}; bundled with mini: haze")
+        return {"task": task, "prompt": prompt, **settings}
+
+    def tile_size(self, *sizes):
+        pass
+
+    def restore(self, image, *, plan, callback, **settings):
         assert image.dtype == np.float32
-        self.calls.append({"task": task, "prompt": prompt, "size": image.shape[:2], **settings})
+        self.calls.append({"size": image.shape[:2], **plan, **settings})
         for index in range(5):
             callback(index + 1, 5)
         return 1 - image
@@ -37,6 +44,7 @@ class FakeRestorer:
 def engine(monkeypatch):
     """The stand-in in the engine's place; its `made` and `calls` start empty."""
     fake = types.ModuleType("ebr_engine.engine")
+    fake.RELEASED_SIZES = {"wan": (4, 6)}
     fake.Restorer = type("Restorer", (FakeRestorer,), {"made": [], "calls": []})
     monkeypatch.setitem(sys.modules, "ebr_engine.engine", fake)
     return fake.Restorer

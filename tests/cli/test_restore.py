@@ -68,7 +68,9 @@ def test_settings_reach_the_engine(cli, engine):
     options = "--steps 7 --schedule released --order 2 --t0 0.3 --seed 5 --tile 64 --tile-overlap 8 --mix velocity"
     options += " --backbone mini --device cpu --model weights"
     assert cli("restore", "in.png", "-o", "out.png", "--task", "haze", "--fp8", *options.split())[0] == 0
-    assert engine.made == [{"backbone": "mini", "model": "weights", "device": "cpu", "precision": "fp8"}]
+    (made,) = engine.made
+    expected = {"backbone": "mini", "model": "weights", "device": "cpu", "precision": "fp8", "offload": "none", "offline": False}
+    assert made | expected == made
     (call,) = engine.calls
     assert call == {
         "task": "haze",
@@ -266,6 +268,7 @@ def test_the_progress_bar_shows_on_a_terminal(cli, engine, monkeypatch):
     script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
     script += "import conftest, types, time\n"
     script += "fake = types.ModuleType('ebr_engine.engine'); fake.Restorer = conftest.FakeRestorer\n"
+    script += "fake.RELEASED_SIZES = {}\n"
     script += "sys.modules['ebr_engine.engine'] = fake\n"
     script += "conftest.app(['restore', 'in', '-o', 'out', '--task', 'haze'])\n"
     leader, follower = pty.openpty()
@@ -289,3 +292,24 @@ def test_the_progress_bar_shows_on_a_terminal(cli, engine, monkeypatch):
     assert "1/2 a.png" in text
     assert "2/2 b.png" in text
     assert "left" in text
+
+
+def test_the_released_size_is_the_backbones(cli, engine):
+    picture("in.png", alpha=np.ones((6, 10), np.float32), bits=16)
+    assert cli("restore", "in.png", "-o", "out.png", "--task", "haze", "--backbone", "wan", "--size", "released")[0] == 0
+    assert engine.calls[0]["size"] == (4, 6)
+    written = read_image("out.png")
+    assert (written.pixels.shape, written.alpha.shape, written.bits) == ((4, 6, 3), (4, 6), 16)
+
+
+def test_an_engine_file_needs_no_task_and_takes_none(cli, engine, monkeypatch):
+    def opened(path, **settings):
+        engine.made.append({"engine": path, **settings})
+        return object.__new__(engine)
+
+    monkeypatch.setattr(engine, "from_engine", staticmethod(opened), raising=False)
+    monkeypatch.setattr(engine, "backbone", "mini", raising=False)
+    picture("in.png")
+    failed(cli("restore", "in.png", "-o", "out.png", "--engine", "x.ebr", "--task", "haze"), 2, "its own prompt")
+    assert cli("restore", "in.png", "-o", "out.png", "--engine", "x.ebr", "--device", "cpu")[0] == 0
+    assert engine.made == [{"engine": Path("x.ebr"), "vae": None, "device": "cpu", "offload": "none"}]

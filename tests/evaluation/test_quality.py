@@ -114,7 +114,7 @@ def test_rows_are_restored_as_they_are_named(restorer):
     expected = {
         "input": degraded,
         "empty prompt": restorer.restore(degraded, t0=prompt.t0),
-        "naive prompt": restorer.run(degraded, *restorer.bake([(naive, 1.0)], table), table),
+        "naive prompt": restorer.run(degraded, restorer.bake([(naive, 1.0)], table)),
         "EBR prompt": restorer.restore(degraded, task="rain"),
     }
     assert set(expected) == set(ROWS)

@@ -55,6 +55,16 @@ def test_weights_sum_to_one_in_every_cell(case):
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=4 * torch.finfo(torch.float32).eps)
 
 
+def test_scaled_tiles_lie_over_the_same_picture_and_blend_smoothly():
+    tiles = plan_tiles(20, 33, 12, 4)
+    scaled = tiles.scaled(8)
+    assert (scaled.height, scaled.width, scaled.tile_height, scaled.tile_width) == (160, 264, 96, 96)
+    assert scaled.boxes == [(8 * top, 8 * left) for top, left in tiles.boxes]
+    total = sum(scaled.weight(i).sum() for i in range(len(scaled)))
+    torch.testing.assert_close(total, torch.tensor(160.0 * 264))
+    assert scaled.weight(0).diff(dim=0).abs().max() < 0.06  # a step of the cells' own ramp is five times that
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("lead", [(2, 3), (1, 4, 2)])
 def test_blending_the_untouched_tiles_returns_the_picture(case, lead):

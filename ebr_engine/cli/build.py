@@ -1,0 +1,60 @@
+"""`ebr-engine build`: an engine file that starts at once, with one prompt and schedule baked in."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ebr_engine.cli import options
+from ebr_engine.errors import EbrError
+
+
+def build(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.ebr", help="The engine file to write.")],
+    *,
+    task: options.Task = None,
+    prompt: options.Prompts = None,
+    mix: options.PromptMix = options.Mix.residual,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    steps: options.Steps = None,
+    schedule: options.StepSchedule = options.Schedule.fast,
+    order: options.Order = None,
+    t0: options.T0 = None,
+    backbone: options.Backbone = "mini",
+    model: options.Model = None,
+    revision: options.Revision = None,
+    offline: options.Offline = False,
+    context: options.Context = None,
+    vae: options.Vae = None,
+    precision: options.TrunkPrecision = options.Precision.auto,
+    fp8: options.Fp8 = False,
+    device: options.Device = "auto",
+) -> None:
+    """Bake one prompt and schedule into a file: the transformer in its final precision, no text encoder, no conditioner.
+
+    [bold]ebr-engine build --backbone wan --task rain --fp8 -o rain.ebr[/]
+
+    [bold]ebr-engine restore clip.mp4 -o clean.mp4 --engine rain.ebr[/]
+    """
+    from ebr_engine.cli.restore import chosen_prompts, precision_of
+
+    prompts = chosen_prompts(task, prompt or [])
+    chosen = precision_of(precision, fp8)
+    if out.suffix != ".ebr":
+        raise EbrError(f"{out}: an engine file's name ends in .ebr")
+    if out.exists() and not overwrite:
+        raise EbrError(f"{out} exists; add --overwrite to replace it")
+
+    from ebr_engine.engine import Restorer
+
+    started = time.perf_counter()
+    source = {"model": model, "revision": revision, "offline": offline, "context": context, "vae": vae}
+    restorer = Restorer(backbone, **source, device=device, precision=chosen)
+    run = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value}
+    plan = restorer.plan(task, prompts or None, **run)
+    names = [task] if task else [f"{path}:{weight:g}" for path, weight in prompts]
+    about = {"prompts": names, "precision": chosen, "schedule": schedule.value, "steps": len(plan.table), "mix": mix.value}
+    restorer.build(out, plan, about)
+    size, seconds = out.stat().st_size / 1e6, time.perf_counter() - started
+    typer.echo(f"{out}  {backbone}, {', '.join(names)}, {len(plan.table)} steps, {size:.0f} MB  {seconds:.1f} s")

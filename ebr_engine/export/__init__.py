@@ -1,0 +1,1 @@
+"""Engines as files: our own format, and other runtimes'."""
