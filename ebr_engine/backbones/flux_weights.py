@@ -1,12 +1,12 @@
 """FLUX's parameters under diffusers' names, and under ours (fused QKV, split in conditioner and trunk)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ebr_engine.backbones.flux import FluxConditioner, FluxConfig, FluxTrunk
-from ebr_engine.backbones.parameters import CheckedState, assign
+from ebr_engine.backbones.parameters import CheckedState, assign, halves_to_pairs, pairs_to_halves
 
 EMBEDDERS = {
     "time_in": "time_text_embed.timestep_embedder.linear_1",
@@ -74,45 +74,38 @@ def conditioner_names(config: FluxConfig) -> dict[str, str]:
     return names | {f"single.{i}": f"single_transformer_blocks.{i}.norm.linear" for i in range(config.num_single_layers)}
 
 
-def halves_order(head_dim: int) -> Tensor:
-    """Row order that takes a head's rotary pairs from interleaved (checkpoint) to halves (see `qk_norm_rope`)."""
-    return torch.arange(head_dim).view(-1, 2).T.flatten()
+def trunk_parameters(config: FluxConfig, source: Mapping[str, Tensor]) -> Iterator[tuple[str, Sequence[Tensor]]]:
+    """The trunk's parameters one by one, (our name, pieces: see `assign`), read from a state dict with diffusers' names."""
 
+    def halves(name: str) -> Tensor:
+        return pairs_to_halves(source[name], config.attention_head_dim)
 
-def reorder_heads(x: Tensor, order: Tensor) -> Tensor:
-    """Reorder the rows of every head of [heads·head_dim, ...]; the norm that all heads share is one head."""
-    return x.unflatten(0, (-1, len(order)))[:, order.to(x.device)].flatten(0, 1)
-
-
-def trunk_parameters(config: FluxConfig, source: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The trunk's parameters one by one, (our name, tensor), read from a state dict with diffusers' names."""
-    order = halves_order(config.attention_head_dim)
     for ours, theirs in ENDS.items():
         for kind in KINDS:
-            yield f"{ours}.{kind}", source[f"{theirs}.{kind}"]
+            yield f"{ours}.{kind}", [source[f"{theirs}.{kind}"]]
     for prefix, their_prefix, names in streams(config):
         for kind in KINDS:
-            q, k, v = (source[f"{their_prefix}{names[name]}.{kind}"] for name in "qkv")
-            yield f"{prefix}qkv.{kind}", torch.cat((reorder_heads(q, order), reorder_heads(k, order), v))
+            q, k = (halves(f"{their_prefix}{names[name]}.{kind}") for name in "qk")
+            yield f"{prefix}qkv.{kind}", [q, k, source[f"{their_prefix}{names['v']}.{kind}"]]
         for name in ("q_norm", "k_norm"):
-            yield prefix + name, reorder_heads(source[f"{their_prefix}{names[name]}.weight"], order)
+            yield prefix + name, [halves(f"{their_prefix}{names[name]}.weight")]
         for name in filter(names.__contains__, ALIKE):
             for kind in KINDS:
-                yield f"{prefix}{name}.{kind}", source[f"{their_prefix}{names[name]}.{kind}"]
+                yield f"{prefix}{name}.{kind}", [source[f"{their_prefix}{names[name]}.{kind}"]]
 
 
-def conditioner_parameters(config: FluxConfig, source: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The conditioner's parameters one by one, (our name, tensor), read from a state dict with diffusers' names."""
+def conditioner_parameters(config: FluxConfig, source: Mapping[str, Tensor]) -> Iterator[tuple[str, Sequence[Tensor]]]:
+    """The conditioner's parameters one by one, (our name, pieces: see `assign`), from a state dict with diffusers' names."""
     for ours, theirs in conditioner_names(config).items():
         for kind in KINDS:
-            yield f"{ours}.{kind}", source[f"{theirs}.{kind}"]
+            yield f"{ours}.{kind}", [source[f"{theirs}.{kind}"]]
     for kind in KINDS:
-        yield f"head.{kind}", swap_halves(source[f"{HEAD}.{kind}"])
+        yield f"head.{kind}", swapped_halves(source[f"{HEAD}.{kind}"])
 
 
-def swap_halves(x: Tensor) -> Tensor:
+def swapped_halves(x: Tensor) -> Sequence[Tensor]:
     """Diffusers' head gives scale, shift; all other modulations, and ours, give shift, scale."""
-    return torch.cat(x.chunk(2)[::-1])
+    return x.chunk(2)[::-1]
 
 
 def load_flux(
@@ -127,7 +120,7 @@ def load_flux(
     """
     with torch.device("meta"):
         conditioner, trunk = FluxConditioner(config), FluxTrunk(config)
-        source = CheckedState(source, diffusers_state_dict(conditioner, trunk))
+    source = CheckedState(source, diffusers_state_dict(conditioner, trunk))
     assign(conditioner, conditioner_parameters(config, source), "cpu", None)
     assign(trunk, trunk_parameters(config, source), device, dtype)
     return conditioner, trunk
@@ -137,19 +130,24 @@ def diffusers_state_dict(conditioner: FluxConditioner, trunk: FluxTrunk) -> dict
     """Both halves as one state dict with diffusers' names: the inverse of `load_flux`."""
     config = trunk.config
     blocks, rest = trunk.state_dict(), conditioner.state_dict()
-    back = halves_order(config.attention_head_dim).argsort()
     state = {}
+
+    def back(rows: Tensor) -> Tensor:
+        return halves_to_pairs(rows, config.attention_head_dim)
+
     for kind in KINDS:
         state |= {f"{theirs}.{kind}": blocks[f"{ours}.{kind}"] for ours, theirs in ENDS.items()}
         state |= {f"{theirs}.{kind}": rest[f"{ours}.{kind}"] for ours, theirs in conditioner_names(config).items()}
-        state[f"{HEAD}.{kind}"] = swap_halves(rest[f"head.{kind}"])
+        head = rest[f"head.{kind}"]
+        # On the meta device only shapes count, and concatenating there imports torch's compiler, which takes seconds.
+        state[f"{HEAD}.{kind}"] = head if head.is_meta else torch.cat(swapped_halves(head))
     for prefix, their_prefix, names in streams(config):
         for kind in KINDS:
             q, k, v = blocks[f"{prefix}qkv.{kind}"].chunk(3)
-            for name, tensor in zip("qkv", (reorder_heads(q, back), reorder_heads(k, back), v)):
+            for name, tensor in zip("qkv", (back(q), back(k), v)):
                 state[f"{their_prefix}{names[name]}.{kind}"] = tensor
             for name in filter(names.__contains__, ALIKE):
                 state[f"{their_prefix}{names[name]}.{kind}"] = blocks[f"{prefix}{name}.{kind}"]
         for name in ("q_norm", "k_norm"):
-            state[f"{their_prefix}{names[name]}.weight"] = reorder_heads(blocks[prefix + name], back)
+            state[f"{their_prefix}{names[name]}.weight"] = back(blocks[prefix + name])
     return state

@@ -1,11 +1,61 @@
-"""What every backbone's loader does: check a checkpoint against the model, put tensors in place."""
+"""What every backbone's loader does: read tensors from files, check them against the model, put them in place."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ebr_engine.errors import BackboneError
+
+
+class TensorFiles(Mapping[str, Tensor]):
+    """The tensors of memory-mapped safetensors files; one is read when it is asked for, and then is a view of its file.
+
+    Raises `BackboneError` that names a file which is missing, truncated or not in this format.
+    """
+
+    def __init__(self, paths: Iterable[Path]):
+        self._places = {}  # name: open file, name in it
+        for path in paths:
+            try:
+                file = safe_open(path, "pt")
+            except (OSError, SafetensorError) as error:
+                reason = " ".join(str(error).split())
+                raise BackboneError(f"{path} is truncated or damaged, fetch it again ({reason})") from error
+            self._places |= {name: (file, name) for name in file.keys()}  # noqa: SIM118
+
+    def under(self, prefix: str) -> "TensorFiles":
+        """The tensors whose names begin with `prefix`, without it."""
+        part = TensorFiles(())
+        part._places = {name.removeprefix(prefix): at for name, at in self._places.items() if name.startswith(prefix)}
+        return part
+
+    def __getitem__(self, name: str) -> Tensor:
+        file, key = self._places[name]
+        return file.get_tensor(key)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of a tensor, of which no others are read."""
+        file, key = self._places[name]
+        return file.get_slice(key)[start:stop]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor that is not read."""
+        file, key = self._places[name]
+        return tuple(file.get_slice(key).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """The dtype of a tensor that is not read, by its name in the format (`BF16`)."""
+        file, key = self._places[name]
+        return file.get_slice(key).get_dtype()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 class CheckedState(Mapping[str, Tensor]):
@@ -35,10 +85,34 @@ class CheckedState(Mapping[str, Tensor]):
 
 
 def assign(
-    module: nn.Module, parameters: Iterator[tuple[str, Tensor]], device: torch.device | str, dtype: torch.dtype | None
+    module: nn.Module,
+    parameters: Iterator[tuple[str, Sequence[Tensor]]],
+    device: torch.device | str,
+    dtype: torch.dtype | None,
 ) -> None:
-    """Put tensors one by one in their place in a module on the meta device, converted (None keeps the dtype) and frozen."""
-    for name, tensor in parameters:
+    """Put tensors one by one in their place in a module on the meta device, converted (None keeps the dtype) and frozen.
+
+    A parameter comes as pieces that follow each other in its memory. They are copied straight into it, so that a fused or
+    reordered one is never a second time in memory.
+    """
+    for name, pieces in parameters:
+        shape = module.get_parameter(name).shape
+        value = torch.empty(shape, device=device, dtype=pieces[0].dtype if dtype is None else dtype)
+        places = value.view(-1).split([piece.numel() for piece in pieces])
+        for place, piece in zip(places, pieces):
+            place.view(piece.shape).copy_(piece)
         owner, _, attribute = name.rpartition(".")
-        value = tensor.to(device=device, dtype=dtype, copy=True).contiguous()
         setattr(module.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False))
+
+
+def pairs_to_halves(x: Tensor, head_dim: int) -> Tensor:
+    """Take each head's rotary pairs from interleaved (checkpoint) to halves (see `qk_norm_rope`).
+
+    Rows [heads·head_dim, ...] → view [heads, 2, head_dim/2, ...], whose order is the new one.
+    """
+    return x.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2)
+
+
+def halves_to_pairs(x: Tensor, head_dim: int) -> Tensor:
+    """The inverse of `pairs_to_halves`: rows [heads·head_dim, ...] → a tensor of that shape."""
+    return x.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)

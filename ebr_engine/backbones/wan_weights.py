@@ -1,11 +1,11 @@
 """Wan's parameters under diffusers' names, and under ours (fused QKV, split in conditioner and trunk)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.parameters import CheckedState, assign
+from ebr_engine.backbones.parameters import CheckedState, assign, halves_to_pairs, pairs_to_halves
 from ebr_engine.backbones.wan import WanConditioner, WanConfig, WanTrunk
 
 CONDITIONER = {
@@ -26,46 +26,42 @@ BLOCK = {
 BLOCK_NORMS = {"q_norm": "attn1.norm_q", "k_norm": "attn1.norm_k", "cross_q_norm": "attn2.norm_q"}
 
 
-def halves_order(config: WanConfig) -> Tensor:
-    """Row order [D] that takes each head's rotary pairs from interleaved (checkpoint) to halves (see `qk_norm_rope`)."""
-    head = torch.arange(config.attention_head_dim).view(-1, 2).T.flatten()
-    starts = torch.arange(config.num_attention_heads) * config.attention_head_dim
-    return (starts[:, None] + head).flatten()
+def trunk_parameters(config: WanConfig, source: Mapping[str, Tensor]) -> Iterator[tuple[str, Sequence[Tensor]]]:
+    """The trunk's parameters one by one, (our name, pieces: see `assign`), read from a state dict with diffusers' names."""
 
+    def halves(name: str) -> Tensor:
+        return pairs_to_halves(source[name], config.attention_head_dim)
 
-def trunk_parameters(config: WanConfig, source: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The trunk's parameters one by one, (our name, tensor), read from a state dict with diffusers' names."""
-    order = halves_order(config)
-    yield "patch_in.weight", source["patch_embedding.weight"].flatten(1)
-    yield "patch_in.bias", source["patch_embedding.bias"]
+    yield "patch_in.weight", [source["patch_embedding.weight"]]
+    yield "patch_in.bias", [source["patch_embedding.bias"]]
     for i in range(config.num_layers):
         prefix = f"blocks.{i}."
         for kind in ("weight", "bias"):
-            q, k, v = (source[f"{prefix}attn1.to_{name}.{kind}"] for name in "qkv")
-            yield f"{prefix}qkv.{kind}", torch.cat((q[order], k[order], v))
+            q, k = (halves(f"{prefix}attn1.to_{name}.{kind}") for name in "qk")
+            yield f"{prefix}qkv.{kind}", [q, k, source[f"{prefix}attn1.to_v.{kind}"]]
         for ours, theirs in BLOCK_NORMS.items():
-            norm = source[f"{prefix}{theirs}.weight"]
-            yield prefix + ours, norm if ours == "cross_q_norm" else norm[order]
+            name = f"{prefix}{theirs}.weight"
+            yield prefix + ours, [source[name] if ours == "cross_q_norm" else halves(name)]
         for ours, theirs in BLOCK.items():
             for kind in ("weight", "bias"):
-                yield f"{prefix}{ours}.{kind}", source[f"{prefix}{theirs}.{kind}"]
-    yield "patch_out.weight", source["proj_out.weight"]
-    yield "patch_out.bias", source["proj_out.bias"]
+                yield f"{prefix}{ours}.{kind}", [source[f"{prefix}{theirs}.{kind}"]]
+    yield "patch_out.weight", [source["proj_out.weight"]]
+    yield "patch_out.bias", [source["proj_out.bias"]]
 
 
-def conditioner_parameters(config: WanConfig, source: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The conditioner's parameters one by one, (our name, tensor), read from a state dict with diffusers' names."""
+def conditioner_parameters(config: WanConfig, source: Mapping[str, Tensor]) -> Iterator[tuple[str, Sequence[Tensor]]]:
+    """The conditioner's parameters one by one, (our name, pieces: see `assign`), from a state dict with diffusers' names."""
     for ours, theirs in CONDITIONER.items():
         for kind in ("weight", "bias"):
-            yield f"{ours}.{kind}", source[f"{theirs}.{kind}"]
+            yield f"{ours}.{kind}", [source[f"{theirs}.{kind}"]]
 
-    def stack(key: str) -> Tensor:
-        return torch.stack([source[f"blocks.{i}.{key}"] for i in range(config.num_layers)])
+    def stack(*keys: str) -> list[Tensor]:
+        return [source[f"blocks.{i}.{key}"] for i in range(config.num_layers) for key in keys]
 
-    yield "scale_shift", stack("scale_shift_table").squeeze(1)
-    yield "head_scale_shift", source["scale_shift_table"].squeeze(0)
-    yield "kv_weight", torch.cat((stack("attn2.to_k.weight"), stack("attn2.to_v.weight")), dim=1)
-    yield "kv_bias", torch.cat((stack("attn2.to_k.bias"), stack("attn2.to_v.bias")), dim=1)
+    yield "scale_shift", stack("scale_shift_table")
+    yield "head_scale_shift", [source["scale_shift_table"]]
+    yield "kv_weight", stack("attn2.to_k.weight", "attn2.to_v.weight")
+    yield "kv_bias", stack("attn2.to_k.bias", "attn2.to_v.bias")
     yield "k_norm", stack("attn2.norm_k.weight")
 
 
@@ -91,11 +87,9 @@ def diffusers_state_dict(conditioner: WanConditioner, trunk: WanTrunk) -> dict[s
     """Both halves as one state dict with diffusers' names: the inverse of `load_wan`."""
     config = trunk.config
     ours = {name: tensor.detach() for name, tensor in (*trunk.state_dict().items(), *conditioner.state_dict().items())}
-    order = halves_order(config).argsort()
 
     def back(rows: Tensor) -> Tensor:
-        # On the meta device only shapes count, and indexing there imports torch's compiler, which takes a second.
-        return rows if rows.is_meta else rows[order.to(rows.device)]
+        return halves_to_pairs(rows, config.attention_head_dim)
 
     state = {
         "patch_embedding.weight": ours["patch_in.weight"].unflatten(1, (config.in_channels, *config.patch_size)),
