@@ -52,7 +52,7 @@ class ModelFiles:
     backbone: str  # wan or flux
     config: Config
     state: Mapping[str, Tensor]  # diffusers' names; a tensor is read when it is asked for
-    identity: str  # "org/name@commit" of the hub, "name@hash of the configuration" of local files
+    identity: str  # "org/name@commit" of the hub, "name@hash of the sizes" of local files
     vae: Path | None  # folders in diffusers' layout, where there are any
     text_encoders: tuple[Path, ...]
     tokenizers: tuple[Path, ...]
@@ -82,7 +82,8 @@ def find_model(
         config = read_config(backbone, settings, state)
     except BackboneError as error:
         raise BackboneError(f"{home if sized else path}: {error}") from error
-    digest = hashlib.sha256(json.dumps(config.to_diffusers(), sort_keys=True).encode()).hexdigest()
+    files = sorted((file.relative_to(root).as_posix(), file.stat().st_size) for file in root.glob("*/*.safetensors"))
+    digest = hashlib.sha256(json.dumps([config.to_diffusers(), files], sort_keys=True).encode()).hexdigest()
     name = path.stem if path.is_file() else root.name
 
     def present(*names: str) -> tuple[Path, ...]:

@@ -127,7 +127,7 @@ def find_codec(name: str, folder: Path | None, source: dict[str, str]) -> "Codec
 
 
 def empty_text(name: str, source: ModelSource, identity: str) -> dict[str, Tensor]:
-    """The text encoders' output for the empty prompt: the file named by the source, the cache, or made now and cached."""
+    """The text encoders' output for the empty prompt: from the file that the source names, the cache, or made now."""
     from ebr_engine.backbones import checkpoint, text
 
     if source.context is not None:
@@ -137,6 +137,4 @@ def empty_text(name: str, source: ModelSource, identity: str) -> dict[str, Tenso
         return cached
     parts = ("text_encoder", "tokenizer")
     files = checkpoint.find_model(name, source.model, revision=source.revision, offline=source.offline, parts=parts)
-    made = text.empty_context(name, identity, files.text_encoders, files.tokenizers)
-    text.save_context(text.context_file(name, identity), name, identity, made)
-    return made
+    return text.empty_context(name, identity, files.text_encoders, files.tokenizers)
