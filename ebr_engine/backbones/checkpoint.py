@@ -82,7 +82,8 @@ def find_model(
         config = read_config(backbone, settings, state)
     except BackboneError as error:
         raise BackboneError(f"{home if sized else path}: {error}") from error
-    files = sorted((file.relative_to(root).as_posix(), file.stat().st_size) for file in root.glob("*/*.safetensors"))
+    weights = [path] if path.is_file() else root.glob("*/*.safetensors")
+    files = sorted((file.relative_to(root).as_posix(), file.stat().st_size) for file in weights)
     digest = hashlib.sha256(json.dumps([config.to_diffusers(), files], sort_keys=True).encode()).hexdigest()
     name = path.stem if path.is_file() else root.name
 

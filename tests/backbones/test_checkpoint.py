@@ -161,7 +161,15 @@ def test_parts_beside_the_transformer_are_found(sources):
         assert re.fullmatch(r"sharded@[0-9a-f]{12}", files.identity)
     alone = find_model("flux", sources["flux"]["original file"])
     assert (alone.vae, alone.text_encoders, alone.tokenizers) == (None, (), ())
-    assert alone.identity == find_model("flux", folder).identity.replace("sharded", "original")
+    assert re.fullmatch(r"original@[0-9a-f]{12}", alone.identity)
+
+
+def test_folders_of_one_name_with_other_text_encoders_are_told_apart(sources, tmp_path):
+    same, other = (clone(sources["wan"]["single folder"], tmp_path / place / "model") for place in ("a", "b"))
+    for folder, size in ((same, 3), (other, 4)):
+        (folder / "text_encoder").mkdir(exist_ok=True)
+        save_file({"x": torch.zeros(size)}, folder / "text_encoder" / "model.safetensors")
+    assert find_model("wan", same).identity != find_model("wan", other).identity
 
 
 def test_without_the_transformer_no_weight_file_is_opened(sources, tmp_path):
@@ -261,7 +269,7 @@ def test_a_missing_shard_is_named(sources, tmp_path, layout, shard):
 
 def clone(source, target):
     """A copy of a folder of files and folders."""
-    target.mkdir()
+    target.mkdir(parents=True)
     for item in source.iterdir():
         if item.is_dir():
             clone(item, target / item.name)
