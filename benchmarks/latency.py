@@ -12,14 +12,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from benchmarks.report import ROOT, provenance, spread, told, write_json
 
 if TYPE_CHECKING:  # what imports torch is imported where its time is taken
     from ebr_engine.backbones.wan import WanConfig
 
-ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-c", "from ebr_engine.cli import main; main()"]
 TASK = "haze"
 STAGES = ("import torch", "import engine", "load weights", "read", "bake", "encode", "denoise", "decode", "write")
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = measure(options)
     print(table(result))
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(options.json, result)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -148,9 +148,6 @@ def trunk_flop(config: "WanConfig", tokens: int, context: int) -> int:
 
 def summary(options: argparse.Namespace, whole: list[float], parts: list[dict]) -> dict[str, Any]:
     """Medians, quartiles and shares, and on what they were measured."""
-    from ebr_engine.cli.info import collect
-
-    facts = collect()
     total = spread(whole)
     stages = {name: spread([part["seconds"][name] for part in parts]) for name in STAGES}
     inside = ("bake", "encode", "denoise", "decode")
@@ -175,27 +172,8 @@ def summary(options: argparse.Namespace, whole: list[float], parts: list[dict]) 
             "gflop": passes[0]["flop"] / 1e9,
             "tflop_per_second": spread([one["flop"] / one["seconds"] / 1e12 for one in passes]),
         },
-        "machine": {"cpu": facts["cpu"], "cuda": facts["cuda"], "versions": facts["versions"]},
-        "commit": commit(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **provenance(),
     }
-
-
-def spread(values: list[float]) -> dict[str, Any]:
-    """Median and quartiles of measurements, and the measurements."""
-    import numpy as np
-
-    low, median, high = np.percentile(values, (25, 50, 75)).tolist()
-    return {"median": median, "quartiles": [low, high], "all": values}
-
-
-def commit() -> str:
-    """The commit measured, `-dirty` when files differ from it; `unknown` outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    try:
-        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def table(result: dict[str, Any]) -> str:
@@ -205,7 +183,7 @@ def table(result: dict[str, Any]) -> str:
         "other process": "Python, command line, exit",
         "denoise": f"denoise ({result['transformer']['runs_a_photo']} runs)",
     }
-    size, total, transformer, machine = result["size"], result["whole"], result["transformer"], result["machine"]
+    size, total, transformer = result["size"], result["whole"], result["transformer"]
     lines = [
         f"One {size} x {size} JPEG with mini, {result['dtype']} on {result['device']}; median (quartiles) of {result['runs']}",
         "",
@@ -221,10 +199,7 @@ def table(result: dict[str, Any]) -> str:
         f"{'one run of the transformer':28}{milliseconds(transformer['seconds'])}",
         f"{transformer['gflop']:.1f} GFLOP a run: {speed['median']:.3f} ({low:.3f} to {high:.3f}) TFLOP/s",
         "",
-        f"{machine['cpu']['name']}, {machine['cpu']['cores']} cores, {machine['cpu']['threads']} threads",
-        *(f"{device['name']}: {device['description']}" for device in machine["cuda"]),
-        ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version),
-        f"commit {result['commit']}, {result['date']}",
+        *told(result),
     ]
     return "\n".join(lines)
 

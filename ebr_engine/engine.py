@@ -27,6 +27,7 @@ MIXES = ("residual", "velocity")
 DEFAULT_TILE = {"mini": 512, "wan": 832, "flux": 1024}  # the sizes that the backbones know
 RELEASED_SIZES = {"wan": (480, 832), "flux": (1024, 1024)}  # height and width of the published protocol
 DEFAULT_OVERLAP = 64
+DEFAULT_CHUNK = {"mini": (4, 0), "wan": (33, 8), "flux": (1, 0)}  # frames restored together, and what neighbours share
 TILES_AT_ONCE = 4
 SMALLEST_GUIDE = 256  # pixels a side: less does not show what is in the picture
 TONE_CELLS = 4  # cells a tile, either way, in which a tiled picture takes the tones of the whole
@@ -214,15 +215,20 @@ class Restorer:
         seed: int = 42,
         tile: int | None = None,
         tile_overlap: int | None = None,
+        size: tuple[int, int] | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
         """Pixels [B, 3, H, W], or clips [B, 3, F, H, W], in [0, 1] → restored ones of the same shape, float32 on the CPU.
+
+        `size` (height, width) resizes first, as the published protocol does; the result is then of that size.
 
         A backbone that knows nothing of time (mini, FLUX) restores a clip frame by frame, with the same noise in each.
         """
         how = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap, "callback": callback}
         if pixels.ndim == 4:
-            return self.run(pixels.unsqueeze(2), plan, **how).squeeze(2)
+            return self.run(pixels.unsqueeze(2), plan, size=size, **how).squeeze(2)
+        if size is not None:
+            pixels = resized(pixels, *size)
         batch, _, frames, height, width = pixels.shape
         if self.codec.temporal == 1 and frames > 1:
             restored = self.run(pixels.transpose(1, 2).flatten(0, 1), plan, **how)
@@ -247,6 +253,17 @@ class Restorer:
         degraded = self.codec.encode(pixels.to(self.device))
         noise = draw_noise(degraded.shape, seed, self.device)
         return self.codec.decode(sample(velocity, plan.conditioning, degraded, noise, plan.table, callback)).cpu()
+
+    def chunk_size(self, frames: int | None, overlap: int | None) -> tuple[int, int]:
+        """Length and overlap of a clip's chunks in frames, with the backbone's defaults.
+
+        Raises `EngineError` for a length that the codec does not take.
+        """
+        length, shared = DEFAULT_CHUNK[self.backbone]
+        length = length if frames is None else frames
+        if self.codec.frames(length) != length:
+            raise EngineError(f"{self.backbone} takes chunks of 4n + 1 frames, not {length}; use {self.codec.frames(length)}")
+        return length, min(shared, length - 1) if overlap is None else overlap
 
     def tile_size(self, tile: int | None, overlap: int | None) -> tuple[int, int]:
         """Side and overlap of the tiles in pixels, checked, with the backbone's defaults; a side of 0 never tiles."""

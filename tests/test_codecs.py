@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ebr_engine.codecs import PixelCodec, dct_basis, opponent_basis
+from ebr_engine.errors import EbrError
 
 SHAPES = [(1, 3, 1, 8, 8), (2, 3, 1, 12, 20), (1, 3, 3, 4, 16)]
 
@@ -67,10 +68,22 @@ def test_statistics_centre_and_scale_each_channel():
     torch.testing.assert_close(normalised, expected)
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 1, 6, 8), (1, 3, 1, 8, 9), (1, 4, 1, 8, 8), (1, 1, 1, 8, 8)])
+@pytest.mark.parametrize("shape", [(1, 3, 1, 6, 8), (1, 3, 1, 8, 9), (1, 4, 1, 8, 8), (1, 1, 1, 8, 8), (1, 3, 8, 8)])
 def test_wrong_sizes_are_named(shape):
-    with pytest.raises(ValueError, match=r"multiples of 4, got \(1, " + str(shape[1])):
+    with pytest.raises(EbrError, match=r"multiples of 4, got \(1, " + str(shape[1])):
         PixelCodec().encode(torch.rand(shape))
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 1, 2, 2), (48, 1, 2, 2), (1, 48, 0, 2, 2)])
+def test_latents_of_a_wrong_shape_are_named(shape):
+    with pytest.raises(EbrError, match=r"expected a latent \[B, 48, f, h, w\], got \("):
+        PixelCodec().decode(torch.rand(shape))
+
+
+def test_a_picture_codec_takes_any_number_of_frames(trained):
+    assert [trained.frames(count) for count in (1, 2, 9)] == [1, 2, 9]
+    assert trained.parameters_bytes == 4 * (48 * 48 + 48 + 48)
+    assert trained.to("cpu") is trained
 
 
 def test_low_precision_pixels_are_transformed_in_float32():

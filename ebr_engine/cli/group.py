@@ -100,9 +100,9 @@ class EbrGroup(TyperGroup):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def tell(line: str) -> None:
-    """`error: line` on stderr."""
-    typer.secho("error: ", err=True, fg=typer.colors.RED, nl=False)
+def tell(line: str, kind: str = "error") -> None:
+    """`error: line`, or another kind of line, on stderr."""
+    typer.secho(f"{kind}: ", err=True, fg=typer.colors.RED, nl=False)
     typer.echo(line, err=True)
 
 

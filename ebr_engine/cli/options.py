@@ -33,7 +33,9 @@ _sampling = partial(typer.Option, rich_help_panel="Sampling")
 _model = partial(typer.Option, rich_help_panel="Model")
 _computing = partial(typer.Option, rich_help_panel="Computing")
 
-Inputs = Annotated[list[str], typer.Argument(metavar="INPUT", help="Pictures, or folders of pictures.")]
+_clip = partial(typer.Option, rich_help_panel="Clips")
+
+Inputs = Annotated[list[str], typer.Argument(metavar="INPUT", help="Pictures and clips, or folders of them.")]
 
 Task = Annotated[str | None, _repair("--task", "-t", metavar="NAME", help="A bundled prompt, such as haze.")]
 Prompts = Annotated[
@@ -125,3 +127,25 @@ TileOverlap = Annotated[
     int | None,
     _computing("--tile-overlap", min=0, metavar="PIXELS", show_default="by backbone", help="What neighbouring tiles share."),
 ]
+
+Start = Annotated[float | None, _clip("--start", metavar="SECONDS", min=0, help="Begin there.")]
+Frames = Annotated[int | None, _clip("--frames", metavar="N", min=1, help="Restore so many frames only.")]
+ChunkFrames = Annotated[
+    int | None,
+    _clip("--chunk-frames", metavar="N", min=1, show_default="by backbone", help="Frames that are restored together."),
+]
+ChunkOverlap = Annotated[
+    int | None,
+    _clip("--chunk-overlap", metavar="N", min=0, show_default="by backbone", help="Frames over which they fade into each other."),
+]
+PerFrame = Annotated[bool, _clip("--per-frame", help="Restore a clip frame by frame with flux, which knows no time.")]
+Deinterlace = Annotated[bool, _clip("--deinterlace", help="Make whole frames of an interlaced clip.")]
+VideoCodec = Annotated[
+    str | None,
+    _clip("--codec", "-c", metavar="NAME", show_default="H.264; HEVC above 8 bit", help="FFmpeg's encoder."),
+]
+PixelFormat = Annotated[str | None, _clip("--pix-fmt", metavar="NAME", show_default="by codec and source", help="Stored format.")]
+Crf = Annotated[float | None, _clip("--crf", metavar="X", min=0, show_default="by codec", help="Quality; lower is better.")]
+EncoderOptions = Annotated[list[str] | None, _clip("-e", metavar="KEY=VALUE...", help="More options of the encoder.")]
+CopyAudio = Annotated[bool, _clip("--copy-audio/--no-copy-audio", help="Keep the sound, untouched.")]
+CopySubtitles = Annotated[bool, _clip("--copy-subtitles/--no-copy-subtitles", help="Keep the subtitles, untouched.")]

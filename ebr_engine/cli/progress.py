@@ -38,9 +38,12 @@ class Progress(AbstractContextManager):
 
     def step(self, index: int, total: int) -> None:
         """`index` of `total` steps of the current file are done."""
+        self.share(index / total if total else 0, f"step {index}/{total}")
+
+    def share(self, part: float, text: str) -> None:
+        """`part` of the current file, 0 to 1, is done; `text` says where it is."""
         if self._bar:
-            completed = self.done + min(index / total, 1) if total else self.done
-            self._bar.update(self._task, completed=completed, step=f"step {index}/{total}")
+            self._bar.update(self._task, completed=self.done + min(part, 1), step=text)
 
     def finish(self, line: str | None) -> None:
         """The current file is finished; `line` tells its result on stdout."""
@@ -59,14 +62,14 @@ class Progress(AbstractContextManager):
         else:
             typer.echo(text)
 
-    def error(self, text: str) -> None:
-        """An error line on stderr, quiet or not."""
+    def error(self, text: str, kind: str = "error") -> None:
+        """An error or warning line on stderr, quiet or not."""
         if self._bar:
             from rich.text import Text
 
-            self._bar.console.print(Text.assemble(("error: ", "red"), text), soft_wrap=True)
+            self._bar.console.print(Text.assemble((f"{kind}: ", "red"), text), soft_wrap=True)
         else:
-            tell(text)
+            tell(text, kind)
 
 
 def _bar():

@@ -2,13 +2,14 @@
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ebr_engine.cli import options
+from ebr_engine.cli.clips import ClipOptions, restore_clip
 from ebr_engine.cli.group import one_line, out_of_memory
 from ebr_engine.cli.progress import Progress
 from ebr_engine.errors import EbrError
@@ -31,6 +32,18 @@ def restore(
     overwrite: options.Overwrite = False,
     quality: options.Quality = 95,
     quiet: options.Quiet = False,
+    start: options.Start = None,
+    frames: options.Frames = None,
+    chunk_frames: options.ChunkFrames = None,
+    chunk_overlap: options.ChunkOverlap = None,
+    per_frame: options.PerFrame = False,
+    deinterlace: options.Deinterlace = False,
+    codec: options.VideoCodec = None,
+    pix_fmt: options.PixelFormat = None,
+    crf: options.Crf = None,
+    encoder: options.EncoderOptions = None,
+    copy_audio: options.CopyAudio = True,
+    copy_subtitles: options.CopySubtitles = True,
     steps: options.Steps = None,
     schedule: options.StepSchedule = options.Schedule.fast,
     order: options.Order = None,
@@ -52,13 +65,16 @@ def restore(
     tile: options.Tile = None,
     tile_overlap: options.TileOverlap = None,
 ) -> None:
-    """Restore pictures: of any size, 8 or 16 bit, colour or grey; alpha, EXIF and colour profile are kept.
+    """Restore pictures and clips: of any size, depth and length; alpha, EXIF, colour profile, sound and times are kept.
 
-    Reads and writes PNG, JPEG, WebP, TIFF and AVIF, each picture in its own format unless OUT says otherwise.
+    Reads and writes PNG, JPEG, WebP, TIFF and AVIF, and the videos that FFmpeg knows, each file in its own format unless
+    OUT says otherwise.
 
     [bold]ebr-engine restore hazy.jpg -o clear.jpg --task haze[/]
 
     [bold]ebr-engine restore photos/ -o restored/ --task rain --compare[/]
+
+    [bold]ebr-engine restore clip.mp4 -o clean.mp4 --backbone wan --task rain --fp8[/]
 
     [bold]ebr-engine restore in.png -o out.png --prompt rain.safetensors:0.7 haze.safetensors:0.3[/]
     """
@@ -66,13 +82,27 @@ def restore(
     pictures = [item for item in inputs if not _is_prompt(item)]
     texts = [*(prompt or []), *filter(_is_prompt, inputs)]
     if not pictures:
-        raise EbrError("no picture to restore: name at least one file or folder")
+        raise EbrError("nothing to restore: name at least one file or folder")
     if engine and (task or texts):
         raise EbrError("an engine file holds its own prompt; leave --task and --prompt out, or build another one")
     prompts = [] if engine else chosen_prompts(task, texts)
     if t0 is not None and not 0 < t0 < 1:
         raise EbrError(f"--t0 must be above 0 and below 1, not {t0:g}")
     chosen = precision_of(precision, fp8)
+    clips = ClipOptions(
+        start,
+        frames,
+        chunk_frames,
+        chunk_overlap,
+        deinterlace,
+        codec,
+        pix_fmt,
+        crf,
+        tuple(encoder or ()),
+        copy_audio,
+        copy_subtitles,
+    )
+    clips.encoder_options  # noqa: B018 (refuses what is not KEY=VALUE before any work)
 
     from ebr_engine.media.files import plan_jobs
 
@@ -99,8 +129,10 @@ def restore(
         plan = restorer.plan(task, prompts or None, **run)
         restorer.tile_size(tile, tile_overlap)  # refuses impossible ones before any picture is read
         fixed = RELEASED_SIZES.get(restorer.backbone) if size is options.Size.released else None
+        if restorer.backbone == "flux" and any(job.is_clip for job in jobs) and not per_frame:
+            raise EbrError("flux knows no time; add --per-frame to restore a clip frame by frame, or use --backbone wan")
         settings = {"plan": plan, "seed": seed, "tile": tile, "tile_overlap": tile_overlap}
-        failed = restore_all(restorer, jobs, settings, Output(quality, fixed), progress)
+        failed = restore_all(restorer, jobs, settings, Output(quality, fixed, clips), progress)
     if failed:
         raise typer.Exit(1)
 
@@ -120,6 +152,7 @@ class Output:
 
     quality: int = 95
     size: tuple[int, int] | None = None  # height and width to restore at; None is each picture's own
+    clips: ClipOptions = field(default_factory=ClipOptions)
 
 
 def precision_of(precision: options.Precision, fp8: bool) -> str:
@@ -136,7 +169,8 @@ def restore_all(restorer: Any, jobs: "list[Job]", settings: dict[str, Any], outp
     for job in jobs:
         progress.start(job.source.name)
         try:
-            progress.finish(_restore_one(restorer, job, settings, output, progress))
+            restore_one = _restore_clip if job.is_clip else _restore_picture
+            progress.finish(restore_one(restorer, job, settings, output, progress))
         except (EbrError, OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not out_of_memory(error):
                 raise
@@ -150,7 +184,7 @@ def restore_all(restorer: Any, jobs: "list[Job]", settings: dict[str, Any], outp
     return failed
 
 
-def _restore_one(restorer: Any, job: "Job", settings: dict[str, Any], output: Output, progress: Progress) -> str:
+def _restore_picture(restorer: Any, job: "Job", settings: dict[str, Any], output: Output, progress: Progress) -> str:
     from ebr_engine.media.images import check_can_hold, read_image, resize_picture, write_image
 
     started = time.perf_counter()
@@ -166,6 +200,12 @@ def _restore_one(restorer: Any, job: "Job", settings: dict[str, Any], output: Ou
         write_image(job.compare, _beside(picture, restored))
     seconds = time.perf_counter() - started
     return f"{job.source} -> {job.target}  {picture.width} x {picture.height}  {picture.bits} bit  {seconds:.1f} s"
+
+
+def _restore_clip(restorer: Any, job: "Job", settings: dict[str, Any], output: Output, progress: Progress) -> str:
+    if output.size:
+        settings = settings | {"size": output.size}
+    return restore_clip(restorer, job, settings, output.clips, progress)
 
 
 def _beside(left: "Picture", right: "Picture") -> "Picture":

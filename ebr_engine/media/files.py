@@ -1,4 +1,4 @@
-"""Which pictures to read and where their results go: decided and checked as a whole before any work is done."""
+"""Which pictures and clips to read and where their results go: decided and checked as a whole before any work is done."""
 
 import os
 import tempfile
@@ -7,37 +7,49 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ebr_engine.media.images import SUFFIXES, MediaError
+from ebr_engine.media.video import video_suffixes
+
+ALL_SUFFIXES = (*SUFFIXES, *video_suffixes())
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to restore: read `source`, write `target`, and `compare` where a side by side is wanted."""
+    """A picture or clip to restore: read `source`, write `target`, and `compare` where a side by side is wanted."""
 
     source: Path
     target: Path
     compare: Path | None = None
 
     @property
+    def is_clip(self) -> bool:
+        return is_clip(self.source)
+
+    @property
     def outputs(self) -> tuple[Path, ...]:
         return (self.target, self.compare) if self.compare else (self.target,)
 
 
+def is_clip(path: Path) -> bool:
+    """Whether a file's name is that of a video."""
+    return path.suffix.lower() in video_suffixes()
+
+
 def plan_jobs(inputs: Sequence[Path], out: str, compare: bool = False, overwrite: bool = False) -> list[Job]:
-    """Pair every picture with its output.
+    """Pair every picture and clip with its output.
 
     Inputs are files, and folders that are walked (hidden files and folders, and `out` itself, left aside). `out` is a
-    file when the only input is one file and `out` names an image; otherwise a folder that mirrors the input folders.
+    file when the only input is one file and `out` names an image or a video; otherwise a folder that mirrors the input folders.
     Raises MediaError for a missing input, two inputs with one output, an output that would replace an input, or an
     existing one without `overwrite`, and a folder that cannot be written. Nothing is created.
     """
-    pictures = [found for item in inputs for found in _gather(item, Path(out))]
+    found = [each for item in inputs for each in _gather(item, Path(out))]
     if _is_file_name(inputs, out):
         targets = [Path(out)]
     else:
-        targets = [Path(out) / relative for _, relative in pictures]
+        targets = [Path(out) / relative for _, relative in found]
     jobs = [
-        Job(source, target, target.with_name(f"{target.stem}_compare.png") if compare else None)
-        for (source, _), target in zip(pictures, targets)
+        Job(source, target, target.with_name(f"{target.stem}_compare.png") if compare and not is_clip(source) else None)
+        for (source, _), target in zip(found, targets)
     ]
     _check_outputs(jobs, overwrite)
     for folder in {path.parent for job in jobs for path in job.outputs}:
@@ -54,10 +66,10 @@ def _gather(item: Path, out: Path) -> Iterable[tuple[Path, Path]]:
     found = []
     for folder, folders, names in os.walk(item, onerror=_raise):
         folders[:] = sorted(f for f in folders if not f.startswith(".") and not _same(Path(folder, f), out))
-        pictures = (n for n in sorted(names) if n.lower().endswith(SUFFIXES) and not n.startswith("."))
+        pictures = (n for n in sorted(names) if n.lower().endswith(ALL_SUFFIXES) and not n.startswith("."))
         found += [(path := Path(folder, name), path.relative_to(item)) for name in pictures]
     if not found:
-        raise MediaError(f"{item}: no pictures in this folder (looked for {' '.join(SUFFIXES)})")
+        raise MediaError(f"{item}: no pictures or clips in this folder (looked for {' '.join(ALL_SUFFIXES)})")
     return found
 
 
@@ -67,10 +79,10 @@ def _is_file_name(inputs: Sequence[Path], out: str) -> bool:
         return False
     suffix = Path(out).suffix.lower()
     if len(inputs) == 1 and not inputs[0].is_dir():
-        if suffix and suffix not in SUFFIXES:
-            raise MediaError(f"{out}: cannot write {suffix}, only {' '.join(SUFFIXES)}; end a folder's name with /")
+        if suffix and suffix not in (known := video_suffixes(writable=True) if is_clip(inputs[0]) else SUFFIXES):
+            raise MediaError(f"{out}: cannot write {suffix}, only {' '.join(known)}; end a folder's name with /")
         return bool(suffix)
-    if suffix in SUFFIXES:
+    if suffix in ALL_SUFFIXES:
         raise MediaError(f"{out}: has to be a folder when the input is a folder or several files")
     return False
 
@@ -81,9 +93,10 @@ def _check_outputs(jobs: Sequence[Job], overwrite: bool) -> None:
     existing = []
     for job in jobs:
         for path in job.outputs:
-            if path.suffix.lower() not in SUFFIXES:
+            if path.suffix.lower() not in (video_suffixes(writable=True) if job.is_clip else SUFFIXES):
                 kind = path.suffix or "a file without suffix"
-                raise MediaError(f"{job.source}: cannot write {kind}; name the output file, as in -o out.png")
+                example = "out.mp4" if job.is_clip else "out.png"
+                raise MediaError(f"{job.source}: cannot write {kind}; name the output file, as in -o {example}")
             first = writers.setdefault(os.path.normcase(os.path.realpath(path)), job.source)
             if first is not job.source:
                 raise MediaError(f"{first} and {job.source} would both be written to {path}")

@@ -32,6 +32,19 @@ class FakeRestorer:
     def tile_size(self, *sizes):
         pass
 
+    def chunk_size(self, frames, overlap):
+        return frames or 2, overlap or 0
+
+    class codec:
+        @staticmethod
+        def frames(count):
+            return count
+
+    def run(self, clip, *, plan, callback, **settings):
+        self.calls.append({"size": tuple(clip.shape), **plan, **settings})
+        callback(1, 1)
+        return 1 - clip
+
     def restore(self, image, *, plan, callback, **settings):
         assert image.dtype == np.float32
         self.calls.append({"size": image.shape[:2], **plan, **settings})

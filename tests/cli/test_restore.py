@@ -55,7 +55,7 @@ def test_depth_alpha_and_grey_survive(cli, engine):
 def test_folders_are_mirrored_with_formats_kept(cli, engine):
     for name in ("a.png", "sub/b.jpg", "sub/deeper/c.webp"):
         picture(Path("in", name))
-    Path("in/readme.txt").write_text("no picture")
+    Path("in/readme.txt").write_text("nothing to restore")
     code, stdout, _ = cli("restore", "in", "-o", "out", "-t", "haze")
     assert code == 0
     found = sorted(p.relative_to("out").as_posix() for p in Path("out").rglob("*") if p.is_file())
@@ -183,7 +183,7 @@ def test_bad_requests_are_refused_before_any_work(cli, engine):
     failed(cli(*base, "--task", "haze", "--schedule", "slow"), 2, "--schedule", "released")
     failed(cli(*base, "--tsk", "haze"), 2, "--tsk", "--task", "see ebr-engine restore --help")
     failed(cli("restore", "in.png", "--task", "haze"), 2, "--out")
-    failed(cli("restore", "p.safetensors", "-o", "out.png"), 2, "no picture")
+    failed(cli("restore", "p.safetensors", "-o", "out.png"), 2, "nothing to restore")
     failed(cli("restore", "nope.png", "-o", "out.png", "--task", "haze"), 2, "nope.png", "no such file")
     failed(cli("restore", "in.png", "-o", "in.png", "--task", "haze", "--overwrite"), 2, "is an input")
     failed(cli("restore", "in.png", "-o", "p.safetensors/x/", "--task", "haze"), 2, "cannot write")

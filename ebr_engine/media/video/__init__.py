@@ -1,0 +1,82 @@
+"""Video files in and out, through FFmpeg's libraries (PyAV): frames as arrays, and everything else kept as it came.
+
+`open_video` iterates over frames, `write_video` takes frames; both are context managers and hold a few frames at a time,
+however long the film is. A folder of frames stands for a video in both directions. Pixels are RGB, float32, in the space
+of the stream's own primaries and transfer; only the matrix and the range are undone, and put back on writing.
+PyAV is an extra, imported on first use.
+"""
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+from ebr_engine.media.images import MAX_MEGAPIXELS
+from ebr_engine.media.video.folder import FolderReader, FolderWriter, is_frame_target
+from ebr_engine.media.video.info import Colour, Frame, VideoInfo
+from ebr_engine.media.video.read import VideoReader
+from ebr_engine.media.video.write import CONTAINERS, VideoWriter
+
+__all__ = ["Colour", "Frame", "VideoInfo", "VideoReader", "VideoWriter", "open_video", "video_suffixes", "write_video"]
+
+_ONLY_READ = (".3gp", ".flv", ".mxf", ".ogv", ".vob", ".wmv")
+
+
+def open_video(
+    path: str | os.PathLike,
+    *,
+    start: float | None = None,
+    frames: int | None = None,
+    deinterlace: bool = False,
+    fps: float | Fraction = 24,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> VideoReader | FolderReader:
+    """Open a video file, or a folder of frames, for iterating over its frames once; a context manager.
+
+    `start` (seconds from the beginning) drops the frames before it and `frames` ends after so many; `deinterlace` makes
+    whole frames of interlaced ones, one of each, where otherwise they are refused. `fps` is for folders, which know no
+    time. Raises MediaError for what is no video, is damaged beyond its first frame, or has frames above `max_megapixels`.
+    """
+    if os.path.isdir(path):
+        return FolderReader(Path(path), fps=Fraction(fps).limit_denominator(1001), start=start, limit=frames)
+    return VideoReader(Path(path), start=start, limit=frames, deinterlace=deinterlace, max_megapixels=max_megapixels)
+
+
+def write_video(
+    path: str | os.PathLike,
+    source: VideoReader | FolderReader | VideoInfo,
+    *,
+    codec: str | None = None,
+    pix_fmt: str | None = None,
+    crf: float | None = None,
+    options: dict[str, str] | None = None,
+    copy_audio: bool = True,
+    copy_subtitles: bool = True,
+    size: tuple[int, int] | None = None,
+) -> VideoWriter | FolderWriter:
+    """Make a video, or a folder of frames, in the manner of `source`: its rate, colour, depth, tags and other streams.
+
+    The container follows from the suffix; a path that ends in `/`, is a folder, or holds a pattern such as
+    `out/%06d.tif` makes PNG or TIFF frames. Without `codec`, H.264 for 8 bit and 10 bit HEVC for more; `pix_fmt` is then
+    4:2:0, or 4:4:4 where a side is odd. `crf` 0 is lossless where the encoder can be; `options` are the encoder's own.
+    `size` is (height, width) where it differs from the source's. Entering opens the file under a temporary name beside
+    `path`; only a clean exit gives it its name. `warnings` then tells what could not be kept. Raises MediaError for what
+    the container or the encoder refuses.
+    """
+    if is_frame_target(path):
+        return FolderWriter(path, source if isinstance(source, VideoInfo) else source.info)
+    return VideoWriter(
+        Path(path),
+        source,
+        codec=codec,
+        pix_fmt=pix_fmt,
+        crf=crf,
+        options=options or {},
+        copy_audio=copy_audio,
+        copy_subtitles=copy_subtitles,
+        size=size,
+    )
+
+
+def video_suffixes(writable: bool = False) -> tuple[str, ...]:
+    """The suffixes that say "video", in lower case: those found in folders, or those that can be written."""
+    return tuple(CONTAINERS) if writable else (*CONTAINERS, *_ONLY_READ)

@@ -1,0 +1,342 @@
+"""Frames of a video file: upright RGB in float32 with exact timestamps, decoded one at a time."""
+
+import math
+import os
+import stat
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import chain, dropwhile
+from pathlib import Path
+
+import numpy as np
+
+from ebr_engine.media.images import MAX_MEGAPIXELS, MediaError
+from ebr_engine.media.video.colour import RGB, layout_of, matrix_for, to_rgb
+from ebr_engine.media.video.info import Colour, Frame, VideoInfo, pyav
+
+_CENTRED_CHROMA = ("mjpeg", "mjpegb", "mpeg1video")  # PyAV does not tell the siting; these have it by standard
+_PQ, _HLG = 16, 18
+_FULL = 2
+_TOLERANCE = Fraction(1, 2000)  # seconds: containers round a file's beginning, and people write 0.33
+_SEEK_MARGINS = (0, 5, 30)  # seconds: where a container has no index, seeking may land too late
+
+
+class VideoReader:
+    """Iterates once over the frames of a video file; what `open_video` returns.
+
+    `info` describes the frames as they come; `warnings` grows while reading. `origin` is the moment of the source, in
+    seconds, that the frames' timestamps are counted from; `exhausted` tells whether all of its frames have been read;
+    `tags` are the video stream's own.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        start: float | None = None,
+        limit: int | None = None,
+        deinterlace: bool = False,
+        max_megapixels: float = MAX_MEGAPIXELS,
+    ) -> None:
+        if start is not None and not (math.isfinite(start) and start >= 0):
+            raise MediaError(f"{path}: the start must be a number of seconds from 0, not {start}")
+        if limit is not None and limit < 1:
+            raise MediaError(f"{path}: the number of frames must be at least 1, not {limit}")
+        self.path = path
+        self.warnings: list[str] = []
+        self.exhausted = False
+        self._limit = limit
+        self._broken = self._damaged = self._interlaced = 0
+        self._max_megapixels = max_megapixels
+        self._enter()
+        try:
+            self._open(start, deinterlace)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "VideoReader":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._container.close()
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Frames in the order they are shown in. MediaError if their size changes on the way."""
+        count, last, jump = 0, None, 0
+        for decoded in self._decoded:
+            if (decoded.width, decoded.height) != self._stored_size:
+                was, now = ("{} x {}".format(*size) for size in (self._stored_size, (decoded.width, decoded.height)))
+                raise MediaError(f"{self.path}: the picture changes from {was} to {now} pixels at frame {count + 1}")
+            ticks = self._ticks(decoded)
+            following = 0 if last is None else last + self._step
+            ticks = following if ticks is None else ticks - self._origin_ticks + jump
+            if last is not None and ticks <= last:
+                if (last - ticks) * self.info.time_base > 1:  # a clock that was set back, as in cut broadcasts
+                    jump += following - ticks
+                    ticks = following
+                    self.warnings.append(f"{self.path}: its clock jumps back at frame {count + 1}; sound may be off there")
+                else:
+                    ticks = last + 1
+            last, count = ticks, count + 1
+            duration = round(decoded.duration * decoded.time_base / self.info.time_base) if decoded.duration else None
+            yield Frame(self._upright(decoded), ticks, self.info.time_base, duration)
+            if count == self._limit:
+                break
+        else:
+            self.exhausted = True
+        self._report(count)
+
+    def _enter(self) -> None:
+        """Open the file at its beginning."""
+        self._container = open_container(self.path)
+        try:
+            self._stream = _video_stream(self.path, self._container)
+            self._check_size(self._stream.codec_context)
+        except BaseException:
+            self.close()
+            raise
+        self._stream.thread_type = "AUTO"
+        self._stream.codec_context.options = {"max_pixels": str(int(self._max_megapixels * 1e6))}  # where sizes change later
+
+    def _check_size(self, picture) -> None:
+        megapixels = picture.width * picture.height / 1e6
+        if megapixels > self._max_megapixels:
+            limit = f"{megapixels:.0f} megapixels, more than the limit of {self._max_megapixels:g}"
+            raise MediaError(f"{self.path}: {picture.width} x {picture.height} pixels are {limit}")
+
+    def _open(self, start: float | None, deinterlace: bool) -> None:
+        streams = len(self._container.streams.video)
+        if streams > 1:
+            self.warnings.append(f"{self.path}: has {streams} video streams or cover pictures; only the first video is kept")
+        begin = Fraction(max(0, self._container.start_time or 0), pyav().time_base)
+        frames = self._decode() if start is None else self._decode_from(begin + Fraction(start))
+        first = next(frames, None)
+        if first is None:
+            if start:
+                raise MediaError(f"{self.path}: has no frame at or after {start:g} s")
+            raise MediaError(f"{self.path}: no frame of it can be decoded; the data is damaged or cut short")
+        self._check_size(first)
+        stream = self._stream
+        if first.interlaced_frame and not deinterlace:
+            raise MediaError(f"{self.path}: is interlaced; deinterlace it by --deinterlace")
+        frames = chain([first], frames)
+        if deinterlace:
+            frames = _deinterlaced(frames, first, stream.time_base)
+        self.tags = dict(stream.metadata)
+        self._decoded = frames
+        self._deinterlace = deinterlace
+        self._stored_size = (first.width, first.height)
+        self._swap, self._flip_rows, self._flip_columns = _orientation(first)
+        self._centred = stream.codec_context.name in _CENTRED_CHROMA
+        begin = begin if start is None else (self._ticks(first) or 0) * stream.time_base
+        self._origin_ticks = math.floor(begin / stream.time_base)
+        self.origin = self._origin_ticks * stream.time_base
+        self.info = self._describe(first, start)
+        self._step = max(1, round(1 / (self.info.fps * self.info.time_base)))
+        if self.info.colour.transfer in (_PQ, _HLG):
+            self.warnings.append(f"{self.path}: is HDR; its values are restored as they are, mastering data is not kept")
+        if any(component.is_alpha for component in first.format.components):
+            self.warnings.append(f"{self.path}: its transparency is left out")
+
+    def _describe(self, first, start: float | None) -> VideoInfo:
+        stream, container = self._stream, self._container
+        width, height = (first.height, first.width) if self._swap else (first.width, first.height)
+        fps = next((Fraction(r) for r in (stream.average_rate, stream.guessed_rate, stream.base_rate) if r), Fraction(25))
+        seconds = _duration(stream, container)
+        frames = stream.frames or None
+        if start is not None:
+            frames = None
+            seconds = seconds and max(0.0, seconds - start)
+        if self._limit is not None:
+            frames = frames and min(frames, self._limit)
+            seconds = seconds and min(seconds, float(self._limit / fps))
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        swapped = 90 if self._flip_columns else 270
+        return VideoInfo(
+            width=width,
+            height=height,
+            fps=fps,
+            time_base=stream.time_base,
+            frames=frames,
+            duration=seconds,
+            bits=layout_of(first.format).bits,
+            pix_fmt=first.format.name,
+            codec=stream.codec_context.name,
+            colour=self._colour(first),
+            pixel_aspect=1 / aspect if self._swap else aspect,
+            rotation=swapped if self._swap else 180 if self._flip_rows and self._flip_columns else 0,
+            interlaced=bool(first.interlaced_frame),
+            variable_rate=bool(stream.base_rate and abs(stream.base_rate / fps - 1) > Fraction(1, 100)),
+            has_audio=bool(container.streams.audio),
+            has_subtitles=bool(container.streams.subtitles),
+            chapters=len(container.chapters()),
+        )
+
+    def _colour(self, first) -> Colour:
+        context = self._stream.codec_context
+        declared = {"primaries": context.color_primaries, "transfer": context.color_trc}
+        layout = layout_of(first.format)
+        if layout.rgb:
+            return Colour(**declared, matrix=RGB, full_range=True)
+        try:
+            matrix = matrix_for(1 if layout.grey else first.colorspace, first.width, first.height)
+        except MediaError as error:
+            raise MediaError(f"{self.path}: {error}") from error
+        # FFmpeg takes grey without a declared range to be full.
+        full = first.color_range == _FULL or first.format.name.startswith("yuvj") or (layout.grey and not first.color_range)
+        return Colour(**declared, matrix=matrix, full_range=full)
+
+    def _decode(self) -> Iterator:
+        """Decoded frames; what cannot be decoded is counted and left out."""
+        errors = pyav().error
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except errors.FFmpegError:
+                self._broken += 1
+                return
+            if packet is None:
+                return
+            try:
+                decoded = self._stream.decode(packet)
+            except errors.EOFError:
+                return
+            except errors.FFmpegError:
+                self._broken += 1
+                continue
+            for frame in decoded:
+                self._damaged += bool(frame.is_corrupt)
+                self._interlaced += bool(frame.interlaced_frame)
+                yield frame
+
+    def _decode_from(self, moment: Fraction) -> Iterator:
+        """Frames from the first one at or after a moment on the source's clock."""
+        target = math.ceil((moment - _TOLERANCE) / self._stream.time_base)
+        for margin in _SEEK_MARGINS:
+            offset = target - math.ceil(margin / self._stream.time_base)
+            if offset <= (self._stream.start_time or 0):
+                break
+            try:
+                self._container.seek(offset, stream=self._stream)
+            except pyav().error.FFmpegError:
+                break
+            frames = dropwhile(lambda frame: not frame.key_frame, self._decode())
+            first = next(frames, None)
+            if first is not None and (self._ticks(first) or 0) <= target:
+                return dropwhile(lambda frame: self._is_before(frame, target), chain([first], frames))
+        self._container.close()
+        self._enter()
+        return dropwhile(lambda frame: self._is_before(frame, target), self._decode())
+
+    def _is_before(self, frame, target: int) -> bool:
+        ticks = self._ticks(frame)
+        return ticks is not None and ticks < target
+
+    def _ticks(self, frame) -> int | None:
+        ticks = frame.pts if frame.pts is not None else frame.dts
+        if ticks is None or frame.time_base == self._stream.time_base:
+            return ticks
+        return round(ticks * frame.time_base / self._stream.time_base)
+
+    def _upright(self, decoded) -> np.ndarray:
+        pixels = to_rgb(decoded, self.info.colour, self._centred)
+        if self._swap:
+            pixels = pixels.transpose(1, 0, 2)
+        rows, columns = (slice(None, None, -1 if flip else 1) for flip in (self._flip_rows, self._flip_columns))
+        return np.ascontiguousarray(pixels[rows, columns])
+
+    def _report(self, count: int) -> None:
+        if self._broken:
+            self.warnings.append(f"{self.path}: {self._broken} damaged pieces could not be decoded and are left out")
+        if self._damaged:
+            self.warnings.append(f"{self.path}: {self._damaged} frames are damaged")
+        if self._interlaced and not self._deinterlace:
+            self.warnings.append(f"{self.path}: {self._interlaced} frames are interlaced; consider --deinterlace")
+        if self.exhausted and self.info.frames is not None and count < self.info.frames:
+            self.warnings.append(f"{self.path}: ends after {count} of {self.info.frames} frames")
+
+
+def open_container(path: Path):
+    """Open a media file for reading, which follows no links to other files or hosts; MediaError with the reason."""
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # opening a FIFO would wait for ever
+            raise MediaError(f"{path}: not a regular file")
+        if not path.stat().st_size:
+            raise MediaError(f"{path}: the file is empty")
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise MediaError(f"{path}: {error.strerror or error}") from error
+    av = pyav()
+    try:
+        options = {"protocol_whitelist": "file"}
+        container = av.open(f"file:{os.fspath(path)}", "r", container_options=options, metadata_errors="replace")
+    except UnicodeEncodeError as error:
+        raise MediaError(f"{str(path)!a}: its name is not valid text; rename it") from error
+    except (av.error.FFmpegError, ValueError) as error:
+        raise MediaError(f"{path}: not a video, or damaged beyond reading") from error
+    kind = container.format.name
+    if kind == "tty" or kind == "image2" or kind.endswith("_pipe"):
+        container.close()
+        raise MediaError(f"{path}: {'a text' if kind == 'tty' else 'a single picture'}, not a video")
+    return container
+
+
+def _video_stream(path: Path, container):
+    from av.stream import Disposition
+
+    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not videos:
+        raise MediaError(f"{path}: has no video stream")
+    if videos[0].codec_context is None:
+        raise MediaError(f"{path}: there is no decoder for its video")
+    return videos[0]
+
+
+def _duration(stream, container) -> float | None:
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return container.duration / pyav().time_base if container.duration else None
+
+
+def _orientation(frame) -> tuple[bool, bool, bool]:
+    """(swap rows and columns, then flip the rows, flip the columns) that make a frame upright, from its display matrix.
+
+    The matrix takes the stored (x, y) to (a x + c y, b x + d y); a turn by no multiple of 90 degrees is taken to be the
+    nearest one.
+    """
+    from av.sidedata.sidedata import Type
+
+    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    if data is None:
+        return False, False, False
+    a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return False, d < 0, a < 0
+    return True, b < 0, c < 0
+
+
+def _deinterlaced(frames: Iterator, first, time_base: Fraction) -> Iterator:
+    """One whole frame for every interlaced one, by FFmpeg's bwdif."""
+    av = pyav()
+    from av.filter import Graph
+
+    graph = Graph()
+    source = graph.add_buffer(width=first.width, height=first.height, format=first.format.name, time_base=time_base)
+    graph.link_nodes(source, graph.add("bwdif", "send_frame:auto:all"), graph.add("buffersink")).configure()
+    for frame in chain(frames, [None]):
+        if frame is not None and (frame.width, frame.height) != (first.width, first.height):
+            yield frame  # the reader refuses it
+            return
+        graph.push(frame)
+        while True:
+            try:
+                yield graph.pull()
+            except (av.error.BlockingIOError, av.error.EOFError):
+                break

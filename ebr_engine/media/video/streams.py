@@ -1,0 +1,122 @@
+"""What a video file holds beside its pictures, copied untouched: sound, subtitles, attachments, chapters, tags."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+from ebr_engine.media.video.info import pyav
+from ebr_engine.media.video.read import VideoReader, open_container
+
+# Written by the muxer or the encoder, or true only of the old pictures.
+_STALE_TAGS = (
+    *("encoder", "major_brand", "minor_version", "compatible_brands"),
+    *("duration", "rotate", "bps", "number_of_", "statistics_"),
+)
+_NO_TEXT = ("avi", "mpeg", "mpegts")  # containers that take subtitles as text and lose them
+
+
+class StreamCopier:
+    """Copies the other streams of a reader's file into an output, packet by packet, in step with the video."""
+
+    def __init__(self, reader: VideoReader, output, *, audio: bool = True, subtitles: bool = True) -> None:
+        self.warnings: list[str] = []
+        self._origin = reader.origin
+        self._output = output
+        self._container = open_container(reader.path)
+        self._targets: dict[int, object] = {}  # by the index in the source
+        self._last_dts: dict[int, int] = {}
+        wanted = {"audio": audio, "subtitle": subtitles, "attachment": output.format.name == "matroska", "video": False}
+        for stream in self._container.streams:
+            if wanted.get(stream.type):
+                self._add(stream)
+            elif stream.type not in wanted and not self._holds_chapters(stream):
+                self.warnings.append(f"{reader.path}: its {stream.type} stream is not kept")
+        if reader.origin and any(s.type == "audio" for s in self._container.streams):
+            self._container.seek(int(reader.origin * pyav().time_base))
+        self._packets = self._shifted()
+        self._next = next(self._packets, None)
+        copy_tags(self._container.metadata, output.metadata)
+        output.set_chapters(list(self._chapters()))
+
+    @property
+    def copies(self) -> bool:
+        """Whether there is any stream to copy."""
+        return bool(self._targets)
+
+    def close(self) -> None:
+        self._container.close()
+
+    def advance(self, until: Fraction | None) -> None:
+        """Copy what comes before `until`, seconds on the output's clock; all that is left for None."""
+        while self._next is not None and (until is None or self._next.dts * self._next.time_base < until):
+            self._output.mux_one(self._next)
+            self._next = next(self._packets, None)
+
+    def _add(self, stream) -> None:
+        source = self._container.name.removeprefix("file:")
+        what = f"{source}: its {stream.type} stream {stream.index} ({_codec_name(stream)})"
+        container = self._output.format.name
+        if stream.type == "subtitle" and container in _NO_TEXT and stream.codec_context and stream.codec_context.codec.text_sub:
+            self.warnings.append(f"{what} does not fit into {container} and is left out")
+            return
+        try:
+            target = self._output.add_stream_from_template(stream)
+        except (pyav().error.FFmpegError, ValueError):
+            self.warnings.append(f"{what} does not fit into {container} and is left out")
+            return
+        target.disposition = stream.disposition
+        copy_tags(stream.metadata, target.metadata)
+        if stream.type != "attachment":  # which lies in the header
+            self._targets[stream.index] = target
+
+    def _shifted(self) -> Iterator:
+        """Packets on the output's clock, from its zero on where the source was entered in the middle."""
+        if not self._targets:
+            return
+        try:
+            for packet in self._container.demux([self._container.streams[index] for index in self._targets]):
+                if packet.dts is None and packet.pts is None:
+                    continue
+                if self._place(packet):
+                    yield packet
+        except pyav().error.FFmpegError:
+            self.warnings.append("sound or subtitles are damaged and end early")
+
+    def _place(self, packet) -> bool:
+        """Set the packet's stream and times; False when it lies before the beginning."""
+        index = packet.stream.index
+        shift = round(self._origin / packet.time_base)
+        pts, dts = (packet.pts if other is None else other for other in (packet.pts, packet.dts))
+        pts = (dts if pts is None else pts) - shift
+        dts -= shift
+        if pts < 0 and (shift or self._output.format.name == "avi"):  # whose clock cannot go below zero
+            if packet.stream.type != "subtitle" or pts + (packet.duration or 0) <= 0:
+                return False
+            packet.duration += pts  # a line that is on when the clip begins
+            pts = dts = 0
+        last = self._last_dts.get(index)
+        if last is not None and dts <= last:
+            dts = last + 1
+        self._last_dts[index] = dts
+        packet.pts, packet.dts = max(pts, dts), dts
+        packet.stream = self._targets[index]
+        return True
+
+    def _holds_chapters(self, stream) -> bool:
+        """QuickTime's chapters are a data stream of their titles too."""
+        return getattr(stream, "name", None) == "bin_data" and bool(self._container.chapters())
+
+    def _chapters(self) -> Iterator[dict]:
+        for chapter in self._container.chapters():
+            shift = round(self._origin / chapter["time_base"])
+            start, end = chapter["start"] - shift, chapter["end"] - shift
+            if end > 0:
+                yield {**chapter, "start": max(start, 0), "end": end}
+
+
+def copy_tags(source: dict[str, str], target: dict[str, str]) -> None:
+    """Add the tags of a container or stream to another, but for those that would no longer be true."""
+    target.update({key: value for key, value in source.items() if not key.lower().lstrip("_").startswith(_STALE_TAGS)})
+
+
+def _codec_name(stream) -> str:
+    return stream.codec_context.name if stream.codec_context else "unknown"

@@ -1,0 +1,412 @@
+"""The VAEs of Wan 2.1 and FLUX.1 as codecs: diffusers' modules, run in bounded memory without visible seams.
+
+Either network has two halves. The fine half, at the picture's resolution, takes nearly all memory and work and looks no
+further than a hundred pixels. The coarse half, at the latent's, holds the attention over all positions. A large picture
+goes through the fine half in tiles, whose outermost cells are computed and thrown away, and through the coarse half in one
+piece. So Wan's tiles give what the whole picture gives. FLUX's normalise by statistics of a whole feature map, of which a
+tile knows only its own: there tiles are an approximation, used for larger pictures only.
+
+Time goes frame group by frame group (Wan: one frame, then four at a time), with what the causal convolutions remember
+carried over, which is exact.
+"""
+
+import json
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ebr_engine.codecs import check_latent, check_pixels
+from ebr_engine.errors import BackboneError, EbrError
+from ebr_engine.media.windows import Window, plan_windows
+
+COARSE = -1  # the cache of the coarse half, which knows no tiles
+log = logging.getLogger("ebr_engine")
+Cache = defaultdict[int, Any]  # what a network remembers of earlier frames, by layer (diffusers' feat_cache)
+
+
+@dataclass
+class Stream:
+    """What passes from one chunk of a clip to the next; `keep` is off where there is no next one."""
+
+    generator: torch.Generator
+    keep: bool = True
+    started: bool = False
+    caches: dict[tuple[int, int], Cache] = field(default_factory=dict)
+
+    def cache(self, sample: int, window: int) -> Cache:
+        """The cache of a tile (or of the coarse half) of one sample of the batch."""
+        return self.caches.setdefault((sample, window), _cache()) if self.keep else _cache()
+
+    def snapshot(self) -> dict[tuple[int, int], Cache]:
+        """The caches as they are now; the networks replace their entries and never write into them."""
+        return {key: cache.copy() for key, cache in self.caches.items()}
+
+
+class VaeCodec(ABC):
+    """A VAE of diffusers behind the interface `codecs.Codec`; `load_codec` makes one.
+
+    `dtype`: of the networks; None is bf16 on CUDA and float32 elsewhere. `sample_latents`: draw from the posterior with a CPU
+    generator seeded by `seed`, anew for every clip, rather than take its mode. `tile` and `overlap`: pixels, multiples of
+    `spatial`; a tile of 0 never tiles, None takes `default_tile` for pictures of more than `whole_area` pixels.
+    """
+
+    published: str  # diffusers' name of the class
+    spatial: int
+    temporal: int
+    channels: int
+    whole_area: int  # pixels that a picture coded in one piece has at most, by default and in two-byte dtypes
+    default_tile: int
+    default_overlap: int
+    margin: float  # share of the overlap that either tile computes and throws away; the rest is blended
+
+    def __init__(
+        self,
+        vae: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        dtype: torch.dtype | None = None,
+        sample_latents: bool = False,
+        seed: int = 42,
+        tile: int | None = None,
+        overlap: int | None = None,
+    ):
+        if not len(mean) == len(std) == self.channels:
+            sizes = f"{len(mean)} and {len(std)} channels for {self.channels}"
+            raise BackboneError(f"the VAE's config.json has statistics of {sizes}")
+        self.vae = vae.eval().requires_grad_(False)
+        self.mean, self.std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (mean, std))
+        self.asked_dtype, self.sample_latents, self.seed = dtype, sample_latents, seed
+        self.tile, side = tile, tile or self.default_tile
+        self.overlap = min(self.default_overlap, side // 2 // self.spatial * self.spatial) if overlap is None else overlap
+        if not 0 <= self.overlap < side or side % self.spatial or self.overlap % self.spatial:
+            raise EbrError(
+                f"the codec's tile and overlap must be multiples of {self.spatial} pixels, and the overlap the smaller: "
+                f"got {side} and {self.overlap}"
+            )
+        self.to("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks compute in."""
+        return self.asked_dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+
+    @property
+    def parameters_bytes(self) -> int:
+        """Bytes that the weights take where they lie now."""
+        return sum(weight.nbytes for weight in self.vae.state_dict().values())
+
+    def to(self, device: torch.device | str) -> "VaeCodec":
+        """Move the weights; returns the same object."""
+        self.device = torch.device(device)
+        for part in self.vae.children():  # diffusers' own `to` warns of every change of dtype
+            part.to(self.device, self.dtype)
+        return self
+
+    def frames(self, count: int) -> int:
+        """The least number of frames, `count` or more, that can be encoded: 1 and a multiple of `temporal`."""
+        return 1 + math.ceil((count - 1) / self.temporal) * self.temporal
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, F, H, W] in [0, 1] → [B, channels, f, H/spatial, W/spatial] float32 on the codec's device.
+
+        f = 1 + (F − 1)/temporal. The pixels may lie on another device. Raises `EbrError` for a shape that does not fit, and
+        where the networks give values that are not finite in float32 too.
+        """
+        return self._encode(pixels, Stream(self._generator(), keep=False))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """[B, channels, f, h, w] → pixels [B, 3, F, H, W] float32 on the codec's device, not clamped; errors as `encode`."""
+        return self._decode(latent, Stream(self._generator(), keep=False))
+
+    def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The latent of a clip that comes in chunks, chunk by chunk: together what `encode` gives for the whole clip.
+
+        The first chunk has 1 + n·temporal frames, the others n·temporal. What is remembered between chunks does not grow with
+        the clip. (Sampled latents are drawn in the order of the chunks.)
+        """
+        stream = Stream(self._generator())
+        for chunk in chunks:
+            yield self._encode(chunk, stream)
+            stream.started = True
+
+    def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The pixels of a latent that comes in chunks of any number of latent frames: together what `decode` gives."""
+        stream = Stream(self._generator())
+        for chunk in chunks:
+            yield self._decode(chunk, stream)
+            stream.started = True
+
+    @torch.no_grad()
+    def _encode(self, pixels: Tensor, stream: Stream) -> Tensor:
+        check_pixels(pixels, self)
+        count = pixels.shape[2] + stream.started  # what a clip begins with counts as one frame
+        if count != self.frames(count):
+            rule = "a multiple of" if stream.started else "one and a multiple of"
+            raise EbrError(f"expected pixels [B, 3, F, H, W] with F {rule} {self.temporal}, got {tuple(pixels.shape)}")
+        moments = self._retried(lambda: self._moments(pixels, stream), stream)
+        mode, log_variance = moments.chunk(2, dim=1)
+        if self.sample_latents:
+            noise = torch.randn(mode.shape, generator=stream.generator).to(mode.device)
+            mode = mode + (0.5 * log_variance.clamp(-30, 20)).exp() * noise
+        return (mode - self.mean.to(mode.device)) / self.std.to(mode.device)
+
+    @torch.no_grad()
+    def _decode(self, latent: Tensor, stream: Stream) -> Tensor:
+        check_latent(latent, self)
+        return self._retried(lambda: self._pixels(latent, stream), stream)
+
+    def _moments(self, pixels: Tensor, stream: Stream) -> Tensor:
+        """Mean and log-variance of the posterior, [B, 2·channels, f, h, w] float32."""
+        groups = self._groups(math.ceil(pixels.shape[2] / self.temporal), stream.started)
+        parts = []
+        for sample, clip in enumerate(pixels.split(1)):
+            cache = stream.cache(sample, COARSE)
+            features = self._features(sample, clip, groups, stream)
+            parts.append(torch.cat([self._encode_coarse(self._cast(x), cache).float() for x in features], dim=2))
+        return torch.cat(parts)
+
+    def _features(self, sample: int, clip: Tensor, groups: Sequence[slice], stream: Stream) -> Iterator[Tensor]:
+        """What the fine half of the encoder makes of a clip [1, 3, F, H, W], latent frame by latent frame."""
+        height, width = (side // self.spatial for side in clip.shape[-2:])
+        windows = self._windows(height, width, self.spatial, 1)
+        waiting: list[Tensor] = []  # in host memory: the device's share must not grow with the clip
+        for index, window in enumerate(windows):
+            cache = stream.cache(sample, index)
+            for i, frames in enumerate(groups):
+                part = self._encode_fine(self._cast(window.cut(clip[:, :, frames]).float() * 2 - 1), cache)
+                if len(windows) == 1:
+                    yield part
+                    continue
+                if index == 0:
+                    waiting.append(torch.zeros(*part.shape[:3], height, width))
+                window.add(part, waiting[i])
+        yield from waiting
+
+    def _pixels(self, latent: Tensor, stream: Stream) -> Tensor:
+        """Pixels [B, 3, F, H, W] of a normalised latent."""
+        batch, _, count, height, width = latent.shape
+        groups = self._groups(count, stream.started)
+        windows = self._windows(height, width, 1, self.spatial)
+        shape = (batch, 3, groups[-1].stop, height * self.spatial, width * self.spatial)
+        out = torch.zeros(shape, device=self.device)
+        for sample, z in enumerate(latent.split(1)):
+            coarse = self._coarse_frames(z, stream.cache(sample, COARSE))
+            if len(windows) > 1:
+                coarse = [frame.cpu() for frame in coarse]  # in host memory: the device's share must not grow with the clip
+            for index, window in enumerate(windows):
+                cache = stream.cache(sample, index)
+                for frame, frames in zip(coarse, groups):
+                    part = self._decode_fine(self._cast(window.cut(frame)), cache)
+                    window.add(part, out[sample : sample + 1, :, frames])
+        return out.add_(1).div_(2)
+
+    def _coarse_frames(self, z: Tensor, cache: Cache) -> Iterator[Tensor]:
+        for frame in z.split(1, dim=2):
+            raw = frame.float() * self.std.to(frame.device) + self.mean.to(frame.device)
+            yield self._decode_coarse(self._cast(raw), cache)
+
+    def _groups(self, count: int, started: bool) -> list[slice]:
+        """The frames that each of `count` latent frames spans; a clip's first one spans one frame."""
+        first = self.temporal if started else 1
+        stops = [first + i * self.temporal for i in range(count)]
+        return [slice(start, stop) for start, stop in zip([0, *stops], stops)]
+
+    def _windows(self, height: int, width: int, read: int, write: int) -> list[Window]:
+        """The windows of a grid of cells: one where it is coded in one piece. `read`, `write`: see `plan_windows`."""
+        area = height * width * self.spatial**2
+        fits = area * self.dtype.itemsize <= self.whole_area * torch.bfloat16.itemsize
+        tile = self.tile if self.tile is not None else (0 if fits else self.default_tile)
+        if tile == 0 or max(height, width) * self.spatial <= tile:
+            return plan_windows(height, width, max(height, width), 0, 0, read, write)
+        overlap = self.overlap // self.spatial
+        return plan_windows(height, width, tile // self.spatial, overlap, int(overlap * self.margin), read, write)
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x.to(self.device, self.dtype)
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+    def _retried(self, run: Callable[[], Tensor], stream: Stream) -> Tensor:
+        """The result of `run`, made again in float32 if it is not finite; the codec then stays in float32."""
+        before = stream.snapshot() if self.dtype != torch.float32 else {}
+        result = run()
+        if not _finite(result) and self.dtype != torch.float32:
+            log.warning("the codec gave values that are not finite in %s; it goes on in float32", self.dtype)
+            self.asked_dtype = torch.float32
+            self.to(self.device)
+            stream.caches = {key: _cache(cache) for key, cache in before.items()}
+            result = run()
+        if not _finite(result):
+            raise EbrError("the codec gave values that are not finite, in float32 too: its input or its weights are damaged")
+        return result
+
+    @abstractmethod
+    def _encode_fine(self, x: Tensor, cache: Cache) -> Tensor:
+        """Pixels [1, 3, frames of a group, H, W] in [-1, 1] → features [1, C, 1, h, w]."""
+
+    @abstractmethod
+    def _encode_coarse(self, x: Tensor, cache: Cache) -> Tensor:
+        """Features → mean and log-variance [1, 2·channels, 1, h, w]."""
+
+    @abstractmethod
+    def _decode_coarse(self, z: Tensor, cache: Cache) -> Tensor:
+        """Latent [1, channels, 1, h, w], not normalised → features [1, C, 1, h, w]."""
+
+    @abstractmethod
+    def _decode_fine(self, x: Tensor, cache: Cache) -> Tensor:
+        """Features → pixels [1, 3, frames of the group, H, W] in about [-1, 1]."""
+
+
+class WanCodec(VaeCodec):
+    """Wan 2.1's causal 3-D VAE: a latent cell spans 8 × 8 pixels and 4 frames, but 1 frame where the clip begins.
+
+    Half a tile's overlap covers 64 of the 97 pixels that the decoder's fine half can see. With random weights, 48 of margin
+    and a blend of 32 stay within 0.2/255 of the whole picture, while a blend over all 128 strays by 20/255.
+    """
+
+    published = "AutoencoderKLWan"
+    whole_area = 1024 * 1024  # decoding takes 21 KB a pixel in float32
+    default_tile, default_overlap, margin = 512, 128, 3 / 8
+
+    def __init__(self, vae: nn.Module, **options: Any):
+        config = vae.config
+        if config.is_residual or config.patch_size or config.attn_scales:
+            raise BackboneError("this is the VAE of another Wan than 2.1, which is not supported")
+        self.spatial, self.temporal = 2 ** (len(config.dim_mult) - 1), 2 ** sum(config.temperal_downsample)
+        self.channels = config.z_dim
+        super().__init__(vae, config.latents_mean, config.latents_std, **options)
+
+    def _encode_fine(self, x: Tensor, cache: Cache) -> Tensor:
+        encoder, layer = self.vae.encoder, [0]
+        x = _causal(encoder.conv_in, x, cache, layer)
+        for block in encoder.down_blocks:
+            x = block(x, feat_cache=cache, feat_idx=layer)
+        return x
+
+    def _encode_coarse(self, x: Tensor, cache: Cache) -> Tensor:
+        encoder, layer = self.vae.encoder, [0]
+        x = encoder.mid_block(x, feat_cache=cache, feat_idx=layer)
+        x = encoder.nonlinearity(encoder.norm_out(x))
+        return self.vae.quant_conv(_causal(encoder.conv_out, x, cache, layer))
+
+    def _decode_coarse(self, z: Tensor, cache: Cache) -> Tensor:
+        decoder, layer = self.vae.decoder, [0]
+        z = _causal(decoder.conv_in, self.vae.post_quant_conv(z), cache, layer)
+        return decoder.mid_block(z, feat_cache=cache, feat_idx=layer)
+
+    def _decode_fine(self, x: Tensor, cache: Cache) -> Tensor:
+        decoder, layer = self.vae.decoder, [0]
+        for block in decoder.up_blocks:
+            x = block(x, feat_cache=cache, feat_idx=layer)
+        x = decoder.nonlinearity(decoder.norm_out(x))
+        return _causal(decoder.conv_out, x, cache, layer)
+
+
+class FluxCodec(VaeCodec):
+    """FLUX.1's VAE: a latent cell spans 8 × 8 pixels, and every frame is a picture of its own.
+
+    Tiles are large, few and blended widely because they do not agree: each normalises by its own statistics.
+    """
+
+    published = "AutoencoderKL"
+    temporal = 1
+    whole_area = 2048 * 2048  # decoding takes 4 KB a pixel in float32
+    default_tile, default_overlap, margin = 1024, 256, 1 / 8
+
+    def __init__(self, vae: nn.Module, **options: Any):
+        config = vae.config
+        self.spatial, self.channels = 2 ** (len(config.block_out_channels) - 1), config.latent_channels
+        mean, std = config.shift_factor or 0.0, 1 / config.scaling_factor
+        super().__init__(vae, [mean] * self.channels, [std] * self.channels, **options)
+
+    def _encode_fine(self, x: Tensor, cache: Cache) -> Tensor:
+        encoder = self.vae.encoder
+        x = encoder.conv_in(x.squeeze(2))
+        for block in encoder.down_blocks:
+            x = block(x)
+        return x.unsqueeze(2)
+
+    def _encode_coarse(self, x: Tensor, cache: Cache) -> Tensor:
+        encoder, last = self.vae.encoder, self.vae.quant_conv or nn.Identity()
+        x = encoder.conv_norm_out(encoder.mid_block(x.squeeze(2)))
+        return last(encoder.conv_out(encoder.conv_act(x))).unsqueeze(2)
+
+    def _decode_coarse(self, z: Tensor, cache: Cache) -> Tensor:
+        decoder, first = self.vae.decoder, self.vae.post_quant_conv or nn.Identity()
+        return decoder.mid_block(decoder.conv_in(first(z.squeeze(2)))).unsqueeze(2)
+
+    def _decode_fine(self, x: Tensor, cache: Cache) -> Tensor:
+        decoder = self.vae.decoder
+        x = x.squeeze(2)
+        for block in decoder.up_blocks:
+            x = block(x)
+        return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x))).unsqueeze(2)
+
+
+CODECS: dict[str, type[VaeCodec]] = {"wan": WanCodec, "flux": FluxCodec}
+
+
+def load_codec(
+    backbone: str,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    sample_latents: bool = False,
+    seed: int = 42,
+    tile: int | None = None,
+    overlap: int | None = None,
+) -> VaeCodec:
+    """The codec of a backbone (`wan`, `flux`) from a folder in diffusers' layout (config.json and safetensors), on the CPU.
+
+    Options as for `VaeCodec`. Raises `BackboneError` for a folder that is missing, incomplete, damaged or of another model.
+    """
+    folder, codec = Path(folder), CODECS[backbone]
+    try:
+        import diffusers
+    except ImportError as error:
+        raise BackboneError(f"the VAE of {backbone} needs diffusers: pip install 'ebr-engine[models]'") from error
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+    except (OSError, ValueError, AttributeError) as error:
+        raise BackboneError(f"{folder} is no VAE in diffusers' layout: config.json is missing or no JSON object") from error
+    if found != codec.published:
+        raise BackboneError(f"{folder} holds a model of class {found}, but {backbone} takes {codec.published}")
+    try:
+        vae, report = getattr(diffusers, codec.published).from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise BackboneError(f"cannot load the VAE in {folder}: {' '.join(str(error).split())}") from error
+    for kind in ("missing", "unexpected"):
+        if names := sorted(report[f"{kind}_keys"]):
+            raise BackboneError(f"the VAE in {folder} does not fit its config.json: {kind} tensors {', '.join(names[:3])} …")
+    return codec(vae, dtype=dtype, sample_latents=sample_latents, seed=seed, tile=tile, overlap=overlap)
+
+
+def _causal(conv: nn.Module, x: Tensor, cache: Cache, layer: list[int]) -> Tensor:
+    """A causal convolution that sees the two frames before x [B, C, F, H, W], with diffusers' bookkeeping."""
+    before = cache[layer[0]]
+    last = x[:, :, -2:].clone()
+    if last.shape[2] < 2 and before is not None:
+        last = torch.cat([before[:, :, -1:], last], dim=2)
+    cache[layer[0]] = last
+    layer[0] += 1
+    return conv(x, before)
+
+
+def _cache(entries: Cache | None = None) -> Cache:
+    return defaultdict(lambda: None, entries or {})
+
+
+def _finite(x: Tensor) -> bool:
+    return bool(torch.stack(x.aminmax()).isfinite().all())

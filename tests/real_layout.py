@@ -1,0 +1,95 @@
+"""Tiny random models saved in the layout of the published ones: transformer, VAE, text encoders, tokenizers."""
+
+import json
+from pathlib import Path
+
+import torch
+
+WAN = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 20,
+    "freq_dim": 16,
+    "ffn_dim": 40,
+    "num_layers": 2,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+}
+FLUX = {
+    "patch_size": 1,
+    "in_channels": 64,
+    "num_layers": 1,
+    "num_single_layers": 2,
+    "attention_head_dim": 12,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 20,
+    "pooled_projection_dim": 12,
+    "guidance_embeds": True,
+    "axes_dims_rope": (4, 4, 4),
+}
+
+
+def write_wan(folder: Path) -> Path:
+    """A Wan text-to-video model; its folder."""
+    import diffusers
+    import transformers
+
+    torch.manual_seed(0)
+    _shaken(diffusers.WanTransformer3DModel(**WAN)).save_pretrained(folder / "transformer")
+    vae = diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, num_res_blocks=1)
+    vae.save_pretrained(folder / "vae")
+    config = transformers.UMT5Config(vocab_size=23, d_model=20, d_kv=4, d_ff=12, num_layers=2, num_heads=3)
+    _shaken(transformers.UMT5EncoderModel(config)).save_pretrained(folder / "text_encoder")
+    transformers.T5TokenizerFast(extra_ids=0).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def write_flux(folder: Path) -> Path:
+    """A FLUX.1-dev model; its folder."""
+    import diffusers
+    import transformers
+
+    torch.manual_seed(0)
+    _shaken(diffusers.FluxTransformer2DModel(**FLUX)).save_pretrained(folder / "transformer")
+    vae = diffusers.AutoencoderKL(
+        latent_channels=16,
+        block_out_channels=(4, 4, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=2,
+        layers_per_block=1,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+    )
+    vae.save_pretrained(folder / "vae")
+    sizes = {"vocab_size": 3, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2}
+    clip = transformers.CLIPTextConfig(**sizes, bos_token_id=0, eos_token_id=1, pad_token_id=1)
+    transformers.CLIPTextModel(clip).save_pretrained(folder / "text_encoder")
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps({"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2}))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer" / "tokenizer_config.json").write_text('{"model_max_length": 77}')
+    config = transformers.T5Config(vocab_size=23, d_model=20, d_kv=4, d_ff=12, num_layers=1, num_heads=3)
+    _shaken(transformers.T5EncoderModel(config)).save_pretrained(folder / "text_encoder_2")
+    transformers.T5TokenizerFast(extra_ids=0).save_pretrained(folder / "tokenizer_2")
+    return folder
+
+
+def write_released_prompt(path: Path, backend: str, rows: int, width: int, blocks: int, seed: int = 1) -> dict:
+    """A prompt as the authors release them; its residual [rows, width] and alpha [blocks]."""
+    torch.manual_seed(seed)
+    residual, alpha = torch.randn(rows, width) * 0.5, torch.rand(blocks)
+    torch.save({"backend": backend, "deep_prompt_bank": {"prompts": residual[None]}, "alphas": list(alpha)}, path)
+    return {"residual": residual, "alpha": alpha}
+
+
+def _shaken(module: torch.nn.Module) -> torch.nn.Module:
+    """Random everywhere: biases and modulations of a fresh module are zero, which would hide mistakes."""
+    for parameter in module.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return module.eval()
