@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ebr_engine.backbones.fused import normed_for, residual_normed_for
+from ebr_engine.backbones.quantized import dense_weight, feed_forward
 from ebr_engine.backbones.wan import sinusoid
 from ebr_engine.errors import BackboneError
 from ebr_engine.kernels.attention import attention
-from ebr_engine.kernels.gated_residual_norm import gated_residual_norm
-from ebr_engine.kernels.layer_norm_modulate import layer_norm_modulate
 from ebr_engine.kernels.qk_norm_rope import qk_norm_rope
+from ebr_engine.kernels.quantize_fp8 import Quantized
 
 EPS = 1e-6
 ROPE_THETA = 10000.0
@@ -273,22 +274,28 @@ class FluxTrunk(nn.Module):
         image = self.image_in(self.pack(latent, grid).to(self.image_in.weight.dtype))  # [B, N, D]
         streams = (step.text.expand(image.shape[0], -1, -1), image)
         # A block returns its last branch unadded, so that the sum is fused with the norm that reads it.
-        normed = [layer_norm_modulate(x, scale, shift, EPS) for x, (shift, scale) in zip(streams, step.double_norms(0))]
+        readers = [[(block.text.qkv,), (block.image.qkv,)] for block in self.double_blocks]
+        readers += [[self.single_blocks[0].readers] * 2]
+        normed = [
+            normed_for(layers, x, scale, shift, EPS)
+            for layers, x, (shift, scale) in zip(readers[0], streams, step.double_norms(0))
+        ]
         for i, block in enumerate(self.double_blocks):
             updates = block(streams, normed, step.double(i), cos, sin)
             sums = (
-                gated_residual_norm(*update, scale, shift, EPS)
-                for update, (shift, scale) in zip(updates, step.double_norms(i + 1))
+                residual_normed_for(layers, *update, scale, shift, EPS)
+                for layers, update, (shift, scale) in zip(readers[i + 1], updates, step.double_norms(i + 1))
             )
             streams, normed = zip(*sums)
-        x, normed = torch.cat(streams, dim=1), torch.cat(normed, dim=1)  # [B, T + N, D]
+        x, normed = torch.cat(streams, dim=1), joined(normed)  # [B, T + N, D]
         last = len(self.single_blocks) - 1
+        readers = [block.readers for block in self.single_blocks[1:]] + [(self.image_out,)]
         for i, block in enumerate(self.single_blocks):
             branch, gate = block(normed, step.single(i), cos, sin)
             if i == last:  # the head reads the image alone
                 x, branch = x[:, tokens:], branch[:, tokens:]
             shift, scale = step.single_norm(i + 1)
-            x, normed = gated_residual_norm(x, branch, gate, scale, shift, EPS)
+            x, normed = residual_normed_for(readers[i], x, branch, gate, scale, shift, EPS)
         return self.unpack(self.image_out(normed), grid).float()
 
     def prompt_rows(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
@@ -302,7 +309,8 @@ class FluxTrunk(nn.Module):
 
         def rows(qkv: nn.Linear, weight: Tensor) -> Tensor:
             mixed = torch.einsum("p,pld->ld", weight, padded)
-            return F.linear(mixed.to(qkv.weight), qkv.weight)
+            matrix = dense_weight(qkv)
+            return F.linear(mixed.to(matrix), matrix)
 
         layers = [block.text.qkv for block in self.double_blocks] + [block.qkv for block in self.single_blocks]
         every, doubles = [rows(qkv, weight) for qkv, weight in zip(layers, mixing)], len(self.double_blocks)
@@ -347,7 +355,7 @@ class FluxDoubleBlock(nn.Module):
         self, streams: Sequence[Tensor], normed: Sequence[Tensor], step: BlockStep, cos: Tensor, sin: Tensor
     ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
         """From both residual streams and their norms ([B, T, D] and [B, N, D]) to the `FluxStream.finish` of both."""
-        tokens = normed[0].shape[1]
+        tokens = streams[0].shape[1]
         text = self.text.project(normed[0], cos[:tokens], sin[:tokens], step.rows)
         image = self.image.project(normed[1], cos[tokens:], sin[tokens:])
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(text, image))  # [B, heads, T + N, head_dim]
@@ -380,8 +388,8 @@ class FluxStream(nn.Module):
     def finish(self, x: Tensor, mixed: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From the stream and attention's output to the stream, the feed-forward branch and its gate [B, D]."""
         _, _, gate, ff_shift, ff_scale, ff_gate = modulation.unbind(1)
-        x, normed = gated_residual_norm(x, self.out(mixed), gate, ff_scale, ff_shift, EPS)
-        return x, self.down(F.gelu(self.up(normed), approximate="tanh")), ff_gate
+        x, normed = residual_normed_for((self.up,), x, self.out(mixed), gate, ff_scale, ff_shift, EPS)
+        return x, feed_forward(self.up, self.down, normed), ff_gate
 
 
 class FluxSingleBlock(nn.Module):
@@ -398,12 +406,24 @@ class FluxSingleBlock(nn.Module):
         self.k_norm = nn.Parameter(torch.ones(config.attention_head_dim))
         self.out = nn.Linear((1 + MLP_RATIO) * width, width)
 
-    def forward(self, normed: Tensor, step: BlockStep, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def readers(self) -> tuple[nn.Module, nn.Module]:
+        """The layers that read the norm."""
+        return self.qkv, self.up
+
+    def forward(self, normed: Tensor | Quantized, step: BlockStep, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """From the norm of the residual stream [B, T + N, D] to the block's branch and its gate [B, D]."""
         q, k, v = qk_norm_rope(self.qkv(normed), self.q_norm, self.k_norm, cos, sin, self.heads, EPS, step.rows)
         mixed = attention(q, k, v).transpose(1, 2).flatten(2)
         hidden = F.gelu(self.up(normed), approximate="tanh")
         return self.out(torch.cat((mixed, hidden), dim=-1)), step.modulation[:, 2]
+
+
+def joined(parts: Sequence[Tensor | Quantized]) -> Tensor | Quantized:
+    """Text and image tokens in one sequence, quantised or not."""
+    if isinstance(parts[0], Quantized):
+        return Quantized(*(torch.cat(pair, dim=1) for pair in zip(*parts)))
+    return torch.cat(parts, dim=1)
 
 
 def wide(layer: nn.Linear, x: Tensor) -> Tensor:

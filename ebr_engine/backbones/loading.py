@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ebr_engine.codecs import Codec
 
 
+POSTERIOR_SEED = 43  # of latents drawn from the VAE: another than the sampler's usual 42, whose noise it would repeat
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """Where a backbone comes from; None is the bundled or default one."""
@@ -41,6 +44,7 @@ class Backbone:
     dtype: torch.dtype  # of the trunk's layers that are not fp8
     identity: str = ""  # which model, of which revision
     codec_source: dict[str, str] = field(default_factory=dict)  # where the VAE lies, for an engine file
+    fixed: tuple[int, int, int] | None = None  # frames, height, width in pixels: all that an exported trunk takes, if it is so
 
     @property
     def width(self) -> int:
@@ -104,11 +108,18 @@ def _pretrained(name: str, source: ModelSource, device: torch.device, dtype: tor
     vae = source.vae or files.vae
     if vae is None:
         raise BackboneError(f"{files.identity} has no VAE beside it; name a folder in diffusers' layout with --vae")
-    codec = load_codec(name, Path(vae), sample_latents=source.sample_latents)
+    codec = load_codec(name, Path(vae), sample_latents=source.sample_latents, seed=POSTERIOR_SEED)
+    if codec.channels != (channels := latent_channels(files.config)):
+        raise BackboneError(f"the VAE in {vae} makes {codec.channels} channels, {files.identity} takes {channels}")
     text = empty_text(name, source, files.identity)
     conditioner, trunk = checkpoint.load_backbone(files, device, dtype)
     found = {"folder": str(Path(vae).resolve()), "model": str(source.model or ""), "revision": source.revision or ""}
     return Backbone(name, conditioner, trunk, codec.to(device), text, device, dtype, files.identity, found)
+
+
+def latent_channels(config: Any) -> int:
+    """Channels of the latents that a transformer of this configuration takes."""
+    return getattr(config, "latent_channels", None) or config.in_channels
 
 
 def find_codec(name: str, folder: Path | None, source: dict[str, str]) -> "Codec":

@@ -2,9 +2,12 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ebr_engine.kernels.quantize_fp8 import quantize_fp8
-from ebr_engine.kernels.scaled_linear import scaled_linear
+from ebr_engine.kernels.quantize_fp8 import Quantized, quantize_fp8
+from ebr_engine.kernels.scaled_linear import bound_ref, scaled_linear
+
+LAYERS = ("qkv", "out", "up", "down")
 
 
 class Fp8Linear(nn.Module):
@@ -12,37 +15,75 @@ class Fp8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        weight, scale = quantize_fp8(linear.weight.detach())
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale)
-        self.register_buffer("bias", linear.bias.detach())
+        self._set(*quantize_fp8(linear.weight.detach()), linear.bias.detach())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., K] → [..., N] in `x.dtype`."""
-        return scaled_linear(x, self.weight, self.scale, self.bias)
+    @classmethod
+    def from_tensors(cls, weight: Tensor, scale: Tensor, bias: Tensor) -> "Fp8Linear":
+        """A layer of tensors that are quantised already: [N, K] e4m3, [N, 1] float32, [N]."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._set(weight, scale, bias)
+        return layer
+
+    def _set(self, weight: Tensor, scale: Tensor, bias: Tensor) -> None:
+        for name, tensor in (("weight", weight), ("scale", scale), ("bias", bias)):
+            self.register_buffer(name, tensor)
+        self.register_buffer("bound", bound_ref(weight, scale, bias), persistent=False)  # of the output, see `scaled_linear`
+
+    def forward(self, x: Tensor | Quantized) -> Tensor:
+        """[..., K] → [..., N], in `x.dtype`, or the bias's for a quantised input."""
+        return scaled_linear(x, self.weight, self.scale, self.bias, dtype=self.bias.dtype if isinstance(x, Quantized) else None)
+
+    def gelu(self, x: Tensor | Quantized) -> Quantized:
+        """The layer, GELU and quantisation for the next layer, in one pass."""
+        return scaled_linear(x, self.weight, self.scale, self.bias, gelu=True, fp8_out=True, bound=self.bound)
+
+    def dequantised(self) -> Tensor:
+        """The weight [N, K] in the bias's dtype."""
+        return (self.weight.float() * self.scale).to(self.bias.dtype)
+
+
+def dense_weight(linear: nn.Linear | Fp8Linear) -> Tensor:
+    """A layer's weight [N, K] as numbers that can be multiplied."""
+    return linear.dequantised() if isinstance(linear, Fp8Linear) else linear.weight
+
+
+def takes_fp8(*linears: nn.Module) -> bool:
+    """Whether these layers, which read one input, want it quantised: all are fp8, and nothing is being learned."""
+    return not torch.is_grad_enabled() and all(isinstance(linear, Fp8Linear) for linear in linears)
+
+
+def feed_forward(up: nn.Module, down: nn.Module, x: Tensor | Quantized) -> Tensor:
+    """down(GELU(up(x))), [..., D]; in fp8 the hidden layer is quantised as it is made."""
+    if takes_fp8(up, down):
+        return down(up.gelu(x))
+    return down(F.gelu(up(x), approximate="tanh"))
 
 
 def quantize_trunk(trunk: nn.Module) -> int:
     """Replace the large linear layers of every block (QKV, out, feed-forward) by fp8 ones, in place; how many there were.
 
-    The first and last layers, and cross-attention's small q and out, keep their precision.
+    The first and last layers keep their precision, because their errors are not averaged over blocks, and so does Wan's
+    cross-attention, whose q and out are small beside the rest. FLUX's text stream is quantised like its image stream.
     """
+    parts = [trunk.blocks] if hasattr(trunk, "blocks") else [trunk.double_blocks, trunk.single_blocks]
     count = 0
-    for block in trunk.blocks:
-        for name in ("qkv", "out", "up", "down"):
-            setattr(block, name, Fp8Linear(getattr(block, name)))
-            count += 1
+    for block in (block for blocks in parts for block in blocks):
+        for part in (block.text, block.image) if hasattr(block, "image") else (block,):
+            for name in filter(part._modules.__contains__, LAYERS):
+                setattr(part, name, Fp8Linear(getattr(part, name)))
+                count += 1
     return count
 
 
 def trunk_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The trunk's dtype for `auto`, `bf16`, `fp32` or `fp8` (its unquantised layers are bf16).
+    """The trunk's dtype for `auto`, `bf16`, `fp16`, `fp32` or `fp8` (what its other layers are in).
 
-    `auto` is bf16 on a GPU and on a CPU with bf16 instructions, float32 elsewhere.
+    `auto`, and what accompanies fp8, is bf16 on a GPU and on a CPU with bf16 instructions, float32 elsewhere.
     """
-    if precision == "auto":
+    if precision in ("auto", "fp8"):
         return torch.bfloat16 if device.type != "cpu" or cpu_has_bf16() else torch.float32
-    return {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}[precision]
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
 
 
 def cpu_has_bf16() -> bool:

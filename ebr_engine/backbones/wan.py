@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ebr_engine.backbones.fused import normed_for, residual_normed_for
+from ebr_engine.backbones.quantized import feed_forward
 from ebr_engine.errors import BackboneError
 from ebr_engine.kernels.attention import attention
 from ebr_engine.kernels.context_kv import context_kv
 from ebr_engine.kernels.gated_residual_norm import gated_residual_norm
-from ebr_engine.kernels.layer_norm_modulate import layer_norm_modulate
 from ebr_engine.kernels.prompt_attention import prompt_attention
 from ebr_engine.kernels.qk_norm_rope import qk_norm_rope
+from ebr_engine.kernels.quantize_fp8 import Quantized
 
 ROPE_THETA = 10000.0
 MODULATIONS = 6  # shift, 1 + scale, gate of self-attention; the same of the feed-forward
@@ -220,12 +222,13 @@ class WanTrunk(nn.Module):
         x = self.patch_in(self.patchify(latent, grid).to(self.patch_in.weight.dtype))  # [B, N, D]
         # A block returns its feed-forward branch unadded, so that the sum is fused with the norm that reads it.
         shift, scale, *_ = step.modulation[:, 0].unbind(1)
-        normed = layer_norm_modulate(x, scale, shift, self.config.eps)
+        readers = [(block.qkv,) for block in self.blocks] + [(self.patch_out,)]
+        normed = normed_for(readers[0], x, scale, shift, self.config.eps)
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             x, branch, gate = block(x, normed, step.block(i), cos, sin)
             shift, scale = (step.head if i == last else step.modulation[:, i + 1, :2]).unbind(1)
-            x, normed = gated_residual_norm(x, branch, gate, scale, shift, self.config.eps)
+            x, normed = residual_normed_for(readers[i + 1], x, branch, gate, scale, shift, self.config.eps)
         return self.unpatchify(self.patch_out(normed), grid).float()
 
     def grid(self, shape: Sequence[int]) -> tuple[int, int, int]:
@@ -274,14 +277,16 @@ class WanBlock(nn.Module):
         self.up = nn.Linear(width, config.ffn_dim)
         self.down = nn.Linear(config.ffn_dim, width)
 
-    def forward(self, x: Tensor, normed: Tensor, step: BlockStep, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """From the residual stream and its norm (both [B, N, D]) to the stream, the feed-forward branch and its gate [B, D]."""
+    def forward(
+        self, x: Tensor, normed: Tensor | Quantized, step: BlockStep, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """From the residual stream [B, N, D] and its norm to the stream, the feed-forward branch and its gate [B, D]."""
         _, _, gate, ff_shift, ff_scale, ff_gate = step.modulation.unbind(1)
         q, k, v = qk_norm_rope(self.qkv(normed), self.q_norm, self.k_norm, cos, sin, self.heads, self.eps)
         branch = self.out(attention(q, k, v).transpose(1, 2).flatten(2))
         x, normed = gated_residual_norm(x, branch, gate, self.cross_norm.weight[None], self.cross_norm.bias[None], self.eps)
-        x, normed = gated_residual_norm(x, self.cross(normed, step), None, ff_scale, ff_shift, self.eps)
-        return x, self.down(F.gelu(self.up(normed), approximate="tanh")), ff_gate
+        x, normed = residual_normed_for((self.up,), x, self.cross(normed, step), None, ff_scale, ff_shift, self.eps)
+        return x, feed_forward(self.up, self.down, normed), ff_gate
 
     def cross(self, normed: Tensor, step: BlockStep) -> Tensor:
         """W_o·(text branch + Σ weight·prompt branch) + (1 + Σ weight)·b_o, [B, N, D]."""

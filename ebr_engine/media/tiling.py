@@ -54,20 +54,22 @@ class Tiles:
         return Tiles(height, width, tile_height, tile_width, tops, lefts, *weights)
 
 
-def plan_tiles(height: int, width: int, tile: int, overlap: int, multiple: int = 1) -> Tiles:
+def plan_tiles(height: int, width: int, tile: int | tuple[int, int], overlap: int, multiple: int = 1) -> Tiles:
     """Cover a height × width grid with equal tiles of at most tile × tile cells that share at least `overlap` cells.
 
-    A side shorter than `tile` gets one tile of its own length. Tile sides are multiples of `multiple`; a side that is
-    shorter than a tile and is not, has to be padded first (`pad_to_multiple`). Raises EbrError on impossible sizes.
+    `tile` may be two numbers, height and width. A side shorter than `tile` gets one tile of its own length. Tile sides are
+    multiples of `multiple`; a side that is shorter than a tile and is not, has to be padded first (`pad_to_multiple`).
+    Raises EbrError on impossible sizes.
     """
     if height < 1 or width < 1:
         raise EbrError(f"cannot tile a grid of {height} x {width} cells")
-    if multiple < 1 or tile < multiple or tile % multiple:
+    sides = (tile, tile) if isinstance(tile, int) else tile
+    if multiple < 1 or any(side < multiple or side % multiple for side in sides):
         raise EbrError(f"the tile size must be a positive multiple of {multiple}, not {tile}")
-    if not 0 <= overlap < tile:
+    if not 0 <= overlap < min(sides):
         raise EbrError(f"the tile overlap must be at least 0 and less than the tile size {tile}, not {overlap}")
-    tops, tile_height = _spread(height, tile, overlap, multiple)
-    lefts, tile_width = _spread(width, tile, overlap, multiple)
+    tops, tile_height = _spread(height, sides[0], overlap, multiple)
+    lefts, tile_width = _spread(width, sides[1], overlap, multiple)
     return Tiles(
         height,
         width,

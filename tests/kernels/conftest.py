@@ -1,11 +1,12 @@
-"""How an op is compared with its formula in float64."""
+"""How an op is compared with its formula in float64, and what makes Triton's interpreter a fair stand-in for a GPU."""
 
 import pytest
 import torch
 
+from ebr_engine.kernels import backend
+
 # An op is a handful of float32 roundings, and a sum of up to a few hundred products grows them by its square root.
 FLOAT32 = 16 * torch.finfo(torch.float32).eps
-BF16_HALF_STEP = 2.0**-8  # the largest relative error of one rounding to bf16
 
 
 def listed(result):
@@ -39,12 +40,63 @@ def agree(relative_rms):
 
 @pytest.fixture
 def rounded_once():
-    """Assert that bf16 values are float64 ones rounded a single time; `slack` is the float32 arithmetic before that."""
+    """Assert that bf16 or fp16 values are float64 ones rounded a single time; `slack` is the float32 arithmetic before that."""
 
     def check(value, reference, slack=1e-5):
-        assert value.dtype == torch.bfloat16
+        assert value.dtype in (torch.bfloat16, torch.float16)
         assert value.shape == reference.shape
-        excess = (value.double() - reference).abs() - BF16_HALF_STEP * reference.abs()
+        half_step = torch.finfo(value.dtype).eps / 2  # the largest relative error of one rounding
+        excess = (value.double() - reference).abs() - half_step * reference.abs()
         assert excess.max() < slack
 
     return check
+
+
+@pytest.fixture
+def quantised_once():
+    """Assert that a quantised tensor is a float64 one with one rounding to e4m3, of half a step at the scale of its row."""
+
+    def check(quantized, reference):
+        values, scale = quantized
+        assert (values.dtype, scale.dtype) == (torch.float8_e4m3fn, torch.float32)
+        assert values.shape == reference.shape
+        largest = reference.abs().amax(-1, keepdim=True)
+        torch.testing.assert_close(scale.double(), largest / 448, rtol=1e-5, atol=0)
+        half_step = torch.maximum(reference.abs() * 2**-4, largest / 448 * 2**-10)
+        error = (values.double() * scale.double() - reference).abs()
+        assert (error <= half_step * (1 + 1e-4) + 1e-5 * largest).all()
+
+    return check
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    """In Triton's interpreter: fresh tensors hold NaN, so that an element no kernel writes is seen; casts round as GPUs do.
+
+    The interpreter's own cast from float32 truncates to bf16; to e4m3 it loses carries (15.9 becomes 8) and truncates
+    subnormals, errors of up to half of a value. A GPU rounds both to the nearest, even.
+    """
+    if not backend.INTERPRETED:
+        return
+    from triton.runtime import interpreter
+
+    def poisoned(create):
+        def fresh(*args, **kwargs):
+            result = create(*args, **kwargs)
+            return result.fill_(torch.nan) if result.is_floating_point() else result
+
+        return fresh
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+    convert, tl = interpreter._convert_float, backend.tl
+    rounded = {tl.bfloat16: (torch.bfloat16, torch.uint16), tl.float8e4nv: (torch.float8_e4m3fn, torch.uint8)}
+
+    def to_nearest(values, from_type, to_type, mode):
+        if from_type != tl.float32 or to_type not in rounded:
+            return convert(values, from_type, to_type, mode)
+        dtype, bits = rounded[to_type]
+        return torch.from_numpy(values.copy()).to(dtype).view(bits).numpy()
+
+    monkeypatch.setattr(interpreter, "_convert_float", to_nearest)

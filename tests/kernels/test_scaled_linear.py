@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from ebr_engine.kernels.quantize_fp8 import quantize_fp8
-from ebr_engine.kernels.scaled_linear import scaled_linear, scaled_linear_ref
+from ebr_engine.kernels.scaled_linear import bound_ref, scaled_linear, scaled_linear_ref
 
 SHAPES = [((1, 1), 1), ((5, 33), 7), ((2, 3, 17), 40), ((2, 9, 160), 24)]
 
@@ -25,7 +26,10 @@ def test_it_is_the_product_of_the_dequantised_factors(shape, out, relative_rms):
     x, weight, scale, bias, _ = layer(shape, out)
     values, x_scale = quantize_fp8(x)
     expected = (values.double() * x_scale) @ (weight.double() * scale).T + bias.double()
-    for result in (scaled_linear(x, weight, scale, bias), scaled_linear_ref(values, x_scale, weight, scale, bias, x.dtype)):
+    for result in (
+        scaled_linear(x, weight, scale, bias),
+        scaled_linear_ref(values, x_scale, weight, scale, bias, False, x.dtype),
+    ):
         assert result.dtype == torch.float32
         assert relative_rms(result, expected) < 16 * torch.finfo(torch.float32).eps
 
@@ -71,3 +75,62 @@ def test_the_gradient_passes_to_the_input_as_if_it_had_not_been_rounded(size, re
     pull = size * torch.randn(6, 7)
     scaled_linear(x.requires_grad_(), weight, scale, bias).backward(pull)
     assert relative_rms(x.grad, pull.double() @ (weight.double() * scale)) < 1e-5
+
+
+@pytest.mark.parametrize(("shape", "out"), SHAPES)
+def test_gelu_ends_the_product(shape, out, relative_rms):
+    x, weight, scale, bias, _ = layer(shape, out)
+    values, x_scale = quantize_fp8(x)
+    product = (values.double() * x_scale) @ (weight.double() * scale).T + bias.double()
+    result = scaled_linear(x, weight, scale, bias, gelu=True)
+    assert relative_rms(result, F.gelu(product, approximate="tanh")) < 32 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize(("shape", "out"), SHAPES)
+@pytest.mark.parametrize("gelu", [False, True])
+def test_a_result_in_fp8_is_the_product_rounded_once_and_never_overflows(shape, out, gelu):
+    x, weight, scale, bias, _ = layer(shape, out)
+    quantised = quantize_fp8(x)
+    product = (quantised.values.double() * quantised.scale) @ (weight.double() * scale).T + bias.double()
+    product = F.gelu(product, approximate="tanh") if gelu else product
+    values, row_scale = scaled_linear(quantised, weight, scale, bias, gelu=gelu, fp8_out=True)
+    assert values.dtype == torch.float8_e4m3fn
+    assert (product.abs() <= 448 * row_scale.double()).all()  # a bound, so nothing saturates
+    error = (values.double() * row_scale - product).abs()
+    # Half a step of e4m3, 2^-4 of a normal number; the step of subnormals is 2^-9. The interpreter's cast may take a whole one.
+    step = torch.maximum(product.abs() * 2**-3, row_scale.double() * 2**-9)
+    assert (error <= step * 1.001 + 1e-6).all()
+    assert error.mean() < (step / 2).mean()
+
+
+def test_the_bound_holds_for_rows_that_reach_it():
+    weight, scale = quantize_fp8(torch.ones(4, 32))
+    bias = torch.full((4,), 3.0)
+    x = quantize_fp8(torch.full((2, 32), 5.0))
+    values, row_scale = scaled_linear(x, weight, scale, bias, fp8_out=True, bound=bound_ref(weight, scale, bias))
+    torch.testing.assert_close(values.float() * row_scale, torch.full((2, 4), 163.0), rtol=2**-4, atol=0)
+    assert values.float().abs().max() > 224  # no binade is given away
+
+
+def test_what_ends_in_fp8_has_no_gradient():
+    x, weight, scale, bias, _ = layer((3, 16), 5)
+    x.requires_grad_()
+    with pytest.raises(ValueError, match="no gradient"):
+        scaled_linear(x, weight, scale, bias, fp8_out=True, bound=bound_ref(weight, scale, bias))
+
+
+def test_no_rows_give_no_rows():
+    x, weight, scale, bias, _ = layer((0, 16), 5)
+    assert scaled_linear(x, weight, scale, bias).shape == (0, 5)
+    assert scaled_linear(x, weight, scale, bias, fp8_out=True, bound=bound_ref(weight, scale, bias)).values.shape == (0, 5)
+
+
+def test_the_gradient_passes_through_gelu(relative_rms):
+    x, weight, scale, bias, _ = layer((6, 33), 7)
+    pull = torch.randn(6, 7)
+    scaled_linear(x.requires_grad_(), weight, scale, bias, gelu=True).backward(pull)
+    matrix = weight.double() * scale
+    values, x_scale = quantize_fp8(x.detach())
+    y = ((values.double() * x_scale) @ matrix.T + bias).requires_grad_()
+    F.gelu(y, approximate="tanh").backward(pull.double())
+    assert relative_rms(x.grad, y.grad @ matrix) < 1e-5

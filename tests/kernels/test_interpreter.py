@@ -1,0 +1,32 @@
+"""Every Triton kernel against its formula on a CPU: its operation's tests again, in Triton's interpreter.
+
+Whether a function is interpreted is decided when it is defined, so it takes a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ebr_engine.kernels import backend
+
+TESTS = Path(__file__).parent
+KERNELS = TESTS.parents[1] / "kernels"
+
+
+@pytest.mark.skipif(not backend.HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.skipif(backend.INTERPRETED, reason="already interpreted")
+def test_kernels_are_their_formulas_in_the_interpreter():
+    operations = [path.stem for path in sorted(KERNELS.glob("*.py")) if "@triton.jit" in path.read_text()]
+    files = [TESTS / f"test_{operation}.py" for operation in operations]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, files)],
+        cwd=KERNELS.parent,
+        env=os.environ | {"TRITON_INTERPRET": "1", "EBR_KERNELS": "triton"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout
