@@ -17,11 +17,11 @@ lint: .venv/dev.stamp
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/demo.stamp: .venv/bin/python pyproject.toml setup.py
+.venv/demo.stamp: .venv/bin/python pyproject.toml setup.py $(wildcard csrc/*)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
-.venv/dev.stamp: .venv/bin/python pyproject.toml setup.py
+.venv/dev.stamp: .venv/bin/python pyproject.toml setup.py $(wildcard csrc/*)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@ .venv/demo.stamp
 

@@ -71,7 +71,7 @@ def backends() -> list[Backend]:
     """The kernel backends in order of preference, with the reason for each that is not there."""
     device = torch.cuda.is_available()
     built = find_spec("ebr_engine._csrc") is not None
-    cuda = "built; used with EBR_KERNELS=cuda" if built else "not built: the install found no CUDA compiler (nvcc)"
+    cuda = "built; used with EBR_KERNELS=cuda" if built else "not built: EBR_BUILD_CUDA=1 pip install . tells why"
     if not HAS_TRITON:
         triton_reason = "not installed: pip install triton"
     elif INTERPRETED:
