@@ -38,6 +38,7 @@ def collect() -> dict[str, Any]:
         "cpu": {"name": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "cuda": _cuda_devices(torch),
         "kernels": [{"name": b.name, "available": b.available, "reason": b.reason} for b in backend.backends()],
+        "backbones": _backbones(),
         "tasks": _tasks(settings.prompt_dir()),
         "folders": {"cache": str(settings.cache_dir()), "prompts": str(settings.prompt_dir())},
         "versions": {
@@ -73,10 +74,33 @@ def _show(facts: dict[str, Any]) -> None:
         },
     )
     section("Kernels", {k["name"]: _yes_no(k["available"], k["reason"]) for k in facts["kernels"]})
+    section("Backbones", {name: _sizes(**sizes) for name, sizes in facts["backbones"].items()})
     section("Tasks", {name: ", ".join(tasks) for name, tasks in facts["tasks"].items()} or {"none": "no prompt found"})
     section("Folders", facts["folders"])
     section("Versions", {name: version or "[dim]not installed[/]" for name, version in facts["versions"].items()})
     Console(highlight=False).print(table)
+
+
+def _backbones() -> dict[str, dict[str, int]]:
+    """Parameters and bytes of every backbone's halves, the trunk in bf16."""
+    import torch
+
+    from ebr_engine.backbones.checkpoint import memory
+    from ebr_engine.backbones.registry import CONFIGS
+
+    return {name: memory(config, torch.bfloat16) for name, config in CONFIGS.items()}
+
+
+def _sizes(trunk_parameters: int, trunk_bytes: int, conditioner_parameters: int, conditioner_bytes: int) -> str:
+    trunk, conditioner = (_rounded(count, "") for count in (trunk_parameters, conditioner_parameters))
+    device, host = (_rounded(count, "B") for count in (trunk_bytes, conditioner_bytes))
+    return f"{trunk} parameters on the device ({device} in bf16), {conditioner} that never get there ({host})"
+
+
+def _rounded(count: int, unit: str) -> str:
+    billion = "G" if unit else "B"
+    name, size = next((n, s) for n, s in ((billion, 1e9), ("M", 1e6), ("k", 1e3), ("", 1)) if count >= s)
+    return f"{count / size:.3g} {name}{unit}"
 
 
 def _yes_no(available: bool, reason: str) -> str:

@@ -37,6 +37,8 @@ def test_json_holds_every_fact(cli, tmp_path, monkeypatch):
         {"name": "reference", "available": True, "reason": "always"},
         {"name": "triton", "available": False, "reason": "no CUDA device [none]"},
     ]
+    assert facts["backbones"]["flux-dev"]["conditioner_parameters"] == 3_292_296_192
+    assert facts["backbones"]["flux-dev"]["trunk_bytes"] == 2 * 8_609_112_128
     for name in ("python", "torch", "safetensors", "pyvips", "libvips"):
         assert facts["versions"][name][0].isdigit()
     assert set(facts["versions"]) >= {"triton", "diffusers", "transformers"}

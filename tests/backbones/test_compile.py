@@ -1,0 +1,84 @@
+"""The trunks as one graph: no break, and one compilation for all steps and prompts of a shape."""
+
+import pytest
+import torch
+
+from ebr_engine.backbones.flux import FluxConditioner, FluxConfig, FluxTrunk
+from ebr_engine.backbones.quantized import quantize_trunk
+from ebr_engine.backbones.wan import WanConditioner, WanConfig, WanTrunk
+from ebr_engine.kernels import backend
+
+WAN = WanConfig(num_attention_heads=2, attention_head_dim=12, text_dim=10, freq_dim=16, ffn_dim=40, num_layers=2)
+FLUX = FluxConfig(
+    num_layers=1,
+    num_single_layers=2,
+    attention_head_dim=12,
+    num_attention_heads=2,
+    joint_attention_dim=10,
+    pooled_projection_dim=8,
+    axes_dims_rope=(4, 4, 4),
+)
+
+
+def shaken(module):
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return module.requires_grad_(False)
+
+
+def made(name):
+    """A trunk, a latent, and the tables of three steps with either of two prompts."""
+    timesteps, context = torch.tensor([399.0, 200.0, 20.0]), torch.randn(7, 10)
+    prompts = [(torch.randn(5, 24), torch.rand(2 if name == "wan" else 3)) for _ in range(2)]
+    if name == "wan":
+        conditioner, trunk = shaken(WanConditioner(WAN)), shaken(WanTrunk(WAN))
+        tables = [conditioner(timesteps, context, [prompt]) for prompt in prompts]
+        return trunk, torch.randn(1, 16, 2, 4, 6), tables
+    conditioner, trunk = shaken(FluxConditioner(FLUX)), shaken(FluxTrunk(FLUX))
+    tables = [conditioner.bake(trunk, timesteps, context, torch.randn(8), [prompt]) for prompt in prompts]
+    return trunk, torch.randn(1, 16, 4, 6), tables
+
+
+@pytest.mark.parametrize("name", ["wan", "flux"])
+@pytest.mark.parametrize("precision", ["fp32", "fp8"])
+@pytest.mark.parametrize("registered", [False, True], ids=["inline", "registered"])
+@torch.no_grad()
+def test_one_graph_serves_all_steps_and_prompts(name, precision, registered, monkeypatch, relative_rms):
+    monkeypatch.setattr(backend, "FORCED", registered)
+    trunk, latent, tables = made(name)
+    if precision == "fp8":
+        quantize_trunk(trunk)
+    steps = [table[i] for table in tables for i in range(3)]
+    expected = [trunk(latent, step) for step in steps]
+    torch.compiler.reset()
+    compiled = torch.compile(trunk, fullgraph=True, dynamic=False, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for step, velocity in zip(steps, expected):
+            assert relative_rms(compiled(latent, step), velocity) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wan", "flux"])
+@pytest.mark.parametrize("registered", [False, True], ids=["inline", "registered"])
+@torch.no_grad()
+def test_inductor_takes_the_same_graph(name, registered, monkeypatch, relative_rms):
+    monkeypatch.setattr(backend, "FORCED", registered)
+    trunk, latent, tables = made(name)
+    torch.compiler.reset()
+    compiled = torch.compile(trunk, fullgraph=True, dynamic=False)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for i in range(3):
+            assert relative_rms(compiled(latent, tables[0][i]), trunk(latent, tables[0][i])) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["wan", "flux"])
+def test_gradients_to_the_latent_pass_through_the_graph(name, relative_rms):
+    trunk, latent, tables = made(name)
+    torch.compiler.reset()
+    compiled = torch.compile(trunk, fullgraph=True, dynamic=False, backend="aot_eager")
+    gradients = []
+    for run in (trunk, compiled):
+        leaf = latent.clone().requires_grad_()
+        run(leaf, tables[0][1]).square().sum().backward()
+        gradients.append(leaf.grad)
+    assert relative_rms(gradients[1], gradients[0]) < 1e-5
