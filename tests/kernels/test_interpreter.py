@@ -30,3 +30,19 @@ def test_kernels_are_their_formulas_in_the_interpreter():
         text=True,
     )
     assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not backend.HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.skipif(backend.INTERPRETED, reason="already interpreted")
+def test_the_released_velocities_hold_through_the_kernels():
+    file = TESTS.parent / "backbones" / "test_wan_golden.py"  # FLUX's 512 text tokens take the interpreter too long
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "released_velocity", str(file)],
+        cwd=KERNELS.parent,
+        env=os.environ | {"TRITON_INTERPRET": "1", "EBR_KERNELS": "triton"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout

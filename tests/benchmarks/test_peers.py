@@ -1,0 +1,148 @@
+"""The ladder runs for every case, tells the same work from less of it, and says why a rung is missing."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import peers
+from ebr_engine.bridge import released_times, released_timesteps
+from ebr_engine.kernels import backend
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """Text and numbers of the quick form on all cases."""
+    file = tmp_path_factory.mktemp("peers") / "peers.json"
+    lines = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.print", lambda *parts, **_: lines.append(" ".join(map(str, parts))))
+        peers.main(["--quick", "--case", *peers.CASES, "--json", str(file)])
+    return SimpleNamespace(text="\n".join(lines), result=json.loads(file.read_text()))
+
+
+def test_every_case_climbs_the_ladder(quick):
+    assert [case["case"] for case in quick.result["cases"]] == list(peers.CASES)
+    for case in quick.result["cases"]:
+        assert case["skipped"] == {}
+        names = [rung["rung"] for rung in case["rungs"]]
+        assert names[0] == "released: diffusers, eager"
+        assert names[-1] == "+ second order (fast)"
+        assert ("+ equal text rows merged" in names) == (case["case"] != "flux-dev")  # all of FLUX's text rows differ
+        assert all(name in quick.text for name in names)
+
+
+def test_the_same_work_gives_the_released_result(quick):
+    for case in quick.result["cases"]:
+        for rung in case["rungs"]:
+            if rung["evaluations"] == 3:
+                assert rung["rms_difference"] < 1e-5, (case["case"], rung["rung"])
+        assert case["rungs"][0]["rms_difference"] == case["rungs"][0]["largest_difference"] == 0
+        assert 1e-6 < case["rungs"][-2]["rms_difference"] < 1e-3  # one evaluation less, at t = 1e-4
+        assert case["rungs"][-1]["rms_difference"] > 1e-2  # three coarse steps are not five fine ones
+
+
+def test_gains_multiply(quick):
+    for case in quick.result["cases"]:
+        product = 1.0
+        for rung in case["rungs"]:
+            assert rung["seconds"]["median"] > 0
+            product *= rung["gain"]
+            assert rung["total_gain"] == pytest.approx(product)
+
+
+def test_fast_comes_nearer_to_the_converged_solution_than_three_released_steps(quick):
+    (mini,) = (case for case in quick.result["cases"] if case["case"] == "mini")
+    assert [row["task"] for row in mini["accuracy"]] == ["haze", "rain", "snow", "blur", "lowlight"]
+    for row in mini["accuracy"]:
+        assert row["fast"]["distance"] < row["released"]["distance"]
+        assert 5 < row["fast"]["psnr"] < 40
+
+
+def test_the_machine_is_told(quick):
+    for word in (quick.result["commit"], torch.__version__, quick.result["date"]):
+        assert word in quick.text
+    assert quick.result["device"] == "cpu"
+
+
+def test_a_rung_that_fails_is_skipped_with_its_reason(monkeypatch):
+    def ladder(*_):
+        yield peers.Rung("first", lambda: torch.ones(2), 2)
+        yield peers.Rung("second", lambda: torch.compiler_is_missing, 2)
+        yield peers.Rung("third", lambda: torch.full((2,), 3.0), 1)
+
+    monkeypatch.setattr(peers, "ladder", ladder)
+    monkeypatch.setattr(peers, "bake_seconds", lambda *_: peers.spread([1.0]))
+    case = SimpleNamespace(name="mini", degraded=torch.ones(1, 2), dtype=torch.float32, t0=0.4)
+    result = peers.climb(case, 2, 3, True)
+    assert [rung["rung"] for rung in result["rungs"]] == ["first", "third"]
+    assert "AttributeError" in result["skipped"]["second"]
+    assert "skipped second" in peers.table(result)
+    assert result["rungs"][1]["rms_difference"] == pytest.approx(2)
+    assert result["rungs"][1]["largest_difference"] == 2
+    assert len(result["rungs"][0]["seconds"]["all"]) == 3
+
+
+def test_plain_rungs_keep_our_kernels_out():
+    seen = []
+
+    def run():
+        seen.append(backend.ASKED)
+        return torch.zeros(1)
+
+    before = backend.ASKED
+    peers.Rung("x", run, 1, plainly=True).once()
+    peers.Rung("x", run, 1).once()
+    assert seen == ["torch", before]
+    assert before == backend.ASKED
+
+
+def test_every_row_and_merged_rows_are_the_same_attention(relative_rms):
+    case = peers.random_case("wan-width", CPU, torch.float32, quick=True)
+    times = released_times(3, case.t0)
+    merged = case.bake(peers.make_table("released", case.t0, 3), released_timesteps(times, "wan"))
+    every = case.every_row(merged)
+    assert merged.context[0].shape[3] == 2
+    assert every.context[0].shape[3] == 226
+    with torch.no_grad():
+        assert relative_rms(case.trunk(case.degraded, every[0]), case.trunk(case.degraded, merged[0])) < 1e-5
+
+
+def test_bf16_keeps_the_modules_that_diffusers_keeps():
+    case = peers.random_case("wan-width", CPU, torch.bfloat16, quick=True)
+    kept = {name for name, parameter in case.transformer.named_parameters() if parameter.dtype == torch.float32}
+    assert {name.split(".")[0] for name in kept} == {"scale_shift_table", "condition_embedder", "blocks"}
+    assert "blocks.0.attn1.to_q.weight" not in kept
+    assert {parameter.dtype for parameter in case.trunk.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for buffer in case.transformer.rope.buffers()} == {torch.float32}
+
+
+def test_full_size_cases_have_the_real_widths():
+    assert peers.random_config("wan-width", False).width == peers.random_config("wan-1.3b", False).width == 1536
+    assert peers.random_config("wan-width", False).num_layers == 4
+    assert peers.random_config("wan-1.3b", False).num_layers == 30
+    assert (peers.random_config("flux-dev", False).num_layers, peers.random_config("flux-dev", False).width) == (19, 3072)
+
+
+@pytest.mark.slow
+def test_both_sides_compile_and_compute_the_same():
+    case = peers.random_case("wan-width", CPU, torch.float32, quick=True)
+    result = peers.climb(case, 3, 1, compiled=True)
+    names = {rung["rung"]: rung["rms_difference"] for rung in result["rungs"]}
+    if result["skipped"]:
+        pytest.skip(f"not compiled here: {result['skipped']}")
+    assert names["released: diffusers, torch.compile"] < 1e-5
+    assert names["+ torch.compile"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--steps", "1"], ["--rounds", "0"], ["--size", "30"], ["--case", "sora"], ["--device", "cuda:99"]]
+)
+def test_bad_usage_is_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as error:
+        peers.main(arguments)
+    assert error.value.code == 2
+    assert "error:" in capsys.readouterr().err
