@@ -29,6 +29,10 @@ class Fp8Linear(nn.Module):
         for name, tensor in (("weight", weight), ("scale", scale), ("bias", bias)):
             self.register_buffer(name, tensor)
         self.register_buffer("bound", bound_ref(weight, scale, bias), persistent=False)  # of the output, see `scaled_linear`
+        self.register_load_state_dict_post_hook(Fp8Linear._rebound)
+
+    def _rebound(self, _: object) -> None:
+        self.bound = bound_ref(self.weight, self.scale, self.bias)
 
     def forward(self, x: Tensor | Quantized) -> Tensor:
         """[..., K] → [..., N], in `x.dtype`, or the bias's for a quantised input."""

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ebr_engine.backbones.flux import FluxConfig, FluxTrunk
+from ebr_engine.backbones.mini import load_mini
 from ebr_engine.backbones.quantized import Fp8Linear, dense_weight, feed_forward, quantize_trunk, takes_fp8, trunk_dtype
 from ebr_engine.kernels.quantize_fp8 import quantize_fp8
 
@@ -71,6 +72,15 @@ def test_a_layer_made_of_its_tensors_is_the_same():
     assert torch.equal(dense_weight(again), layer.weight.float() * layer.scale)
 
 
+def test_loaded_weights_bring_their_bound():
+    layer, other = Fp8Linear(nn.Linear(32, 8)), Fp8Linear(nn.Linear(32, 8))
+    other.scale.mul_(10)
+    layer.load_state_dict(other.state_dict())
+    again = Fp8Linear.from_tensors(other.weight, other.scale, other.bias)
+    assert torch.equal(layer.bound, again.bound)
+    assert set(layer.state_dict()) == {"weight", "scale", "bias"}
+
+
 def test_a_quantised_input_is_not_quantised_again():
     layer = Fp8Linear(nn.Linear(32, 8))
     x = torch.randn(5, 32)
@@ -96,3 +106,19 @@ def test_learning_goes_through_unfused_layers():
     x = torch.randn(3, 16, requires_grad=True)
     feed_forward(up, down, x).sum().backward()
     assert x.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_the_bundled_backbones_hidden_layers_may_be_quantised_by_a_bound(relative_rms):
+    mini = load_mini()
+    inputs = []
+    for block in mini.trunk.blocks:
+        block.up.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    mini.trunk(2 * torch.randn(1, 48, 1, 16, 18), mini.conditioner(torch.tensor([150.0]), mini.context)[0])
+    assert len(inputs) == 6
+    for block, x in zip(mini.trunk.blocks, inputs):
+        exact = feed_forward(block.up, block.down, x) - block.down.bias
+        up, down = Fp8Linear(block.up), Fp8Linear(block.down)
+        apart = down(nn.functional.gelu(up(x), approximate="tanh")) - block.down.bias
+        fused = feed_forward(up, down, x) - block.down.bias
+        assert relative_rms(fused, exact) < 1.15 * relative_rms(apart, exact)

@@ -1,12 +1,14 @@
 """Self-attention, by whichever of its paths."""
 
+import logging
+
 import pytest
 import torch
 
 from ebr_engine.kernels import attention as module
-from ebr_engine.kernels.attention import attention, attention_ref
+from ebr_engine.kernels.attention import attention, attention_cuda, attention_ref
 
-OPS = pytest.mark.parametrize("op", [attention, attention_ref])
+OPS = pytest.mark.parametrize("op", [attention, attention_cuda, attention_ref])
 SHAPES = [(1, 1, 1, 4), (2, 3, 5, 10), (1, 2, 67, 24), (3, 1, 33, 128)]
 
 
@@ -55,3 +57,29 @@ def test_bf16_stays_bf16(op, relative_rms):
     assert out.dtype == torch.bfloat16
     # Roundings of the query, the scores, the probabilities and the result, at most 2^-8 each; scores are of size 1.
     assert relative_rms(out, formula(**{name: value.double() for name, value in given.items()})) < 4 * 2**-8
+
+
+def test_what_serves_a_device_is_logged_once(caplog):
+    module.served_by.cache_clear()
+    given = inputs((1, 2, 5, 8))
+    with caplog.at_level(logging.INFO, "ebr_engine"):
+        for _ in range(3):
+            attention_cuda(**given)
+    assert caplog.messages == [
+        "attention on cpu, float32, heads of 8: MATH"
+    ]  # none of the device's kernels takes a CPU's tensors
+
+
+def test_the_order_of_kernels_is_left_as_it_was():
+    before = torch._C._get_sdp_priority_order(), torch.backends.cuda.flash_sdp_enabled()
+    attention_cuda(**inputs((1, 2, 5, 8)))
+    assert (torch._C._get_sdp_priority_order(), torch.backends.cuda.flash_sdp_enabled()) == before
+
+
+@pytest.mark.parametrize("op", [attention, attention_cuda])
+@pytest.mark.parametrize("learned", [False, True])
+def test_it_compiles_without_a_graph_break(op, learned):
+    torch.compiler.reset()
+    given = {name: value.requires_grad_(learned) for name, value in inputs((1, 2, 5, 8)).items()}
+    out = torch.compile(op, fullgraph=True, backend="aot_eager")(**given)
+    torch.testing.assert_close(out, attention_ref(**given))

@@ -3,11 +3,18 @@
 import pytest
 import torch
 
-from ebr_engine.kernels.prompt_attention import prompt_attention, prompt_attention_ref
+from ebr_engine.kernels import backend
+from ebr_engine.kernels.prompt_attention import (
+    log_sums_ref,
+    prompt_attention,
+    prompt_attention_launch,
+    prompt_attention_ref,
+)
 
 OPS = pytest.mark.parametrize("op", [prompt_attention, prompt_attention_ref])
-SHAPES = [(1, 1, 1, 4, 1, 1), (2, 3, 5, 10, 2, 7), (3, 2, 17, 24, 3, 33)]  # B, heads, queries, head width, text, prompt
-LEARNED = ["q", "prompt_key", "prompt_value", "prompt_weight"]
+# B, heads, queries, head width, text rows, prompt rows; the last is of Wan's width, with a tile and a bit of everything
+SHAPES = [(1, 1, 1, 4, 1, 1), (2, 3, 5, 10, 2, 7), (3, 2, 17, 24, 3, 33), (1, 2, 131, 128, 2, 226)]
+PROMPT = ["prompt_key", "prompt_value", "prompt_weight"]
 
 
 def softmax_attention(q, key, value, count):
@@ -46,27 +53,14 @@ def test_it_is_the_formula(op, shape, prompts, shared, agree):
     agree(op, formula, **inputs(shape, prompts, shared))
 
 
-@OPS
-@pytest.mark.parametrize("shape", SHAPES[1:])
-@pytest.mark.parametrize("prompts", [1, 3])
-def test_gradients_of_queries_prompts_and_their_weights_are_the_formulas(op, shape, prompts, agree):
-    agree(op, formula, LEARNED, **inputs(shape, prompts))
+def test_finite_differences_confirm_the_references_gradients():
+    given = {name: value.double() for name, value in inputs((2, 2, 3, 4, 2, 5), 2, shared=False).items()}
+    count = given.pop("text_log_count")
 
+    def run(q, text_key, text_value, *prompts):
+        return prompt_attention_ref(q, text_key, text_value, count, *prompts)
 
-@OPS
-def test_gradients_of_queries_without_prompts_are_the_formulas(op, agree):
-    agree(op, formula, ["q"], **inputs(SHAPES[1], 0))
-
-
-def test_finite_differences_confirm_the_gradients_that_are_float64_throughout():
-    # The softmax is float32 by design, so queries and keys cannot be differenced in float64; the formula covers them.
-    given = {name: value.double() for name, value in inputs((2, 2, 3, 4, 2, 5), 2).items()}
-    learned = [given.pop(name).requires_grad_() for name in ("prompt_value", "prompt_weight")]
-
-    def run(value, weight):
-        return prompt_attention_ref(**given, prompt_value=value, prompt_weight=weight)
-
-    assert torch.autograd.gradcheck(run, learned)
+    assert torch.autograd.gradcheck(run, [value.requires_grad_() for value in given.values()])
 
 
 @OPS
@@ -85,7 +79,8 @@ def test_equal_keys_may_be_merged_into_one_with_a_log_count(op, relative_rms):
 @OPS
 def test_a_prompt_of_weight_zero_does_nothing(op):
     given = inputs(SHAPES[1], 2) | {"prompt_weight": torch.zeros(2)}
-    none = {name: given[name][:0] for name in LEARNED[1:]}
+    none = {name: given[name][:0] for name in PROMPT}
+    # Beside a weighted zero the text is added to zeros: the same products, in the same order.
     assert torch.equal(op(**given), op(**given | none))
 
 
@@ -98,3 +93,67 @@ def test_bf16_stays_bf16(op, prompts, relative_rms):
     assert out.dtype == torch.bfloat16
     # Roundings of the query, the logits, the probabilities, each branch and weight, and the sums; at most 2^-8 each.
     assert relative_rms(out, formula(**{name: value.double() for name, value in low.items()})) < 5 * 2**-8
+
+
+@OPS
+@pytest.mark.parametrize("text", [1, 16, 17, 150])
+def test_text_may_have_any_number_of_rows(op, text, agree):
+    agree(op, formula, **inputs((2, 1, 5, 16, text, 9), 1, shared=False))
+
+
+@OPS
+def test_large_logits_do_not_overflow(op):
+    given = inputs(SHAPES[2], 2)
+    big = given | {name: 100 * given[name] for name in ("q", "text_key", "prompt_key")}
+    wide = {name: value.double() for name, value in big.items()}
+    out = op(**big)
+    assert out.isfinite().all()
+    # Logits of some 10^5 keep 2 digits in float32: a bound for what that moves a softmax of well separated keys.
+    assert (out.double() - prompt_attention_ref(**wide)).abs().median() < 1e-3
+
+
+@OPS
+@pytest.mark.parametrize("shape", SHAPES[1:3])
+def test_queries_may_be_a_view_of_any_strides(op, shape):
+    given = inputs(shape, 1)
+    expected = op(**given)
+    views = {
+        "tokens first": given["q"].transpose(1, 2).contiguous().transpose(1, 2),
+        "dimensions apart": given["q"].transpose(2, 3).contiguous().transpose(2, 3),
+        "part of a wider row": torch.cat((given["q"], given["q"]), dim=-1)[..., : shape[3]],
+    }
+    for q in views.values():
+        assert not q.is_contiguous()
+        torch.testing.assert_close(op(**given | {"q": q}), expected)
+
+
+@OPS
+@pytest.mark.parametrize("shape", [(0, 3, 5, 8, 2, 7), (2, 3, 0, 8, 2, 7)])
+def test_no_queries_give_no_rows(op, shape):
+    assert op(**inputs(shape, 1)).shape == (shape[0], 3, shape[2], 8)
+
+
+@pytest.mark.skipif(not backend.INTERPRETED, reason="needs Triton's interpreter or a device")
+@pytest.mark.parametrize("prompts", [0, 1, 2])
+def test_the_kernel_in_half_precision_is_as_near_as_plain_torch(prompts, relative_rms):
+    given = inputs((2, 3, 37, 24, 2, 75), prompts)
+    low = {name: value if "weight" in name or "count" in name else value.half() for name, value in given.items()}
+    exact = formula(**{name: value.double() for name, value in low.items()})
+    out = prompt_attention(**low)
+    assert out.dtype == torch.float16
+    assert relative_rms(out, exact) <= 2 * relative_rms(prompt_attention_ref(**low), exact)
+
+
+@pytest.mark.skipif(not backend.INTERPRETED, reason="needs Triton's interpreter or a device")
+def test_the_kernel_writes_heads_side_by_side():
+    out = prompt_attention(**inputs((2, 3, 5, 8, 2, 7), 1))
+    assert out.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.skipif(not backend.INTERPRETED, reason="needs Triton's interpreter or a device")
+@pytest.mark.parametrize("prompts", [0, 1, 3])
+def test_the_kernels_log_sums_are_the_references(prompts):
+    given = inputs(SHAPES[2], prompts, shared=False)
+    _, sums = prompt_attention_launch(**given, save=True)
+    expected = log_sums_ref(given["q"], given["text_key"], given["text_log_count"], given["prompt_key"])
+    torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-5)
