@@ -84,12 +84,13 @@ def measure(backbone: str, folder: Path, options: argparse.Namespace) -> dict[st
         "build": run(["build", *model, *how, "--overwrite", "-o", str(engine)]),
         "restore from engine": run(["restore", str(source), *out, *start, *encoder]),
     }
-    context = str(folder / "context.safetensors")
-    loading = {
-        "checkpoint": load(backbone, folder, context, options.device),
-        "engine": load("engine", engine, "", options.device),
+    checkpoint = load(backbone, folder, str(folder / "context.safetensors"), options.device)
+    times = {
+        "loading the checkpoint": [loaded for loaded, _ in checkpoint],
+        "loading the engine file": [loaded for loaded, _ in load("engine", engine, "", options.device)],
+        "another prompt": [swapped for _, swapped in checkpoint],
     }
-    return {"backbone": backbone, "dtype": str(torch.float32), "sizes": sizes, "commands": runs, "loading_seconds": loading}
+    return {"backbone": backbone, "sizes": sizes, "commands": runs, "seconds": times}
 
 
 def run(arguments: list[str]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from ebr_engine.offload import OFFLOADS, offloaded
 from ebr_engine.prompts import Prompt, load_prompt, mixed_weights
 from ebr_engine.sampler import Callback, Velocity, draw_noise, mean_velocity, sample
 
-PRECISIONS = ("auto", "bf16", "fp32", "fp8")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32", "fp8")
 MIXES = ("residual", "velocity")
 DEFAULT_TILE = {"mini": 512, "wan": 832, "flux": 1024}  # the sizes that the backbones know
 RELEASED_SIZES = {"wan": (480, 832), "flux": (1024, 1024)}  # height and width of the published protocol
@@ -56,8 +56,8 @@ class Restorer:
 
     `backbone`: `mini` (bundled), `wan` or `flux`. `model`: a folder, a file or a hub id in place of the backbone's own weights,
     with `revision` and `offline` for the hub; `context` and `vae`: see `ModelSource`. `device`: `auto`, `cpu`, `cuda`,
-    `cuda:1`. `precision`: `auto`, `bf16`, `fp32`, or `fp8` (linear layers in e4m3 with row scales). `offload`: what waits on
-    the CPU while it is not needed: `none`, `codec`, or `blocks` (codec and transformer blocks, for small GPUs).
+    `cuda:1`. `precision`: `auto`, `bf16`, `fp16`, `fp32`, or `fp8` (linear layers in e4m3 with row scales). `offload`: what
+    waits on the CPU while it is not needed: `none`, `codec`, or `blocks` (codec and transformer blocks, for small GPUs).
     """
 
     def __init__(
@@ -90,12 +90,15 @@ class Restorer:
     ) -> "Restorer":
         """Start from an engine file (`build`): its prompt, steps and precision are fixed, so `restore` takes none of them.
 
-        `vae`: a folder in place of the one that the file names. Raises `EngineError` for a file that is missing or damaged.
+        Or from an exported trunk (`export/`: `.onnx`, `.plan`, `.pt2`) with its tables beside it. `vae`: a folder in place of
+        the one that the file names. Raises `EngineError` for a file that is missing or damaged.
         """
         check_choice("offload", offload, OFFLOADS)
         chosen = choose_device(device)
         resident = torch.device("cpu") if offload == "blocks" else chosen
         file = load_engine(Path(path), resident, Path(vae) if vae else None)
+        if offload == "blocks" and not isinstance(file.backbone.trunk, torch.nn.Module):
+            raise EngineError("an exported trunk has no blocks that could wait on the CPU; use offload codec or none")
         restorer = cls.__new__(cls)
         restorer._place(file.backbone, chosen, offload)
         restorer.built = Plan(file.table, [tables.to(chosen, file.backbone.dtype) for tables in file.tables])
@@ -233,7 +236,7 @@ class Restorer:
         if self.codec.temporal == 1 and frames > 1:
             restored = self.run(pixels.transpose(1, 2).flatten(0, 1), plan, **how)
             return restored.unflatten(0, (batch, frames)).transpose(1, 2)
-        padded = pad_to_multiple(pad_frames(pixels, self.codec.frames(frames)), self.parts.multiple)
+        padded = self._padded(pixels)
         tiles = self.tiles(*padded.shape[-2:], tile, tile_overlap)
         velocity = plan.velocity(self.parts)
         if len(tiles) == 1:
@@ -241,13 +244,23 @@ class Restorer:
         else:
             # How much haze or light there is shows in the whole picture only; the tiles add the detail.
             side = self.codec.spatial * max(tiles.tile_height, tiles.tile_width)
-            small = reduced(padded, max(side, SMALLEST_GUIDE), self.parts.multiple)
+            fixed, smallest = self.parts.fixed, max(side, SMALLEST_GUIDE)
+            small = resized(padded, *fixed[1:]) if fixed else reduced(padded, smallest, self.parts.multiple)
             guide = self._run_whole(small, plan, velocity, seed, None)
             restored = self._run_whole(padded, plan, tiled(velocity, tiles), seed, callback)
             by_frame = (x.transpose(1, 2).flatten(0, 1) for x in (restored, guide))
             matched = match_tones(*by_frame, side // TONE_CELLS)
             restored = matched.unflatten(0, (batch, -1)).transpose(1, 2)
         return crop(restored.clamp(0, 1), height, width)[:, :, :frames]
+
+    def _padded(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, F, H, W] extended to what codec and transformer take; an exported one may take a single size."""
+        fixed, frames = self.parts.fixed, self.codec.frames(pixels.shape[2])
+        padded = pad_to_multiple(pad_frames(pixels, max(frames, fixed[0]) if fixed else frames), self.parts.multiple)
+        if fixed and (frames > fixed[0] or any(found < made for found, made in zip(padded.shape[-2:], fixed[1:]))):
+            made, found = (f"{f} frame(s) of {h} x {w} pixels" for f, h, w in (fixed, pixels.shape[2:]))
+            raise EngineError(f"this graph was made for {made}, not for {found}; export one with --dynamic, or for that size")
+        return padded
 
     def _run_whole(self, pixels: Tensor, plan: "Plan", velocity: Velocity, seed: int, callback: Callback | None) -> Tensor:
         degraded = self.codec.encode(pixels.to(self.device))
@@ -260,6 +273,8 @@ class Restorer:
         Raises `EngineError` for a length that the codec does not take.
         """
         length, shared = DEFAULT_CHUNK[self.backbone]
+        if self.parts.fixed and self.codec.temporal > 1:
+            length = self.parts.fixed[0]
         length = length if frames is None else frames
         if self.codec.frames(length) != length:
             raise EngineError(f"{self.backbone} takes chunks of 4n + 1 frames, not {length}; use {self.codec.frames(length)}")
@@ -267,8 +282,10 @@ class Restorer:
 
     def tile_size(self, tile: int | None, overlap: int | None) -> tuple[int, int]:
         """Side and overlap of the tiles in pixels, checked, with the backbone's defaults; a side of 0 never tiles."""
-        multiple = self.parts.multiple
-        tile = DEFAULT_TILE[self.backbone] if tile is None else tile
+        multiple, fixed = self.parts.multiple, self.parts.fixed
+        if fixed and tile is not None:
+            raise EngineError(f"this graph runs tiles of {fixed[1]} x {fixed[2]} pixels only; leave the tile size out")
+        tile = (min(fixed[1:]) if fixed else DEFAULT_TILE[self.backbone]) if tile is None else tile
         if tile < 0 or tile % multiple:
             raise EngineError(f"the tile size must be a multiple of {multiple} pixels, got {tile}")
         if tile == 0:
@@ -281,8 +298,10 @@ class Restorer:
     def tiles(self, height: int, width: int, tile: int | None, overlap: int | None) -> Tiles:
         """The tiles of a padded picture of height × width pixels, in latent cells."""
         tile, overlap = self.tile_size(tile, overlap)
-        tile, cell = tile or max(height, width), self.codec.spatial
-        return plan_tiles(height // cell, width // cell, tile // cell, overlap // cell, self.parts.patch)
+        cell = self.codec.spatial
+        sides = self.parts.fixed[1:] if self.parts.fixed else 2 * (tile or max(height, width),)
+        cells = tuple(side // cell for side in sides)
+        return plan_tiles(height // cell, width // cell, cells, overlap // cell, self.parts.patch)
 
 
 def tiled(velocity: Velocity, tiles: Tiles) -> Velocity:

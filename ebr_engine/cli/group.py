@@ -19,6 +19,7 @@ from ebr_engine.errors import EbrError
 COMMANDS = {
     "restore": ("restore:restore", "Restore"),
     "build": ("build:build", "Restore"),
+    "export": ("export:export", "Restore"),
     "demo": ("demo:demo", "Restore"),
     "prompts": ("prompts:app", "Restore"),
     "cache-text": ("cache_text:cache_text", "Restore"),

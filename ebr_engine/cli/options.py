@@ -101,7 +101,7 @@ SampleLatents = Annotated[
     bool, _model("--sample-latents", help="Draw latents from the VAE's posterior, as released, rather than take its mode.")
 ]
 Engine = Annotated[
-    Path | None, _model("--engine", metavar="FILE", help="An engine file from ebr-engine build, in place of all of the above.")
+    Path | None, _model("--engine", metavar="FILE", help="A file from ebr-engine build or export, in place of all of the above.")
 ]
 Device = Annotated[str, _computing("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 OffloadMode = Annotated[

@@ -2,7 +2,7 @@
 
 One safetensors file: `trunk.*` the trunk's state, `tables.N.*` the conditioning of the N-th velocity, `steps.*` the sampler's
 table, `codec.*` mini's statistics (other backbones name their VAE in the metadata). It is mapped into memory, so that on a CPU
-nothing is read before it is used.
+nothing is read before it is used. An exported trunk (`haze.onnx`) has such a file without `trunk.*` beside it.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from ebr_engine.backbones.wan import WanConditioning, WanConfig, WanStep, WanTru
 from ebr_engine.bridge import StepTable
 from ebr_engine.codecs import PixelCodec
 from ebr_engine.errors import EngineError
+from ebr_engine.export.graph import SUFFIXES, TABLES, Graph, load_trunk
 from ebr_engine.tensor_files import write_tensors
 from ebr_engine.version import __version__
 
@@ -38,9 +39,15 @@ class EngineFile:
     about: dict
 
 
-def save_engine(path: Path, backbone: Backbone, table: StepTable, tables: list, about: dict) -> None:
-    """Write an engine file, atomically; `about` is told back by `load_engine` and shown by `ebr-engine info`."""
-    tensors = {f"trunk.{name}": tensor for name, tensor in backbone.trunk.state_dict().items()}
+def save_engine(path: Path, backbone: Backbone, table: StepTable, tables: list, about: dict, graph: dict | None = None) -> None:
+    """Write an engine file, atomically; `about` is told back by `load_engine` and shown by `ebr-engine info`.
+
+    `graph`: the fields of the `Graph` that the trunk was exported as; its tensors are then left out.
+    """
+    if not graph and not isinstance(backbone.trunk, nn.Module):
+        raise EngineError("an exported trunk cannot be written as an engine file; build one from the model itself")
+    trunk = {} if graph else backbone.trunk.state_dict()
+    tensors = {f"trunk.{name}": tensor for name, tensor in trunk.items()}
     for i, conditioning in enumerate(tables):
         tensors |= {f"tables.{i}.{name}": tensor for name, tensor in _fields(conditioning).items()}
     tensors["steps.times"] = torch.tensor(table.times, dtype=torch.float64)
@@ -58,6 +65,7 @@ def save_engine(path: Path, backbone: Backbone, table: StepTable, tables: list, 
         "codec": json.dumps(backbone.codec_source),
         "t0": repr(table.t0),
         "about": json.dumps(about),
+        "graph": json.dumps(graph),
     }
     metadata["digest"] = digest(tensors, metadata)
     try:
@@ -67,22 +75,29 @@ def save_engine(path: Path, backbone: Backbone, table: StepTable, tables: list, 
 
 
 def load_engine(path: Path, device: torch.device, vae: Path | None = None, verify: bool = True) -> EngineFile:
-    """Map an engine file and put its trunk on `device`.
+    """Map an engine file and put its trunk on `device`; or an exported trunk, with its tables beside it.
 
     `vae`: a folder in place of the VAE that the file names. `verify` compares the content with its digest, which reads the
     whole file once. Raises `EngineError` for a file that is missing, damaged, changed, or of another format.
     """
-    tensors, metadata = _read(path)
+    tensors, metadata = _read(_tables_of(path))
     if verify and digest(tensors, metadata) != metadata.get("digest"):
-        raise EngineError(f"{path} is damaged: its content does not match its digest; build it again")
+        raise EngineError(f"{_tables_of(path)} is damaged: its content does not match its digest; build it again")
     try:
         name, config = metadata["backbone"], json.loads(metadata["config"])
         source, about = json.loads(metadata["codec"]), json.loads(metadata["about"])
         times = tuple(tensors.pop("steps.times").tolist())
         table = StepTable(float(metadata["t0"]), times, tensors.pop("steps.coefficients"))
-        trunk = _trunk(name, config, _part(tensors, "trunk."), device)
         kept = [_conditioning(name, _part(tensors, f"tables.{i}.")) for i in range(1 + max(_indices(tensors)))]
-        dtype = next(p.dtype for p in trunk.parameters())
+        if graph := json.loads(metadata.get("graph", "null")):
+            graph = Graph.from_json(graph)
+            dtype, config = getattr(torch, graph.dtype), (FluxConfig if name == "flux" else WanConfig).from_diffusers(config)
+            trunk = load_trunk(path, graph, config, kept[0][0], device)
+        elif path.suffix in SUFFIXES:
+            raise EngineError(f"{_tables_of(path)} is an engine file of its own, not the tables of {path.name}; export again")
+        else:
+            trunk = _trunk(name, config, _part(tensors, "trunk."), device)
+            dtype = next(p.dtype for p in trunk.parameters())
         codec = PixelCodec(tensors["codec.mean"], tensors["codec.scale"]) if name == "mini" else None
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, StopIteration) as error:
         if isinstance(error, EngineError):
@@ -90,15 +105,23 @@ def load_engine(path: Path, device: torch.device, vae: Path | None = None, verif
         raise EngineError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if codec is None:
         codec = find_codec(name, vae, source)
-    parts = Backbone(name, None, trunk, codec.to(device), {}, device, dtype, metadata["identity"], source)
+    fixed = graph.clip if graph else None
+    parts = Backbone(name, None, trunk, codec.to(device), {}, device, dtype, metadata["identity"], source, fixed)
     return EngineFile(parts, table, [tables.to(device, dtype) for tables in kept], about)
 
 
 def read_about(path: Path) -> dict:
     """What an engine file says of itself, without reading its tensors."""
-    _, metadata = _read(path, tensors=False)
+    _, metadata = _read(_tables_of(path), tensors=False)
     known = {name: metadata.get(name, "") for name in ("version", "backbone", "identity", "t0")}
     return known | json.loads(metadata.get("about", "{}"))
+
+
+def _tables_of(path: Path) -> Path:
+    """The file of the tables: an engine file itself, or what lies beside an exported trunk."""
+    if path.suffix == TABLES:
+        raise EngineError(f"{path} holds tables only; name the file that it belongs to, {path.stem}")
+    return path.with_name(path.name + TABLES) if path.suffix in SUFFIXES else path
 
 
 def digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:

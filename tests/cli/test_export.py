@@ -109,7 +109,7 @@ def test_graph_and_tables_have_to_belong_together(cli, tiny, tmp_path):
     other = ["--model", tiny / "tiny.safetensors", "--prompt", tiny / "5.safetensors"]
     assert cli("build", "-o", "other.ebr", "--device", "cpu", "--precision", "fp32", *other)[0] == 0
     (tmp_path / "other.ebr").rename("haze.onnx.tables")
-    assert "not" in error("haze.onnx")
+    assert "not the tables of haze.onnx" in error("haze.onnx")
     shutil.copy(tiny / "haze.onnx.tables", tmp_path)
     assert "haze.onnx" in error("haze.onnx.tables")
     (tmp_path / "haze.onnx").write_bytes(b"no graph")
@@ -144,7 +144,7 @@ def test_an_exported_trunk_cannot_be_built_again(tiny, tmp_path):
         (["-o", "x.onnx", "--size", "32x32", "--frames", "5"], ["one frame at a time", "5"]),
         (["-o", "x.onnx", "--device", "cuda"], ["--device", "aoti"]),
         (["-o", "x.onnx", "--opset", "9"], ["opset", "9"]),
-        (["-o", "x.plan", "--precision", "fp8"], ["fp8", "bf16 or fp16"]),
+        (["-o", "x.pt2", "--precision", "fp8"], ["fp8", "bf16 or fp16"]),
         (["-o", "there.onnx"], ["there.onnx exists", "--overwrite"]),
     ],
 )
@@ -157,16 +157,21 @@ def test_a_wrong_request_is_told_in_one_line_and_writes_nothing(cli, tiny, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["there.onnx"]
 
 
-def test_a_missing_package_is_named_with_its_install_line(cli, tiny, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    code, _, stderr = cli("export", "-o", "x.onnx", *model_of(tiny))
-    assert code == 2
-    assert "pip install 'ebr-engine[onnx]'" in stderr
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+@pytest.mark.parametrize(
+    ("package", "arguments", "extra"),
+    [
+        ("onnx", ["export", "-o", "x.onnx"], "onnx"),
+        ("tensorrt", ["export", "-o", "x.plan"], "tensorrt"),
+        ("onnxruntime", ["restore", "in.png", "-o", "out.png", "--device", "cpu"], "onnx"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_install_line(cli, tiny, monkeypatch, package, arguments, extra):
+    monkeypatch.setitem(sys.modules, package, None)
     picture("in.png", HEIGHT, WIDTH)
-    code, _, stderr = cli("restore", "in.png", "-o", "out.png", "--engine", tiny / "haze.onnx", "--device", "cpu")
-    assert code == 2
-    assert "pip install 'ebr-engine[onnx]'" in stderr
+    model = model_of(tiny) if arguments[0] == "export" else ["--engine", tiny / "haze.onnx"]
+    code, stdout, stderr = cli(*arguments, *model)
+    assert (code, stdout) == (2, "")
+    assert f"pip install 'ebr-engine[{extra}]'" in stderr
 
 
 @pytest.mark.slow

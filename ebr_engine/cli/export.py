@@ -1,0 +1,134 @@
+"""`ebr-engine export`: the transformer for another runtime (ONNX, TensorRT, AOTInductor), one prompt's tables beside it."""
+
+import time
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ebr_engine.cli import options
+from ebr_engine.errors import EbrError
+
+FORMATS = {".onnx": "onnx", ".plan": "tensorrt", ".pt2": "aoti"}
+
+
+class Format(str, Enum):
+    onnx = "onnx"
+    tensorrt = "tensorrt"
+    aoti = "aoti"
+
+
+class GraphPrecision(str, Enum):
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+    fp8 = "fp8"
+
+
+def export(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write: .onnx, .plan or .pt2.")],
+    *,
+    format: Annotated[
+        Format | None, typer.Option("--format", show_default="by the file's name", help="tensorrt builds on this machine's GPU.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="HxW", show_default="by backbone", help="Pixels; the only size, unless --dynamic."),
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option("--frames", metavar="N", min=1, show_default="by backbone", help="Frames beside --size.")
+    ] = None,
+    dynamic: Annotated[
+        bool | None,
+        typer.Option(
+            "--dynamic/--fixed",
+            show_default="dynamic without --size",
+            help="Any size (with tensorrt up to --size), or a single one.",
+        ),
+    ] = None,
+    precision: Annotated[
+        GraphPrecision, typer.Option("--precision", help="Of the layers; fp8: QuantizeLinear pairs, onnx only.")
+    ] = GraphPrecision.fp32,
+    opset: Annotated[
+        int | None, typer.Option("--opset", metavar="N", show_default="20; fp8: 21", help="Version of ONNX's operators.")
+    ] = None,
+    workspace: Annotated[
+        float | None,
+        typer.Option(
+            "--workspace", metavar="GB", min=0, show_default="all there is", help="Memory for tensorrt while it builds."
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    task: options.Task = None,
+    prompt: options.Prompts = None,
+    mix: options.PromptMix = options.Mix.residual,
+    steps: options.Steps = None,
+    schedule: options.StepSchedule = options.Schedule.fast,
+    order: options.Order = None,
+    t0: options.T0 = None,
+    backbone: options.Backbone = "mini",
+    model: options.Model = None,
+    revision: options.Revision = None,
+    offline: options.Offline = False,
+    context: options.Context = None,
+    vae: options.Vae = None,
+    device: Annotated[str, typer.Option("--device", metavar="NAME", help="That aoti compiles for: cpu, cuda or cuda:N.")] = "cpu",
+) -> None:
+    """Write the transformer as one graph for another runtime, with what its steps take beside it (FILE.tables).
+
+    [bold]ebr-engine export --backbone wan --task rain -o rain.onnx --precision fp16[/]
+
+    [bold]ebr-engine restore clip.mp4 -o clean.mp4 --engine rain.onnx[/]
+    """
+    from ebr_engine.cli.restore import chosen_prompts
+
+    prompts = chosen_prompts(task, prompt or [])
+    if format is None and out.suffix not in FORMATS:
+        raise EbrError(f"{out}: the name ends in {', '.join(FORMATS)}; it says the format")
+    chosen = format.value if format else FORMATS[out.suffix]
+    if device != "cpu" and chosen != "aoti":
+        raise EbrError(f"--device is for --format aoti; {chosen} is exported on the CPU")
+    sides = side_lengths(size)
+    if out.exists() and not overwrite:
+        raise EbrError(f"{out} exists; add --overwrite to replace it")
+
+    from ebr_engine.engine import DEFAULT_CHUNK, DEFAULT_TILE, RELEASED_SIZES, Restorer
+    from ebr_engine.export.exporting import ExportOptions, check_request, export_trunk
+
+    check_request(out, chosen)
+    started = time.perf_counter()
+    source = {"model": model, "revision": revision, "offline": offline, "context": context, "vae": vae}
+    restorer = Restorer(backbone, **source, device=device, precision=precision.value)
+    run = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value}
+    plan = restorer.plan(task, prompts or None, **run)
+    names = [task] if task else [f"{path}:{weight:g}" for path, weight in prompts]
+    about = {
+        "prompts": names,
+        "precision": precision.value,
+        "schedule": schedule.value,
+        "steps": len(plan.table),
+        "mix": mix.value,
+    }
+    height, width = sides or RELEASED_SIZES.get(backbone, 2 * (DEFAULT_TILE[backbone],))
+    length = frames or (DEFAULT_CHUNK[backbone][0] if restorer.codec.temporal > 1 else 1)
+    fixed = bool(sides) if dynamic is None else not dynamic
+    taken = ExportOptions((length, height, width), fixed, opset, workspace)
+    files = export_trunk(out, restorer.parts, plan, chosen, taken, about)
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    what = f"{length} frame(s) of {height}x{width}" if fixed else "any size"
+    typer.echo(
+        f"{out}  {chosen}, {backbone}, {precision.value}, {what}, {', '.join(names)}, {len(plan.table)} steps  "
+        f"{megabytes:.0f} MB  {time.perf_counter() - started:.1f} s"
+    )
+    typer.echo(f"keep beside it: {', '.join(file.name for file in files[1:])}")
+
+
+def side_lengths(text: str | None) -> tuple[int, int] | None:
+    """Height and width of HxW; `EbrError` for anything else."""
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise EbrError(f"--size {text}: height and width in pixels are written HxW, for example 480x832")
+    return int(height), int(width)

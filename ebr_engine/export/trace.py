@@ -1,0 +1,87 @@
+"""A trunk as a program of plain tensors and torch's standard operators: where every exported format starts from."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.nn import functional as F
+
+from ebr_engine.backbones import flux, wan
+from ebr_engine.errors import EngineError
+from ebr_engine.export.graph import Config, Step, patches, rotary_grid, token_grid
+from ebr_engine.kernels import backend
+
+
+class TrunkGraph(nn.Module):
+    """A trunk as a function of tensors alone; its modules are copies that share the trunk's parameters."""
+
+    def __init__(self, trunk: nn.Module):
+        super().__init__()
+        shared = {id(tensor): tensor for tensor in chain(trunk.parameters(), trunk.buffers())}
+        self.trunk = copy.deepcopy(trunk, shared)
+        self.flux = isinstance(trunk.config, flux.FluxConfig)
+
+    def forward(self, latent: Tensor, cos: Tensor, sin: Tensor, fields: Sequence[Tensor]) -> Tensor:
+        """Velocity of `latent` at the step with these fields; `cos`, `sin` [*grid, head_dim/2] as of `rotary_grid`."""
+        step = (flux.FluxStep if self.flux else wan.WanStep)(*fields)
+        tokens = (step.text.shape[0] if self.flux else 0, 0)  # text is at position 0, where cos is 1 and sin is 0
+        cos, sin = (F.pad(table.flatten(0, -2), (0, 0, *tokens), value=at_0) for table, at_0 in ((cos, 1.0), (sin, 0.0)))
+        self.trunk.rotary = lambda *_: (cos, sin)  # in place of the trunk's own, which are constants of one grid
+        return self.trunk(latent, step)
+
+
+def trace(graph: TrunkGraph, step: Step, latent: Sequence[int] | None, frames: bool = False) -> ExportedProgram:
+    """A trunk in torch's standard operators.
+
+    `latent`: the only latent size that it takes, without the batch, which is 1; None leaves height, width and batch open, and
+    with `frames` the number of frames too. Raises `EngineError` where operations are forced through kernels of our own.
+    """
+    config = graph.trunk.config
+    weight = next(graph.trunk.parameters())
+    if backend.registered(weight):
+        raise EngineError("a graph is made of plain torch operations; set EBR_KERNELS=torch to export")
+    shape = (1, *latent) if latent else (2, *_example(config, frames))  # 1 would be taken for a constant
+    grid = token_grid(config, shape)
+    cos, sin = (table.to(weight.device) for table in rotary_grid(config, grid))
+    fields = [table.contiguous() for table in step]  # a compiled package takes the strides that it was traced with
+    arguments = (torch.zeros(shape, device=weight.device), cos, sin, fields)
+    with torch.no_grad(), quiet():
+        dims = None if latent else _dynamic(config, frames, len(step))
+        return torch.export.export(graph.eval(), arguments, dynamic_shapes=dims, strict=False)
+
+
+def _example(config: Config, frames: bool) -> tuple[int, ...]:
+    """A latent size, without the batch, for tracing: any, but no 1 along what is to stay open."""
+    if isinstance(config, flux.FluxConfig):
+        return config.latent_channels, 3 * flux.PACK, 4 * flux.PACK
+    time, *side = config.patch_size
+    return config.in_channels, (5 if frames else 1) * time, 3 * side[0], 4 * side[1]
+
+
+def _dynamic(config: Config, frames: bool, fields: int) -> tuple:
+    """torch.export's description of the dimensions that stay open."""
+    names = ("frames", "rows", "columns")[-len(patches(config)) :]
+    dims = [Dim(name) if frames or name != "frames" else None for name in names]
+    latent = {i + 2: patch * dim if patch > 1 else dim for i, (patch, dim) in enumerate(zip(patches(config), dims)) if dim}
+    table = {i: dim for i, dim in enumerate(dims) if dim}
+    return {0: Dim("batch"), **latent}, table, table, [None] * fields
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the exporters' notes on packages that could also be there and on old names inside torch."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
