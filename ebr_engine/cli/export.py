@@ -10,8 +10,6 @@ import typer
 from ebr_engine.cli import options
 from ebr_engine.errors import EbrError
 
-FORMATS = {".onnx": "onnx", ".plan": "tensorrt", ".pt2": "aoti"}
-
 
 class Format(str, Enum):
     onnx = "onnx"
@@ -84,12 +82,15 @@ def export(
     from ebr_engine.cli.restore import chosen_prompts
 
     prompts = chosen_prompts(task, prompt or [])
-    if format is None and out.suffix not in FORMATS:
-        raise EbrError(f"{out}: the name ends in {', '.join(FORMATS)}; it says the format")
-    chosen = format.value if format else FORMATS[out.suffix]
+    sides = side_lengths(size)
+
+    from ebr_engine.export.graph import SUFFIXES
+
+    if format is None and out.suffix not in SUFFIXES:
+        raise EbrError(f"{out}: the name ends in {', '.join(SUFFIXES)}; it says the format")
+    chosen = format.value if format else SUFFIXES[out.suffix]
     if device != "cpu" and chosen != "aoti":
         raise EbrError(f"--device is for --format aoti; {chosen} is exported on the CPU")
-    sides = side_lengths(size)
     if out.exists() and not overwrite:
         raise EbrError(f"{out} exists; add --overwrite to replace it")
 
