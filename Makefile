@@ -2,17 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint compile-report gpu-check clean
 
 demo: .venv/demo.stamp
 	$(BIN)/ebr-engine demo --out demo
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/dev.stamp
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+
+# What the compilers make of every kernel; needs Triton, no GPU. A few minutes.
+compile-report: .venv/dev.stamp
+	$(BIN)/python -m benchmarks.compile_report --json benchmarks/results/compile_report.json
+
+# Everything to know of this machine's GPU. Without .venv it runs where torch for that GPU already is: make gpu-check PYTHON=...
+gpu-check:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -28,7 +28,7 @@ from ebr_engine.kernels.rows import dense
 # Queries and keys of a tile, warps, stages, by a device's major compute capability: the largest that spill no register. On
 # Hopper a warpgroup multiplies 64 rows; there and on Blackwell's data centre parts operands stay in shared memory.
 TILES = {9: (128, 64, 8, 3), 10: (128, 64, 8, 2)}
-OTHER_TILE = (64, 64, 8, 3)
+OTHER_TILE = (64, 32, 8, 3)
 
 
 def _branch(q: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:

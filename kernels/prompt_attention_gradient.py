@@ -28,7 +28,7 @@ from ebr_engine.kernels.rows import dense, wide
 
 # Queries and keys of a tile, warps, stages, by a device's major compute capability: the largest that spill no register.
 QUERY_TILES = {9: (128, 64, 8, 2), 10: (128, 32, 8, 1)}
-OTHER_QUERY_TILE = (64, 32, 8, 2)
+OTHER_QUERY_TILE = (32, 32, 8, 2)
 KEY_TILE = (64, 64, 8, 2)
 # The keys' gradient is a sum over all queries, split among so many programs, of at least so many tiles of queries.
 PROGRAMS = 512
