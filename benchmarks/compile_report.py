@@ -1,0 +1,357 @@
+"""`python -m benchmarks.compile_report`: what the compilers make of every kernel, found without a GPU.
+
+The operations' own launchers are run on tensors without memory, at the shapes of the real models, against a stand-in for the
+driver: every launch is compiled for the asked architecture with exactly the tiles, warps and specialisations that it would have
+there, and the machine code is read with the disassembler of Triton's package. The CUDA sources are compiled with the options of
+`setup.py`, if nvcc is there. STACK and LOCAL are bytes of slow memory a thread: both should be 0.
+"""
+
+import argparse
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from benchmarks.report import ROOT, columns, provenance, told, write_json
+from benchmarks.roofline import WAN_DISTINCT, Workload, workload
+from ebr_engine.backbones.flux import MLP_RATIO
+from ebr_engine.backbones.wan import WanConfig
+from ebr_engine.kernels import prompt_attention as attention
+from ebr_engine.kernels import prompt_attention_gradient as attention_gradient
+from ebr_engine.kernels.bridge_step import bridge_step_launch
+from ebr_engine.kernels.context_kv import context_kv_launch
+from ebr_engine.kernels.gated_residual_norm import gated_residual_norm_backward_launch, gated_residual_norm_launch
+from ebr_engine.kernels.layer_norm_modulate import layer_norm_modulate_backward_launch, layer_norm_modulate_launch
+from ebr_engine.kernels.qk_norm_rope import qk_norm_rope_backward_launch, qk_norm_rope_launch
+from ebr_engine.kernels.quantize_fp8 import empty_quantized, quantize_fp8_launch
+from ebr_engine.kernels.scaled_linear import scaled_linear_launch
+
+ARCHS = (80, 89, 90, 100, 120)
+MODELS = ("wan-1.3b", "wan-14b", "flux-dev")
+SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}  # bytes a block may ask for
+MATRIX = re.compile(r"(?<![\w.])([A-Z]+MMA)\b")  # HMMA, QMMA; HGMMA, QGMMA (Hopper); UTCHMMA, UTCQMMA (tcgen05)
+PROCESSES = 2
+
+
+def tools() -> dict[str, str]:
+    """The disassembler's programs in Triton's package by name; RuntimeError says which is missing."""
+    found = find_spec("triton")
+    if found is None:
+        raise RuntimeError("triton is not installed: pip install triton")
+    folder = Path(found.submodule_search_locations[0]) / "backends" / "nvidia" / "bin"
+    for name in ("cuobjdump", "nvdisasm"):
+        if not (folder / name).exists():
+            raise RuntimeError(f"{folder} has no {name}: this Triton was built without NVIDIA's tools")
+    return {name: str(folder / name) for name in ("cuobjdump", "nvdisasm")}
+
+
+def inspect(cubin: bytes, matrices: bool = True) -> dict[str, dict[str, Any]]:
+    """Registers, bytes of shared, stack and local memory, and matrix instructions of every kernel in a binary, by its name.
+
+    Without `matrices` the instructions, which take the longest to find, are known to have none.
+    """
+    found = tools()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = run([found["cuobjdump"], "--dump-resource-usage", str(path)])
+        code = run([found["nvdisasm"], "-c", str(path)]) if matrices else ""
+    kernels = {}
+    for name, text in re.findall(r"Function (\S+):\n(.*)", usage):
+        numbers = {key: int(number) for key, number in re.findall(r"(\w+):(\d+)", text)}
+        kernels[name] = {
+            "registers": numbers["REG"],
+            "shared": numbers["SHARED"],
+            "stack": numbers["STACK"],
+            "local": numbers["LOCAL"],
+            "instructions": {},
+        }
+    for name, body in re.findall(r"^\.text\.(\S+):\n(.*?)(?=^\.text\.|\Z)", code, re.MULTILINE | re.DOTALL):
+        if name in kernels:
+            kernels[name]["instructions"] = dict(sorted(Counter(MATRIX.findall(body)).items()))
+    return kernels
+
+
+def run(command: Sequence[str]) -> str:
+    """The output of a command; RuntimeError with what it complained of."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{Path(command[0]).name} failed: {done.stderr.strip()[-2000:]}")
+    return done.stdout
+
+
+# Every operation at the shapes of a model, through its own launchers.
+
+
+class Shapes:
+    """Tensors without memory, of the sizes that a model's operations meet; bf16 where no dtype is given."""
+
+    def __init__(self, work: Workload, arch: int):
+        self.has_fp8 = arch >= 89
+        config = work.config
+        self.wan = isinstance(config, WanConfig)
+        self.width, self.heads, self.head = config.width, config.num_attention_heads, config.attention_head_dim
+        self.tokens = work.tokens + (0 if self.wan else work.text)
+        self.text = work.text
+        self.ffn = config.ffn_dim if self.wan else MLP_RATIO * self.width
+        self.latent = work.latent
+        self.stream = self.bf16(1, self.tokens, self.width)
+        self.table = self.wide(1, self.width)  # of modulations
+
+    def bf16(self, *shape: int) -> Tensor:
+        return torch.empty(shape, device="meta", dtype=torch.bfloat16)
+
+    def wide(self, *shape: int) -> Tensor:
+        return torch.empty(shape, device="meta")
+
+
+def layer_norm_modulate(s: Shapes) -> None:
+    layer_norm_modulate_launch(s.stream, s.table, s.table, 1e-6, torch.empty_like(s.stream))
+    if s.has_fp8:
+        layer_norm_modulate_launch(s.stream, s.table, s.table, 1e-6, *empty_quantized(s.stream))
+    layer_norm_modulate_backward_launch(s.stream, s.stream, s.table, 1e-6)
+
+
+def gated_residual_norm(s: Shapes) -> None:
+    for gate in (s.table, None):
+        gated_residual_norm_launch(s.stream, s.stream, gate, s.table, s.table, 1e-6, torch.empty_like(s.stream))
+        if s.has_fp8:
+            gated_residual_norm_launch(s.stream, s.stream, gate, s.table, s.table, 1e-6, *empty_quantized(s.stream))
+        gated_residual_norm_backward_launch(s.stream, s.stream, s.stream, gate, s.table, 1e-6)
+
+
+def qk_norm_rope(s: Shapes) -> None:
+    qkv, weight = s.bf16(1, s.tokens, 3 * s.width), s.bf16(s.width if s.wan else s.head)
+    angles, gradient = s.wide(s.tokens, s.head // 2), s.bf16(1, s.heads, s.tokens, s.head)
+    for rows in (None,) if s.wan else (None, s.bf16(s.text, 3 * s.width)):
+        qk_norm_rope_launch(qkv, weight, weight, angles, angles, s.heads, 1e-6, rows)
+        qk_norm_rope_backward_launch(gradient, gradient, gradient, qkv, weight, weight, angles, angles, 1e-6, rows)
+
+
+def quantize_fp8(s: Shapes) -> None:
+    if s.has_fp8:
+        quantize_fp8_launch(s.stream)
+        quantize_fp8_launch(s.bf16(1, s.tokens, s.ffn))
+
+
+def prompt_attention(s: Shapes) -> None:
+    if s.wan:
+        q = s.bf16(1, s.tokens, s.heads, s.head).transpose(1, 2)
+        text, prompt = s.bf16(1, s.heads, WAN_DISTINCT, s.head), s.bf16(1, s.heads, s.text, s.head)
+        inputs = (q, text, text, s.wide(WAN_DISTINCT), prompt, prompt, s.wide(1))
+        attention.prompt_attention_launch(*inputs, False)
+        _, log_sum = attention.prompt_attention_launch(*inputs, True)
+        attention_gradient.prompt_attention_backward_launch(q, *inputs, log_sum)
+
+
+def bridge_step(s: Shapes) -> None:
+    state = s.wide(1, *s.latent)
+    bridge_step_launch(state, state, state, s.wide(3))
+
+
+def context_kv(s: Shapes) -> None:
+    if s.wan:  # a block at a time or all: the number of rows is no part of a kernel
+        context_kv_launch(s.wide(1, 1, s.text, 2 * s.width), s.wide(1, 2 * s.width), s.wide(1, s.width), s.heads, 1e-6)
+
+
+def scaled_linear(s: Shapes) -> None:
+    if not s.has_fp8:
+        return
+    for inputs, outputs in ((s.width, 3 * s.width), (s.width, s.width), (s.width, s.ffn), (s.ffn, s.width)):
+        x, x_scale = empty_quantized(s.bf16(s.tokens, inputs))
+        weight, weight_scale = empty_quantized(s.bf16(outputs, inputs))
+        given = x, x_scale, weight, weight_scale, s.bf16(outputs)
+        scaled_linear_launch(*given, None, False, torch.bfloat16)
+        if (inputs, outputs) == (s.width, s.ffn):  # the layer before a GELU
+            scaled_linear_launch(*given, s.wide(2), True, torch.float8_e4m3fn)
+
+
+OPERATIONS: dict[str, Callable[[Shapes], None]] = {
+    function.__name__: function
+    for function in (
+        layer_norm_modulate,
+        gated_residual_norm,
+        qk_norm_rope,
+        quantize_fp8,
+        prompt_attention,
+        context_kv,
+        scaled_linear,
+        bridge_step,
+    )
+}
+
+
+@contextmanager
+def compiling(arch: int) -> Iterator[list[tuple[str, Any]]]:
+    """Launches compile for `arch` instead of running, and are listed as (kernel's name, compiled kernel)."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import JITFunction, driver
+
+    # What Triton's launch path asks of a driver; kernels are kept by device, so the architecture stands in for that too.
+    driver.set_active(
+        SimpleNamespace(
+            get_current_device=lambda: arch,
+            get_current_stream=lambda device: 0,
+            get_current_target=lambda: GPUTarget("cuda", arch, 32),
+        )
+    )
+    launched, launch = [], JITFunction.run
+
+    def compiled(self: JITFunction, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        kernel = launch(self, *arguments, grid=grid, warmup=True, **options)
+        launched.append((self.fn.__name__, kernel))
+        return kernel
+
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(JITFunction, "run", compiled))
+        for module in (attention, attention_gradient):  # their tiles are chosen by a tensor's device, and these have none
+            patches.enter_context(patch.object(module, "capability", lambda q: arch // 10))
+        yield launched
+
+
+def triton_rows(arch: int, operations: Sequence[str], models: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for every launch of the operations at the models' shapes; launches that share a kernel share its row."""
+    rows: dict[str, dict[str, Any]] = {}
+    for operation in operations:
+        for model in models:
+            with compiling(arch) as launched:
+                OPERATIONS[operation](Shapes(workload(model), arch))
+            for name, kernel in launched:
+                if kernel.hash not in rows:
+                    about = {"operation": operation, "kernel": name, "arch": f"sm_{arch}", "models": [], "compiler": "triton"}
+                    options = {"warps": kernel.metadata.num_warps, "stages": kernel.metadata.num_stages}
+                    (measured,) = inspect(kernel.asm["cubin"], "mma" in kernel.asm["ptx"]).values()
+                    rows[kernel.hash] = about | options | measured | {"shared": kernel.metadata.shared}
+                if model not in rows[kernel.hash]["models"]:
+                    rows[kernel.hash]["models"].append(model)
+    return list(rows.values())
+
+
+def setup_options() -> dict[str, Any]:
+    """What `setup.py` builds the extension with, by its names there."""
+    return runpy.run_path(str(ROOT / "setup.py"), run_name="options")
+
+
+def cuda_archs() -> list[str]:
+    """What `setup.py` would build for here, as 90a; nothing without nvcc."""
+    options = setup_options()
+    nvcc = options["find_nvcc"](os.environ)
+    return options["choose_archs"](None, options["known_archs"](nvcc)) if nvcc else []
+
+
+def cuda_rows(arch: str, operations: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for every kernel of csrc/ that is one of the operations, compiled by nvcc for `arch` (as 90a)."""
+    options = setup_options()
+    sources = [source for source in options["KERNELS"] if Path(source).stem in operations]
+    if not sources:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        source, cubin = Path(folder) / "kernels.cu", Path(folder) / "kernels.cubin"
+        source.write_text(options["one_unit"](sources))
+        target = f"-gencode=arch=compute_{arch},code=sm_{arch}"
+        run([options["find_nvcc"](os.environ), "-cubin", *options["COMPILE"], target, str(source), "-o", str(cubin)])
+        found = inspect(cubin.read_bytes())
+    return [
+        {
+            "operation": readable(name).partition("_kernel")[0],
+            "kernel": readable(name),
+            "arch": f"sm_{arch}",
+            "models": [],
+            "compiler": "nvcc",
+        }
+        | measured
+        for name, measured in found.items()
+    ]
+
+
+def collect(
+    archs: Sequence[int], operations: Sequence[str] = tuple(OPERATIONS), models: Sequence[str] = MODELS, cuda: bool = True
+) -> list[dict[str, Any]]:
+    """All rows, from fresh processes with an empty cache: nothing compiled before, and no interpreter, is in the way."""
+    tools()
+    jobs = [["--triton", str(arch), "--ops", *operations, "--models", *models] for arch in archs] if models else []
+    jobs += [["--cuda", arch, "--ops", *operations] for arch in cuda_archs() if int(arch.rstrip("af")) in archs] if cuda else []
+
+    def job(options: list[str]) -> list[dict[str, Any]]:
+        with tempfile.TemporaryDirectory() as cache:
+            environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+            environment |= {"EBR_KERNELS": "triton", "TRITON_CACHE_DIR": cache}
+            command = [sys.executable, "-m", "benchmarks.compile_report", "--worker", *options]
+            done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise RuntimeError(f"compiling failed: {' '.join(options)}")
+        return json.loads(done.stdout)
+
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        return [row for rows in pool.map(job, jobs) for row in rows]
+
+
+def readable(name: str) -> str:
+    """A C++ kernel's name with its types, without what its compiler added; a Triton kernel's name as it is."""
+    if not name.startswith("_ZN"):
+        return name
+    rest = name[3:]
+    while length := re.match(r"\d+", rest):  # namespaces, then the kernel: each a length and as many letters
+        size, start = int(length[0]), length.end()
+        kernel, rest = rest[start : start + size], rest[start + size :]
+    types = {"13__nv_bfloat16": "bf16", "6__half": "fp16", "f": "float32", "h": "fp8"}
+    named = [types[found] for found in re.findall("|".join(types), re.split("E+v", rest)[0])]
+    return f"{kernel}<{', '.join(named)}>"
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """What a person reads."""
+    header = ["kernel", "arch", "warps", "registers", "shared", "stack", "local", "matrix instructions", "models"]
+    lines = []
+    for row in rows:
+        counts = ", ".join(f"{count} {name}" for name, count in row["instructions"].items()) or "-"
+        numbers = [str(row.get(name, "-")) for name in ("warps", "registers", "shared", "stack", "local")]
+        lines.append([row["kernel"], row["arch"], *numbers, counts, " ".join(row["models"]) or "any"])
+    return columns(header, lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compile, print the table, and write everything to a JSON file on request."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compile_report", description=__doc__.splitlines()[0])
+    parser.add_argument("--archs", default=",".join(map(str, ARCHS)), help="compute capabilities, as 80,90 (default: all)")
+    parser.add_argument("--ops", nargs="+", choices=OPERATIONS, default=list(OPERATIONS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every row")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--triton", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--cuda", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.worker:
+        rows = cuda_rows(options.cuda, options.ops) if options.cuda else triton_rows(options.triton, options.ops, options.models)
+        print(json.dumps(rows))
+        return
+    try:
+        archs = [int(arch) for arch in options.archs.split(",")]
+    except ValueError:
+        parser.error(f"--archs takes numbers with commas between, as 80,90; got {options.archs!r}")
+    if unknown := [arch for arch in archs if arch not in SHARED_LIMIT]:
+        parser.error(f"--archs: {unknown[0]} is not one of {', '.join(map(str, SHARED_LIMIT))}")
+    rows = collect(archs, options.ops, options.models)
+    about = provenance()
+    print("\n".join([table(rows), "", *told(about)]))
+    if options.json:
+        write_json(options.json, about | {"kernels": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""Every operation with inputs of a model's sizes, its plain form, and the library's nearest kernel: what the GPU check runs."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.roofline import FLUX_TEXT, MLP_RATIO, WAN_DISTINCT, WAN_TEXT, workload
+from ebr_engine.backbones.wan import WanConfig
+from ebr_engine.kernels import attention, bridge_step, context_kv, prompt_attention, qk_norm_rope, quantize_fp8, scaled_linear
+from ebr_engine.kernels import gated_residual_norm as gated
+from ebr_engine.kernels import layer_norm_modulate as norm
+
+MODELS = ("wan-1.3b", "flux-dev", "wan-14b")
+EPS = 1e-6
+EXTENDED = ("layer_norm_modulate", "gated_residual_norm", "qk_norm_rope", "quantize_fp8")  # what the CUDA extension has
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a model's operations are run at; `per_head` is FLUX's form of the q and k norm, whose text rows get prompt rows."""
+
+    name: str
+    width: int
+    heads: int
+    ffn: int
+    tokens: int
+    text: int
+    per_head: bool
+    batch: int = 1
+
+    @property
+    def head(self) -> int:
+        return self.width // self.heads
+
+
+# An odd number of everything, so that no kernel is only right where nothing is masked; and a small even one.
+ODD = Sizes("odd", 60, 3, 100, 37, 7, False, batch=2)
+SMALL = Sizes("small", 128, 2, 256, 64, 16, True)
+
+
+def sizes(model: str, tokens: int | None = None, batch: int = 1) -> Sizes:
+    """A model's sizes at its released resolution, or with another number of tokens."""
+    work = workload(model)
+    config, wan = work.config, isinstance(work.config, WanConfig)
+    ffn = config.ffn_dim if wan else MLP_RATIO * config.width
+    joint = work.tokens + (0 if wan else FLUX_TEXT)
+    text = WAN_TEXT if wan else min(FLUX_TEXT, tokens or FLUX_TEXT)
+    return Sizes(model, config.width, config.num_attention_heads, ffn, tokens or joint, text, not wan, batch)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One form of an operation with its inputs.
+
+    `reference` is the plain form, run at the inputs' precision; `exact` the formula where the reference rounds more than its
+    output; `learned` the inputs whose gradients are checked. `library` is the nearest that torch has, by name; it may do less.
+    """
+
+    operation: str
+    form: str
+    inputs: dict[str, Any]
+    function: Callable[..., Any]
+    reference: Callable[..., Any]
+    exact: Callable[..., Any] | None = None
+    learned: tuple[str, ...] = ()
+    flop: int = 0
+    library: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    bits: bool = False  # the result has to equal the reference's bit by bit
+
+    @property
+    def name(self) -> str:
+        return f"{self.operation} {self.form}".strip()
+
+
+def leaves(result: Any) -> list[Tensor]:
+    """The tensors of a result; quantised ones as the numbers that they stand for."""
+    if isinstance(result, quantize_fp8.Quantized):
+        return [result.values.double() * result.scale.double()]
+    return [result] if isinstance(result, Tensor) else [leaf for part in result for leaf in leaves(part)]
+
+
+def bytes_moved(case: Case, result: Any) -> int:
+    """Every tensor that goes in or comes out, once."""
+
+    def tensors(value: Any) -> list[Tensor]:
+        if isinstance(value, Tensor):
+            return [value]
+        return [t for part in value for t in tensors(part)] if isinstance(value, tuple) else []
+
+    found = {id(t): t for value in (*case.inputs.values(), result) for t in tensors(value)}
+    return sum(t.numel() * t.element_size() for t in found.values())
+
+
+class Draw:
+    """Random tensors on a device, never zeros."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype):
+        self.device, self.dtype = device, dtype
+
+    def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, device=self.device) * scale).to(self.dtype)
+
+    def wide(self, *shape: int, around: float = 0.0, scale: float = 1.0) -> Tensor:
+        """A table: float32 in every precision but float64."""
+        return torch.randn(shape, device=self.device) * scale + around
+
+
+def cases(s: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Callable[[], list[Case]]]:
+    """Makers of the cases at these sizes, one after the other, so that the inputs of only one lie in memory."""
+    draw = Draw(device, dtype)
+    for make in (norms, gated_norms, rotary, quantised, self_attention, cross_attention, keys_values, step, linears):
+        yield lambda make=make: make(s, draw)
+
+
+def norms(s: Sizes, draw: Draw) -> list[Case]:
+    x = draw(s.batch, s.tokens, s.width)
+    inputs = {"x": x, "weight": draw.wide(s.batch, s.width, around=1.0, scale=0.3), "bias": draw.wide(s.batch, s.width)}
+    inputs["eps"] = EPS
+
+    def library(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], weight[0].to(x), bias[0].to(x), eps)
+
+    return [
+        Case(
+            "layer_norm_modulate", "", inputs, norm.layer_norm_modulate, norm.layer_norm_modulate_ref,
+            learned=("x",), library={"F.layer_norm": library} if s.batch == 1 else {},
+        ),
+        Case(
+            "layer_norm_modulate", "fp8", inputs, norm.layer_norm_modulate_fp8, norm.layer_norm_modulate_fp8_ref,
+            exact=norm.layer_norm_modulate_ref,
+        ),
+    ]  # fmt: skip
+
+
+def gated_norms(s: Sizes, draw: Draw) -> list[Case]:
+    inputs = {
+        "x": draw(s.batch, s.tokens, s.width),
+        "y": draw(s.batch, s.tokens, s.width),
+        "gate": draw.wide(s.batch, s.width),
+        "weight": draw.wide(s.batch, s.width, around=1.0, scale=0.3),
+        "bias": draw.wide(s.batch, s.width),
+        "eps": EPS,
+    }
+
+    def library(x: Tensor, y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        total = torch.addcmul(x, y, gate.to(x).unsqueeze(-2))
+        return total, F.layer_norm(total, x.shape[-1:], weight[0].to(x), bias[0].to(x), eps)
+
+    both = {"addcmul, F.layer_norm": library} if s.batch == 1 else {}
+    return [
+        Case(
+            "gated_residual_norm", "", inputs, gated.gated_residual_norm, gated.gated_residual_norm_ref,
+            learned=("x", "y"), library=both,
+        ),
+        Case(
+            "gated_residual_norm", "fp8", inputs, gated.gated_residual_norm_fp8, gated.gated_residual_norm_fp8_ref,
+            exact=gated.gated_residual_norm_ref,
+        ),
+        Case(
+            "gated_residual_norm", "no gate", inputs | {"gate": None}, gated.gated_residual_norm,
+            gated.gated_residual_norm_ref, learned=("x", "y"),
+        ),
+    ]  # fmt: skip
+
+
+def rotary(s: Sizes, draw: Draw) -> list[Case]:
+    weight = s.head if s.per_head else s.width
+    angle = torch.rand(s.tokens, s.head // 2, device=draw.device) * 6
+    inputs = {
+        "qkv": draw(s.batch, s.tokens, 3 * s.width),
+        "q_weight": draw.wide(weight, around=1.0, scale=0.3).to(draw.dtype),
+        "k_weight": draw.wide(weight, around=1.0, scale=0.3).to(draw.dtype),
+        "cos": angle.cos(),
+        "sin": angle.sin(),
+        "heads": s.heads,
+        "eps": EPS,
+        "rows": draw(s.text, 3 * s.width, scale=0.1) if s.per_head else None,
+    }
+
+    def library(qkv: Tensor, q_weight: Tensor, k_weight: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+        parts = (x.unflatten(-1, (-1, weight)) for x in qkv.chunk(3, dim=-1)[:2])
+        return tuple(F.rms_norm(x, (weight,), table, EPS) for x, table in zip(parts, (q_weight, k_weight)))
+
+    learned = ("qkv", "rows") if s.per_head else ("qkv",)
+    plain = qk_norm_rope.qk_norm_rope, qk_norm_rope.qk_norm_rope_ref
+    return [Case("qk_norm_rope", "", inputs, *plain, learned=learned, library={"F.rms_norm of q and k alone": library})]
+
+
+def quantised(s: Sizes, draw: Draw) -> list[Case]:
+    functions = quantize_fp8.quantize_fp8, quantize_fp8.quantize_fp8_ref
+    return [
+        Case("quantize_fp8", form, {"x": draw(s.batch, s.tokens, width)}, *functions, exact=torch.clone, bits=True)
+        for form, width in (("", s.width), ("feed-forward", s.ffn))
+    ]
+
+
+def self_attention(s: Sizes, draw: Draw) -> list[Case]:
+    q, k, v = (draw(s.batch, s.heads, s.tokens, s.head) for _ in range(3))
+    functions = attention.attention, attention.attention_ref
+    flop = 4 * s.batch * s.tokens**2 * s.width
+    library = {"F.scaled_dot_product_attention": F.scaled_dot_product_attention}
+    # The library's names of its first three arguments are not ours, so they go in by position.
+    library = {name: lambda q, k, v, call=call: call(q, k, v) for name, call in library.items()}
+    return [Case("attention", "", {"q": q, "k": k, "v": v}, *functions, learned=("q", "k", "v"), flop=flop, library=library)]
+
+
+def cross_attention(s: Sizes, draw: Draw) -> list[Case]:
+    if s.per_head:  # FLUX has none
+        return []
+    distinct = min(WAN_DISTINCT, s.text)
+    counts = torch.ones(distinct, device=draw.device)
+    counts[-1] = s.text - distinct + 1
+    text = [draw(1, s.heads, distinct, s.head) for _ in range(2)]
+    every = [x.repeat_interleave(counts.int(), dim=2).contiguous() for x in text]
+
+    def made(prompts: int) -> dict[str, Any]:
+        return {
+            "q": draw(s.batch, s.tokens, s.heads, s.head).transpose(1, 2),
+            "text_key": text[0],
+            "text_value": text[1],
+            "text_log_count": counts.log(),
+            "prompt_key": draw(prompts, s.heads, s.text, s.head),
+            "prompt_value": draw(prompts, s.heads, s.text, s.head),
+            "prompt_weight": draw.wide(prompts, around=0.1, scale=0.05),
+        }
+
+    def released(q: Tensor, prompt_key: Tensor, prompt_value: Tensor, prompt_weight: Tensor, **_: Any) -> Tensor:
+        out = F.scaled_dot_product_attention(q, *(x.expand(q.shape[0], -1, -1, -1) for x in every))
+        for key, value, weight in zip(prompt_key, prompt_value, prompt_weight):
+            branch = F.scaled_dot_product_attention(q, *(x.expand(q.shape[0], -1, -1, -1) for x in (key, value)))
+            out = out + weight.to(q.dtype) * branch
+        return out
+
+    functions = prompt_attention.prompt_attention, prompt_attention.prompt_attention_ref
+    learned = ("q", "prompt_key", "prompt_value", "prompt_weight")
+    return [
+        Case(
+            "prompt_attention", form, made(prompts), *functions, learned=learned if prompts else ("q",),
+            flop=4 * s.batch * s.tokens * s.width * (distinct + prompts * s.text),
+            library={"two calls of F.scaled_dot_product_attention (released)": released} if prompts == 1 else {},
+        )
+        for form, prompts in (("", 1), ("no prompt", 0), ("2 prompts", 2))
+    ]  # fmt: skip
+
+
+def keys_values(s: Sizes, draw: Draw) -> list[Case]:
+    if s.per_head:
+        return []
+    blocks = 2
+    inputs = {
+        "context": draw(1, s.text, s.width),
+        "weight": draw(blocks, 2 * s.width, s.width, scale=s.width**-0.5),
+        "bias": draw(blocks, 2 * s.width),
+        "norm": draw.wide(blocks, s.width, around=1.0, scale=0.3).to(draw.dtype),
+        "heads": s.heads,
+        "eps": EPS,
+    }
+    functions = context_kv.context_kv, context_kv.context_kv_ref
+    return [Case("context_kv", "", inputs, *functions, learned=("context",), flop=4 * blocks * s.text * s.width**2)]
+
+
+def step(s: Sizes, draw: Draw) -> list[Case]:
+    shape = s.batch, 16, s.tokens, 4  # a token is 2 × 2 cells of 16 channels
+    inputs = {
+        "x": draw.wide(*shape),
+        "velocity": draw.wide(*shape),
+        "degraded": draw.wide(*shape),
+        "coefficients": draw.wide(3),
+    }
+    return [Case("bridge_step", "", inputs, bridge_step.bridge_step, bridge_step.bridge_step_ref)]
+
+
+def layers(s: Sizes) -> dict[str, tuple[int, int]]:
+    """The linear layers of a block that run in fp8: inputs and outputs of each."""
+    found = {"qkv": (s.width, 3 * s.width), "out": (s.width, s.width), "up": (s.width, s.ffn), "down": (s.ffn, s.width)}
+    return found | ({"single out": (s.width + s.ffn, s.width)} if s.per_head else {})
+
+
+def linear_inputs(rows: int, inputs: int, outputs: int, draw: Draw) -> dict[str, Any]:
+    """Quantised activations, a quantised weight, and a bias."""
+    x, weight = draw(rows, inputs), draw(outputs, inputs, scale=inputs**-0.5)
+    (values, scale), (weight, weight_scale) = map(quantize_fp8.quantize_fp8_ref, (x, weight))
+    return {"values": values, "scale": scale, "weight": weight, "weight_scale": weight_scale, "bias": draw(outputs)}
+
+
+def linears(s: Sizes, draw: Draw) -> list[Case]:
+    if draw.dtype != torch.bfloat16:
+        return []
+    inputs = linear_inputs(s.batch * s.tokens, s.width, s.ffn, draw)
+    bound = scaled_linear.bound_ref(inputs["weight"], inputs["weight_scale"], inputs["bias"])
+
+    def exact(values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(values * scale, weight * weight_scale, bias)
+
+    def ours(values: Tensor, scale: Tensor, *layer: Tensor, **how: Any) -> Any:
+        return scaled_linear.scaled_linear(quantize_fp8.Quantized(values, scale), *layer, **how)
+
+    def plain(*given: Tensor) -> Tensor:
+        return scaled_linear.scaled_linear_ref(*given, False, draw.dtype)
+
+    def plain_fp8(*given: Tensor) -> quantize_fp8.Quantized:
+        return scaled_linear.scaled_linear_fp8_ref(*given, bound, True)
+
+    fused = {"gelu": True, "fp8_out": True, "bound": bound}
+    return [
+        Case(
+            "scaled_linear", "", inputs, lambda **given: ours(*given.values()), lambda **given: plain(*given.values()),
+            exact=exact,
+        ),
+        Case(
+            "scaled_linear", "GELU, fp8", inputs, lambda **given: ours(*given.values(), **fused),
+            lambda **given: plain_fp8(*given.values()), exact=lambda **given: F.gelu(exact(**given), approximate="tanh"),
+        ),
+    ]  # fmt: skip
