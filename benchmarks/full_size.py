@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--folder", type=Path, help="where to keep the models (6 GB); a temporary folder otherwise")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number")
+    parser.add_argument("--brief", action="store_true", help="only restore from the checkpoint")
     parser.add_argument("--small", action="store_true", help="a hundredth of the sizes, to try the benchmark itself")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
@@ -79,11 +80,11 @@ def measure(backbone: str, folder: Path, options: argparse.Namespace) -> dict[st
     out = ["--overwrite", "-o", str(source.with_stem("out"))]
     encoder = ["--codec", "ffv1"] if backbone == "wan" else []
     engine, start = folder / "engine.ebr", ["--engine", str(folder / "engine.ebr"), "--device", options.device]
-    runs = {
-        "restore": run(["restore", str(source), *out, *model, *how, *encoder]),
-        "build": run(["build", *model, *how, "--overwrite", "-o", str(engine)]),
-        "restore from engine": run(["restore", str(source), *out, *start, *encoder]),
-    }
+    runs = {"restore": run(["restore", str(source), *out, *model, *how, *encoder])}
+    if options.brief:
+        return {"backbone": backbone, "sizes": sizes, "commands": runs, "seconds": {}}
+    runs["build"] = run(["build", *model, *how, "--overwrite", "-o", str(engine)])
+    runs["restore from engine"] = run(["restore", str(source), *out, *start, *encoder])
     checkpoint = load(backbone, folder, str(folder / "context.safetensors"), options.device)
     times = {
         "loading the checkpoint": [loaded for loaded, _ in checkpoint],
