@@ -37,7 +37,7 @@ _clip = partial(typer.Option, rich_help_panel="Clips")
 
 Inputs = Annotated[list[str], typer.Argument(metavar="INPUT", help="Pictures and clips, or folders of them.")]
 
-Task = Annotated[str | None, _repair("--task", "-t", metavar="NAME", help="A bundled prompt, such as haze.")]
+Task = Annotated[str | None, _repair("--task", "-t", metavar="NAME", help="A bundled or installed prompt, such as haze.")]
 Prompts = Annotated[
     list[str] | None,
     _repair("--prompt", "-p", metavar="FILE[:WEIGHT]...", help="Prompt files in place of a task; weight 1 if none is given."),
