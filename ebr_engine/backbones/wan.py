@@ -252,11 +252,17 @@ class WanTrunk(nn.Module):
         return x.flatten(6).flatten(4, 5).flatten(2, 3)
 
     def rotary(self, grid: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos and sin [N, head_dim/2] float32 of a grid, computed once a shape and device."""
+        """cos and sin [N, head_dim/2] float32 of a grid, computed once a shape and device.
+
+        A graph keeps them if they are there when it is compiled (call this first), and computes them in every run otherwise.
+        """
         key = (grid, device)
-        if key not in self._rotary:
-            self._rotary[key] = tuple(table.to(device) for table in rotary_tables(self.config, grid))
-        return self._rotary[key]
+        if key in self._rotary:
+            return self._rotary[key]
+        tables = tuple(table.to(device) for table in rotary_tables(self.config, grid))
+        if not torch.compiler.is_compiling():  # a graph that fills the cache would be compiled again when it is full
+            self._rotary[key] = tables
+        return tables
 
 
 class WanBlock(nn.Module):

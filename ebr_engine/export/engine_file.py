@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ebr_engine.backbones.flux import FluxConditioning, FluxConfig, FluxTrunk
+from ebr_engine.backbones.flux import FluxConfig, FluxTrunk
+from ebr_engine.backbones.flux_tables import FluxConditioning
 from ebr_engine.backbones.loading import Backbone, find_codec
 from ebr_engine.backbones.quantized import Fp8Linear
 from ebr_engine.backbones.wan import WanConditioning, WanConfig, WanStep, WanTrunk
