@@ -26,7 +26,7 @@ def find_prompt(backbone: str, task: str) -> Path:
     """The prompt file of a task; `PromptError` names the tasks there are, or how to add the authors' published prompts."""
     files = prompt_files(backbone)
     if task not in files:
-        line = f"no prompt for task {task!r} on {backbone}; there is: {', '.join(files) or 'none'}"
+        line = f"unknown task {task!r}: {backbone} has no prompt for it; there is: {', '.join(files) or 'none'}"
         if backbone in ("wan", "flux"):
             line += f". The authors publish theirs ({PUBLISHED}); add one with: ebr-engine prompts add FILE.pt --task {task}"
         raise PromptError(line)

@@ -39,7 +39,7 @@ def build(
     """
     from ebr_engine.cli.restore import chosen_prompts, precision_of
 
-    prompts = chosen_prompts(task, prompt or [])
+    prompts = chosen_prompts(backbone, task, prompt or [])
     chosen = precision_of(precision, fp8)
     if out.suffix != ".ebr":
         raise EbrError(f"{out}: an engine file's name ends in .ebr")

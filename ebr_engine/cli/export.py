@@ -81,7 +81,7 @@ def export(
     """
     from ebr_engine.cli.restore import chosen_prompts
 
-    prompts = chosen_prompts(task, prompt or [])
+    prompts = chosen_prompts(backbone, task, prompt or [])
     sides = side_lengths(size)
 
     from ebr_engine.export.graph import SUFFIXES

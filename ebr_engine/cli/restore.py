@@ -85,7 +85,7 @@ def restore(
         raise EbrError("nothing to restore: name at least one file or folder")
     if engine and (task or texts):
         raise EbrError("an engine file holds its own prompt; leave --task and --prompt out, or build another one")
-    prompts = [] if engine else chosen_prompts(task, texts)
+    prompts = [] if engine else chosen_prompts(backbone, task, texts)
     if t0 is not None and not 0 < t0 < 1:
         raise EbrError(f"--t0 must be above 0 and below 1, not {t0:g}")
     chosen = precision_of(precision, fp8)
@@ -137,12 +137,19 @@ def restore(
         raise typer.Exit(1)
 
 
-def chosen_prompts(task: str | None, texts: list[str]) -> list[tuple[Path, float]]:
-    """Prompt files and their weights; `EbrError` unless there is a task or a prompt, and not both, and the files exist."""
+def chosen_prompts(backbone: str, task: str | None, texts: list[str]) -> list[tuple[Path, float]]:
+    """Prompt files and their weights; `EbrError` unless there is a task or a prompt, and not both, and the files exist.
+
+    Asked before any weights are: a prompt that is missing is told before a model is downloaded.
+    """
+    from ebr_engine.catalogue import BACKBONES, find_prompt
+
     prompts = [_prompt(text) for text in texts]
     if bool(task) == bool(prompts):
         wrong = "both --task and --prompt" if task else "neither --task nor --prompt"
         raise EbrError(f"{wrong} given; say what to repair by one of them, for example --task haze")
+    if task and backbone in BACKBONES:
+        find_prompt(backbone, task)
     return prompts
 
 

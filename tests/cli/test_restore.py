@@ -294,7 +294,18 @@ def test_the_progress_bar_shows_on_a_terminal(cli, engine, monkeypatch):
     assert "left" in text
 
 
-def test_the_released_size_is_the_backbones(cli, engine):
+def test_a_missing_prompt_is_told_before_any_model_is_asked_for(cli, engine, monkeypatch, tmp_path):
+    monkeypatch.setenv("EBR_PROMPT_DIR", str(tmp_path / "prompts"))
+    picture("in.png")
+    failed(cli("restore", "in.png", "-o", "out.png", "--task", "rain", "--backbone", "wan"), 2, "'rain'", "prompts add")
+    failed(cli("build", "-o", "rain.ebr", "--task", "rain", "--backbone", "flux"), 2, "'rain'", "prompts add")
+    assert engine.made == []
+
+
+def test_the_released_size_is_the_backbones(cli, engine, monkeypatch, tmp_path):
+    monkeypatch.setenv("EBR_PROMPT_DIR", str(tmp_path / "prompts"))
+    (tmp_path / "prompts" / "wan").mkdir(parents=True)
+    (tmp_path / "prompts" / "wan" / "haze.safetensors").touch()
     picture("in.png", alpha=np.ones((6, 10), np.float32), bits=16)
     assert cli("restore", "in.png", "-o", "out.png", "--task", "haze", "--backbone", "wan", "--size", "released")[0] == 0
     assert engine.calls[0]["size"] == (4, 6)

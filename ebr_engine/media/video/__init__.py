@@ -3,7 +3,7 @@
 `open_video` iterates over frames, `write_video` takes frames; both are context managers and hold a few frames at a time,
 however long the film is. A folder of frames stands for a video in both directions. Pixels are RGB, float32, in the space
 of the stream's own primaries and transfer; only the matrix and the range are undone, and put back on writing.
-PyAV is an extra, imported on first use.
+PyAV is imported on first use.
 """
 
 import os

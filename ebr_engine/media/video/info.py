@@ -69,5 +69,5 @@ def pyav():
     try:
         import av
     except ImportError as error:
-        raise MediaError(f"PyAV could not be loaded ({error}); pip install 'ebr-engine[video]'") from error
+        raise MediaError(f"PyAV could not be loaded ({error}); pip install av") from error
     return av
