@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ebr_engine.backbones.loading import Backbone, ModelSource, load_backbone
 from ebr_engine.bridge import StepTable, make_table, released_timesteps
 from ebr_engine.catalogue import BACKBONES, TASKS, find_prompt
+from ebr_engine.codecs import Codec
 from ebr_engine.errors import EngineError
 from ebr_engine.export.engine_file import load_engine, save_engine
 from ebr_engine.kernels import backend
@@ -106,9 +107,32 @@ class Restorer:
 
     def _place(self, parts: Backbone, device: torch.device, offload: str) -> None:
         self.parts = offloaded(parts, device, offload)
-        self.backbone, self.device, self.dtype = parts.name, device, parts.dtype
-        self.trunk, self.codec = self.parts.trunk, self.parts.codec
         self.built: Plan | None = None
+
+    @property
+    def backbone(self) -> str:
+        """The backbone's name."""
+        return self.parts.name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer computes."""
+        return self.parts.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the transformer's layers that are not fp8."""
+        return self.parts.dtype
+
+    @property
+    def trunk(self) -> Any:
+        """The transformer: a module, or an exported one."""
+        return self.parts.trunk
+
+    @property
+    def codec(self) -> Codec:
+        """Pixels ↔ latents."""
+        return self.parts.codec
 
     def build(self, path: str | Path, plan: "Plan", about: dict | None = None) -> None:
         """Write an engine file of this backbone and one plan, to start from with `from_engine`; see `export/engine_file.py`."""

@@ -1,6 +1,6 @@
 """Writing safetensors files so that a reader never sees half of one."""
 
-import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import Tensor
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and metadata beside `path` and move them there; folders are made. Raises OSError or SafetensorError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{secrets.token_hex(6)}.partial")  # several threads or processes may write the same file
     try:
         partial.touch()
         mode = partial.stat().st_mode

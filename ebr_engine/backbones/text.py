@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ebr_engine.errors import BackboneError, EbrError
 from ebr_engine.settings import cache_dir
+from ebr_engine.tensor_files import write_tensors
 
 FORMAT = "ebr-engine context 1"
 LARGE = 4 * 2**30  # bytes of weights; beyond, an encoder is held as bf16 whatever its files hold (Wan's hold 23 GB of float32)
@@ -108,18 +107,12 @@ def context_file(backbone: str, identity: str) -> Path:
 def save_context(path: Path | str, backbone: str, identity: str, tensors: dict[str, Tensor]) -> None:
     """Write a context as safetensors, float32, atomically; `BackboneError` if it cannot be written or is no context."""
     path = Path(path)
-    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = {name: tensor.float() for name, tensor in tensors.items()}
     _check(tensors, backbone, "the context to save")
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")  # several processes may write the same file
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, {"format": FORMAT, "backbone": backbone, "identity": identity})
-        partial.replace(path)
+        write_tensors(path, tensors, {"format": FORMAT, "backbone": backbone, "identity": identity})
     except (OSError, SafetensorError) as error:
         raise BackboneError(f"cannot write {path}: {error}") from error
-    finally:
-        if partial.exists():
-            partial.unlink()
 
 
 def load_context(path: Path | str, backbone: str) -> dict[str, Tensor]:
