@@ -53,7 +53,7 @@ def test_a_missing_prompt_of_a_real_backbone_names_where_to_get_it_and_how_to_ad
     with pytest.raises(PromptError) as error:
         catalogue.find_prompt(backbone, "rain")
     for word in (
-        f"'rain' on {backbone}",
+        f"'rain': {backbone} has no prompt for it",
         "there is: snow",
         "github.com/sudraj2002/YPT",
         "ckpts",
@@ -63,7 +63,7 @@ def test_a_missing_prompt_of_a_real_backbone_names_where_to_get_it_and_how_to_ad
 
 
 def test_a_missing_prompt_of_mini_names_the_tasks_there_are():
-    with pytest.raises(PromptError, match=r"'fog' on mini; there is: blur, haze, lowlight, rain, snow$"):
+    with pytest.raises(PromptError, match=r"'fog': mini has no prompt for it; there is: blur, haze, lowlight, rain, snow$"):
         catalogue.find_prompt("mini", "fog")
 
 
