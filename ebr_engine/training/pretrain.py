@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebr_engine.backbones.mini import CONTEXT_TOKENS, MINI, Mini, MiniTextEncoder, save_mini
+from ebr_engine.backbones.mini import CONTEXT_TOKENS, MINI, Mini, MiniTextEncoder, load_mini, save_mini
 from ebr_engine.backbones.wan import WanConditioner, WanConfig, WanStep, WanTrunk
 from ebr_engine.codecs import PixelCodec
 from ebr_engine.errors import EbrError
@@ -75,6 +75,13 @@ class Pretrainee(nn.Module):
             self.conditioner.scale_shift[:, 2::3] = 0.1
         nn.init.normal_(self.trunk.patch_out.weight, std=0.02)
 
+    def begin_from(self, mini: Mini) -> None:
+        """Take over a finished backbone's weights; `EbrError` when its captions have other words."""
+        if mini.text_encoder.vocabulary != VOCABULARY:
+            raise EbrError("these weights were trained with captions of other words; start from nothing")
+        for part in ("text_encoder", "conditioner", "trunk"):
+            getattr(self, part).load_state_dict(getattr(mini, part).state_dict())
+
     def forward(self, latent: Tensor, timestep: Tensor, ids: Tensor) -> Tensor:
         """Velocity of noisy latents [B, 48, 1, h, w] at timesteps [B] with captions as token ids [B, 16]."""
         modulation, head = self.conditioner.modulations(timestep)
@@ -86,16 +93,22 @@ class Pretrainee(nn.Module):
         return self.trunk(latent, WanStep(modulation, head, key, value, log_count, no_prompt, no_prompt, weight))
 
 
-def pretrain(out: Path, config: PretrainConfig, resume: bool = True, sizes: WanConfig = MINI) -> None:
-    """Train a backbone of `sizes` and write `out` (safetensors); an interrupted run goes on from its checkpoint (`.ckpt`)."""
+def pretrain(out: Path, config: PretrainConfig, resume: bool = True, sizes: WanConfig = MINI, start: Path | None = None) -> None:
+    """Train a backbone of `sizes` and write `out` (safetensors); an interrupted run goes on from its checkpoint (`.ckpt`).
+
+    `start`: weights to begin from in place of random ones, with a fresh optimizer; what is written tells both runs' training.
+    """
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    model = Pretrainee(sizes)
+    begun = load_mini(start) if start else None
+    model = Pretrainee(begun.trunk.config if begun else sizes)
+    if begun:
+        model.begin_from(begun)
     average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizers = make_optimizers(model, config)
     checkpoint = out.with_suffix(".ckpt")
     passed, iteration, runs = 0.0, 0, 0
-    codec = None
+    codec = begun.codec if begun else None
     if resume and checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved["model"])
@@ -106,6 +119,8 @@ def pretrain(out: Path, config: PretrainConfig, resume: bool = True, sizes: WanC
         passed, iteration, runs = saved["minutes"], saved["iteration"], saved["runs"] + 1
         generator.manual_seed(config.seed + runs)  # crops differ from the run before; scenes go on where it stopped
 
+    history = {"before": begun.training} if begun else {}
+
     def save() -> None:
         state = {"model": model.state_dict(), "average": average, "optimizers": [o.state_dict() for o in optimizers]}
         state |= {"mean": codec.mean, "scale": codec.scale, "minutes": passed, "iteration": iteration, "runs": runs}
@@ -113,7 +128,7 @@ def pretrain(out: Path, config: PretrainConfig, resume: bool = True, sizes: WanC
         checkpoint.with_suffix(".partial").replace(checkpoint)
         save_mini(
             out,
-            finished(model, average, codec, asdict(config) | {"minutes": round(passed, 1), "iterations": iteration}),
+            finished(model, average, codec, asdict(config) | {"minutes": round(passed, 1), "iterations": iteration} | history),
         )
 
     if config.compile:

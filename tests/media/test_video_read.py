@@ -247,7 +247,7 @@ def test_impossible_ranges_are_refused(make_clip, settings):
 def test_without_pyav_the_way_to_install_it_is_told(make_clip, monkeypatch):
     path = make_clip()
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(MediaError, match="pip install av$"):
+    with pytest.raises(MediaError, match=r"pip install av$"):
         open_video(path)
 
 

@@ -149,6 +149,25 @@ def test_a_seed_means_one_backbone(tmp_path, quick):
     assert not same(tmp_path / "a.safetensors", tmp_path / "c.safetensors")
 
 
+def test_it_can_begin_with_finished_weights_and_says_so(quick, tmp_path):
+    first = run(tmp_path / "first.safetensors", minutes=3)
+    frozen = PretrainConfig(**{**QUICK.__dict__, "minutes": 1, "learning_rate": 0.0, "ema": 0.0, "seed": 1})
+    pretrain.pretrain(tmp_path / "second.safetensors", frozen, start=tmp_path / "first.safetensors")
+    second = load_mini(tmp_path / "second.safetensors")
+    assert second.training["before"] == first.training
+    assert second.trunk.config == first.trunk.config
+    for part in ("trunk", "conditioner", "text_encoder", "codec"):
+        for name, tensor in getattr(first, part).state_dict().items():
+            torch.testing.assert_close(getattr(second, part).state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_weights_of_another_vocabulary_are_no_beginning(quick, tmp_path, monkeypatch):
+    run(tmp_path / "first.safetensors", minutes=1)
+    monkeypatch.setattr(pretrain, "VOCABULARY", [*VOCABULARY, "fog"])
+    with pytest.raises(EbrError, match="other words"):
+        pretrain.pretrain(tmp_path / "second.safetensors", QUICK, start=tmp_path / "first.safetensors")
+
+
 def test_seeds_of_other_splits_are_refused():
     for split in ("validation", "test"):
         with pytest.raises(EbrError, match="seed"):
