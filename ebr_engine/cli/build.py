@@ -37,7 +37,7 @@ def build(
 
     [bold]ebr-engine restore clip.mp4 -o clean.mp4 --engine rain.ebr[/]
     """
-    from ebr_engine.cli.restore import chosen_prompts, precision_of
+    from ebr_engine.cli.choosing import chosen_prompts, precision_of
 
     prompts = chosen_prompts(backbone, task, prompt or [])
     chosen = precision_of(precision, fp8)

@@ -2,48 +2,24 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ebr_engine.cli.progress import Progress
-from ebr_engine.errors import EbrError
+from ebr_engine.cli.recipe import Recipe
 
 if TYPE_CHECKING:
     from ebr_engine.media.chunking import Chunk
     from ebr_engine.media.files import Job
 
 
-@dataclass(frozen=True)
-class ClipOptions:
-    """How clips are read, cut into chunks and written; None leaves a choice to the backbone or the encoder."""
-
-    start: float | None = None  # seconds
-    frames: int | None = None
-    chunk_frames: int | None = None
-    chunk_overlap: int | None = None
-    deinterlace: bool = False
-    codec: str | None = None
-    pix_fmt: str | None = None
-    crf: float | None = None
-    encoder: tuple[str, ...] = ()  # KEY=VALUE each
-    copy_audio: bool = True
-    copy_subtitles: bool = True
-
-    @property
-    def encoder_options(self) -> dict[str, str]:
-        """The encoder's options as a dict; `EbrError` for one that is not KEY=VALUE."""
-        pairs = [text.partition("=") for text in self.encoder]
-        if wrong := [key for key, equals, _ in pairs if not (key and equals)]:
-            raise EbrError(f"-e {wrong[0]}: an encoder option is written KEY=VALUE")
-        return {key: value for key, _, value in pairs}
-
-
-def restore_clip(restorer: Any, job: "Job", settings: dict[str, Any], options: ClipOptions, progress: Progress) -> str:
+def restore_clip(restorer: Any, job: "Job", recipe: Recipe, progress: Progress) -> str:
     """Restore one clip; the line that tells of it. A file under the final name is always whole."""
     from ebr_engine.media.chunking import chunked, cross_fade
     from ebr_engine.media.video import open_video, write_video
 
     started = time.perf_counter()
+    options = recipe.clips
+    settings = dict(recipe.run) | ({"size": recipe.size} if recipe.size else {})
     length, overlap = restorer.chunk_size(options.chunk_frames, options.chunk_overlap)
     with open_video(job.source, start=options.start, frames=options.frames, deinterlace=options.deinterlace) as reader:
         job.target.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +34,7 @@ def restore_clip(restorer: Any, job: "Job", settings: dict[str, Any], options: C
             options=options.encoder_options,
             copy_audio=options.copy_audio,
             copy_subtitles=options.copy_subtitles,
-            size=settings.get("size"),
+            size=recipe.size,
         )
         with target as writer:
             chunks = chunked(reader, length, overlap, restorer.codec.frames)

@@ -15,7 +15,8 @@ def demo(
     """
     from ebr_engine.catalogue import ASSETS
     from ebr_engine.cli.progress import Progress
-    from ebr_engine.cli.restore import Output, restore_all
+    from ebr_engine.cli.recipe import Recipe
+    from ebr_engine.cli.running import run_jobs
     from ebr_engine.errors import EbrError
     from ebr_engine.media.files import plan_jobs
 
@@ -29,7 +30,7 @@ def demo(
         failed = 0
         for photo in photos:  # named by task: haze.jpg
             jobs = plan_jobs([photo], str(out), compare=True, overwrite=True)
-            failed += restore_all(restorer, jobs, {"plan": restorer.plan(photo.stem)}, Output(), progress)
+            failed += run_jobs(restorer, jobs, {None: Recipe({"plan": restorer.plan(photo.stem)})}, progress)
     if failed:
         raise typer.Exit(1)
     typer.echo(f"\nInput beside output: {out}/*_compare.png")

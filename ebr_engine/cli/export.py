@@ -79,7 +79,7 @@ def export(
 
     [bold]ebr-engine restore clip.mp4 -o clean.mp4 --engine rain.onnx[/]
     """
-    from ebr_engine.cli.restore import chosen_prompts
+    from ebr_engine.cli.choosing import chosen_prompts
 
     prompts = chosen_prompts(backbone, task, prompt or [])
     sides = side_lengths(size)

@@ -19,6 +19,7 @@ class Job:
     source: Path
     target: Path
     compare: Path | None = None
+    task: str | None = None  # by which its recipe is found; None is the one that the command line asks for
 
     @property
     def is_clip(self) -> bool:
