@@ -1,5 +1,6 @@
 """What can be asked for by name: backbones, tasks, and the prompt files behind them; imports nothing heavy."""
 
+import math
 from pathlib import Path
 
 from ebr_engine.errors import PromptError
@@ -31,3 +32,26 @@ def find_prompt(backbone: str, task: str) -> Path:
             line += f". The authors publish theirs ({PUBLISHED}); add one with: ebr-engine prompts add FILE.pt --task {task}"
         raise PromptError(line)
     return files[task]
+
+
+def find_prompts(backbone: str, tasks: str) -> list[tuple[Path, float]]:
+    """Prompt files and weights of one task or several, written `rain+haze` or `rain:0.7+haze:0.3`; without a number it is 1.
+
+    Raises `PromptError` as `find_prompt` does, for a weight that is no finite number, and for a task that is named twice.
+    """
+    if tasks in prompt_files(backbone):  # whatever a user's file is called
+        return [(find_prompt(backbone, tasks), 1.0)]
+    found: dict[Path, float] = {}
+    for part in tasks.split("+"):
+        name, colon, number = part.strip().partition(":")
+        try:
+            weight = float(number) if colon else 1.0
+        except ValueError:
+            weight = math.nan
+        if not math.isfinite(weight):
+            raise PromptError(f"{part.strip()}: a task's weight must be a finite number, as in rain:0.7+haze:0.3")
+        file = find_prompt(backbone, name.strip())
+        if file in found:
+            raise PromptError(f"{tasks}: {name.strip()} is named twice")
+        found[file] = weight
+    return list(found.items())

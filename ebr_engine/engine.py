@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ebr_engine.backbones.loading import Backbone, ModelSource, load_backbone
 from ebr_engine.bridge import StepTable, make_table, released_timesteps
-from ebr_engine.catalogue import BACKBONES, TASKS, find_prompt
+from ebr_engine.catalogue import BACKBONES, TASKS, find_prompts
 from ebr_engine.codecs import Codec
 from ebr_engine.errors import EngineError
 from ebr_engine.export.engine_file import load_engine, save_engine
@@ -25,6 +25,7 @@ from ebr_engine.sampler import Callback, Velocity, draw_noise, mean_velocity, sa
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32", "fp8")
 MIXES = ("residual", "velocity")
+STRONGEST = 2.0  # times a prompt's learned strength
 DEFAULT_TILE = {"mini": 512, "wan": 832, "flux": 1024}  # the sizes that the backbones know
 RELEASED_SIZES = {"wan": (480, 832), "flux": (1024, 1024)}  # height and width of the published protocol
 DEFAULT_OVERLAP = 64
@@ -146,7 +147,7 @@ class Restorer:
         if task is not None and prompt is not None:
             raise EngineError("give a task or a prompt, not both")
         if task is not None:
-            prompt = find_prompt(self.backbone, task)
+            prompt = find_prompts(self.backbone, task)
         if prompt is None:
             return []
         items = prompt if isinstance(prompt, list) else [prompt]
@@ -184,13 +185,19 @@ class Restorer:
         order: int | None = None,
         t0: float | None = None,
         mix: str = "residual",
+        strength: float = 1.0,
     ) -> "Plan":
         """Everything of a run that does not depend on a pixel; arguments and errors as those of `restore`."""
         if self.built is not None:
-            if (task, prompt, steps, order, t0, schedule, mix) != (None, None, None, None, None, "fast", "residual"):
-                raise EngineError("an engine file's task, prompt, steps and schedule are fixed; build another one to change them")
+            asked = (task, prompt, steps, order, t0, schedule, mix, strength)
+            if asked != (None, None, None, None, None, "fast", "residual", 1.0):
+                raise EngineError(
+                    "an engine file's task, prompt, strength, steps and schedule are fixed; build another one to change them"
+                )
             return self.built
-        prompts = self.prompt(task, prompt)
+        if not 0 <= strength <= STRONGEST:  # so that NaN fails too
+            raise EngineError(f"the strength must be from 0 (the empty prompt) to {STRONGEST:g}, got {strength:g}")
+        prompts = [(one, weight * strength) for one, weight in self.prompt(task, prompt)]
         if not prompts and t0 is None:
             raise EngineError(f"say what to repair: a task ({', '.join(TASKS)}) or a prompt")
         try:
@@ -216,20 +223,23 @@ class Restorer:
         tile: int | None = None,
         tile_overlap: int | None = None,
         mix: str = "residual",
+        strength: float = 1.0,
         callback: Callback | None = None,
     ) -> Any:
         """Restore one picture (or a batch of one size).
 
         Args: `image`: PIL image, array [H, W, 3] (uint8, uint16, or float in [0, 1]) or tensor [3, H, W] or [B, 3, H, W]
-        (float in [0, 1]); the result is of the same kind, alpha untouched. `task`: a bundled or installed prompt by name;
+        (float in [0, 1]); the result is of the same kind, alpha untouched. `task`: a bundled or installed prompt by name, or
+        several (`rain+haze`, `rain:0.7+haze:0.3`);
         or `prompt`: a Prompt, a file, or a list of them or of (prompt, weight); or `plan`, made once for many pictures.
+        `strength`: of all prompts together, 1 as they were learned, 0 the empty prompt, at most 2.
         `steps`, `schedule`, `order`, `t0`: see `bridge.make_table`; t0 is the first prompt's by default. `tile`,
         `tile_overlap`: pixels; pictures larger than a tile run in tiles that are blended inside every step (default by
         backbone; 0 never tiles). `callback(done, total)` after each step.
         Raises: `EbrError` (a ValueError) for anything the request gets wrong.
         """
         if plan is None:
-            plan = self.plan(task, prompt, steps=steps, schedule=schedule, order=order, t0=t0, mix=mix)
+            plan = self.plan(task, prompt, steps=steps, schedule=schedule, order=order, t0=t0, mix=mix, strength=strength)
         pixels, rebuild = to_tensor(image)
         return rebuild(self.run(pixels, plan, seed=seed, tile=tile, tile_overlap=tile_overlap, callback=callback))
 

@@ -70,3 +70,31 @@ def test_a_missing_prompt_of_mini_names_the_tasks_there_are():
 def test_it_imports_nothing_heavy():
     script = "import sys, ebr_engine.catalogue; print([n for n in ('torch', 'numpy', 'safetensors') if n in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60).stdout == "[]\n"
+
+
+def test_several_tasks_are_found_with_their_weights():
+    files = catalogue.prompt_files("mini")
+    assert catalogue.find_prompts("mini", "rain") == [(files["rain"], 1.0)]
+    assert catalogue.find_prompts("mini", "rain+haze") == [(files["rain"], 1.0), (files["haze"], 1.0)]
+    assert catalogue.find_prompts("mini", "rain:0.7 + haze:3e-1") == [(files["rain"], 0.7), (files["haze"], 0.3)]
+
+
+def test_an_installed_prompt_may_be_called_anything():
+    file = install("mini", "rain+haze")
+    assert catalogue.find_prompts("mini", "rain+haze") == [(file, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        ("haze+fog", "unknown task 'fog'"),
+        ("haze+", "unknown task ''"),
+        ("haze:much", "haze:much"),
+        ("haze:", "haze:"),
+        ("haze:nan+rain", "haze:nan"),
+        ("haze+rain+haze:2", "twice"),
+    ],
+)
+def test_tasks_that_make_no_sense_are_refused(tasks, words):
+    with pytest.raises(PromptError, match=words):
+        catalogue.find_prompts("mini", tasks)

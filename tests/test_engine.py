@@ -13,7 +13,7 @@ from ebr_engine import Restorer
 from ebr_engine.backbones.mini import save_mini
 from ebr_engine.backbones.wan import WanConfig
 from ebr_engine.bridge import make_table
-from ebr_engine.catalogue import TASKS
+from ebr_engine.catalogue import ASSETS, TASKS
 from ebr_engine.codecs import PixelCodec
 from ebr_engine.engine import tiled
 from ebr_engine.errors import BackboneError, EbrError, PromptError
@@ -251,6 +251,22 @@ def test_the_empty_prompt_needs_a_t0_only(restorer, prompt, relative_rms):
     assert relative_rms(restorer.restore(image, prompt=prompt), empty) > 0.01
 
 
+def test_strength_scales_every_prompt_of_a_request(restorer, prompt, relative_rms):
+    image, other = picture(), make_prompt(1)
+    assert relative_rms(restorer.restore(image, prompt=prompt, strength=0.0), restorer.restore(image, t0=prompt.t0)) < 16 * EPS
+    assert torch.equal(restorer.restore(image, prompt=prompt, strength=1.0), restorer.restore(image, prompt=prompt))
+    for mix in ("residual", "velocity"):
+        scaled = restorer.restore(image, prompt=[(prompt, 0.5), other], strength=1.5, mix=mix)
+        assert torch.equal(scaled, restorer.restore(image, prompt=[(prompt, 0.75), (other, 1.5)], mix=mix))
+
+
+def test_several_tasks_are_several_prompts():
+    restorer, image = Restorer("mini", device="cpu", precision="fp32"), picture()
+    both = restorer.restore(image, "rain:0.5+haze")
+    files = {task: ASSETS / "mini" / "prompts" / f"{task}.safetensors" for task in ("rain", "haze")}
+    assert torch.equal(both, restorer.restore(image, prompt=[(files["rain"], 0.5), files["haze"]]))
+
+
 def test_half_a_prompt_twice_is_the_prompt(restorer, prompt, relative_rms):
     image = picture()
     once = restorer.restore(image, prompt=[(prompt, 1.0)])
@@ -342,6 +358,10 @@ def one_line(error, words):
         ({"prompt": make_prompt(), "t0": 1.0}, ["t0", "1.0"]),
         ({"prompt": make_prompt(), "t0": float("nan")}, ["t0", "nan"]),
         ({"prompt": make_prompt(), "mix": "mean"}, ["'mean'", "residual", "velocity"]),
+        ({"prompt": make_prompt(), "strength": -0.1}, ["strength", "-0.1"]),
+        ({"prompt": make_prompt(), "strength": 2.5}, ["strength", "2.5"]),
+        ({"prompt": make_prompt(), "strength": float("nan")}, ["strength", "nan"]),
+        ({"task": "haze+fog"}, ["'fog'", "haze"]),
         ({"prompt": make_prompt(), "tile": 12}, ["tile", "multiple of 8", "12"]),
         ({"prompt": make_prompt(), "tile": -8}, ["tile", "-8"]),
         ({"prompt": make_prompt(), "tile": 16, "tile_overlap": 16}, ["overlap", "16"]),

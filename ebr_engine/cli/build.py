@@ -16,6 +16,7 @@ def build(
     task: options.Task = None,
     prompt: options.Prompts = None,
     mix: options.PromptMix = options.Mix.residual,
+    strength: options.Strength = 1.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     steps: options.Steps = None,
     schedule: options.StepSchedule = options.Schedule.fast,
@@ -51,10 +52,11 @@ def build(
     started = time.perf_counter()
     source = {"model": model, "revision": revision, "offline": offline, "context": context, "vae": vae}
     restorer = Restorer(backbone, **source, device=device, precision=chosen)
-    run = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value}
+    run = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value, "strength": strength}
     plan = restorer.plan(task, prompts or None, **run)
     names = [task] if task else [f"{path}:{weight:g}" for path, weight in prompts]
-    about = {"prompts": names, "precision": chosen, "schedule": schedule.value, "steps": len(plan.table), "mix": mix.value}
+    about = {"prompts": names, "precision": chosen, "schedule": schedule.value, "steps": len(plan.table)}
+    about |= {"mix": mix.value, "strength": strength}
     restorer.build(out, plan, about)
     size, seconds = out.stat().st_size / 1e6, time.perf_counter() - started
     typer.echo(f"{out}  {backbone}, {', '.join(names)}, {len(plan.table)} steps, {size:.0f} MB  {seconds:.1f} s")

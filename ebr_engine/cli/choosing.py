@@ -14,14 +14,14 @@ def chosen_prompts(backbone: str, task: str | None, texts: list[str]) -> list[tu
 
     Asked before any weights are: a prompt that is missing is told before a model is downloaded.
     """
-    from ebr_engine.catalogue import BACKBONES, find_prompt
+    from ebr_engine.catalogue import BACKBONES, find_prompts
 
     prompts = [_prompt(text) for text in texts]
     if bool(task) == bool(prompts):
         wrong = "both --task and --prompt" if task else "neither --task nor --prompt"
         raise EbrError(f"{wrong} given; say what to repair by one of them, for example --task haze")
     if task and backbone in BACKBONES:
-        find_prompt(backbone, task)
+        find_prompts(backbone, task)
     return prompts
 
 

@@ -61,6 +61,7 @@ def export(
     task: options.Task = None,
     prompt: options.Prompts = None,
     mix: options.PromptMix = options.Mix.residual,
+    strength: options.Strength = 1.0,
     steps: options.Steps = None,
     schedule: options.StepSchedule = options.Schedule.fast,
     order: options.Order = None,
@@ -101,7 +102,7 @@ def export(
     started = time.perf_counter()
     source = {"model": model, "revision": revision, "offline": offline, "context": context, "vae": vae}
     restorer = Restorer(backbone, **source, device=device, precision=precision.value)
-    run = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value}
+    run = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value, "strength": strength}
     plan = restorer.plan(task, prompts or None, **run)
     names = [task] if task else [f"{path}:{weight:g}" for path, weight in prompts]
     about = {
@@ -110,6 +111,7 @@ def export(
         "schedule": schedule.value,
         "steps": len(plan.table),
         "mix": mix.value,
+        "strength": strength,
     }
     height, width = sides or RELEASED_SIZES.get(backbone, 2 * (DEFAULT_TILE[backbone],))
     length = frames or (DEFAULT_CHUNK[backbone][0] if restorer.codec.temporal > 1 else 1)

@@ -37,13 +37,20 @@ _clip = partial(typer.Option, rich_help_panel="Clips")
 
 Inputs = Annotated[list[str], typer.Argument(metavar="INPUT", help="Pictures and clips, or folders of them.")]
 
-Task = Annotated[str | None, _repair("--task", "-t", metavar="NAME", help="A bundled or installed prompt, such as haze.")]
+Task = Annotated[
+    str | None,
+    _repair("--task", "-t", metavar="NAME", help="A bundled or installed prompt, such as haze; several: rain:0.7+haze:0.3."),
+]
 Prompts = Annotated[
     list[str] | None,
     _repair("--prompt", "-p", metavar="FILE[:WEIGHT]...", help="Prompt files in place of a task; weight 1 if none is given."),
 ]
 PromptMix = Annotated[
     Mix, _repair("--mix", help="Several prompts: add their residuals (one pass), or average velocities (a pass each).")
+]
+Strength = Annotated[
+    float,
+    _repair("--strength", metavar="X", min=0, max=2, help="Of the prompts: 1 as learned, 0 none, at most 2."),
 ]
 
 Out = Annotated[str, _file("--out", "-o", metavar="OUT", help="A file for one picture, or a folder (made if missing).")]

@@ -18,6 +18,7 @@ def restore(
     task: options.Task = None,
     prompt: options.Prompts = None,
     mix: options.PromptMix = options.Mix.residual,
+    strength: options.Strength = 1.0,
     out: options.Out,
     compare: options.Compare = False,
     overwrite: options.Overwrite = False,
@@ -116,7 +117,7 @@ def restore(
                 precision=chosen,
                 offload=offload.value,
             )
-        bake = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value}
+        bake = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value, "strength": strength}
         plan = restorer.plan(task, prompts or None, **bake)
         restorer.tile_size(tile, tile_overlap)  # refuses impossible ones before any picture is read
         fixed = RELEASED_SIZES.get(restorer.backbone) if size is options.Size.released else None

@@ -65,7 +65,7 @@ def test_folders_are_mirrored_with_formats_kept(cli, engine):
 
 def test_settings_reach_the_engine(cli, engine):
     picture("in.png")
-    options = "--steps 7 --schedule released --order 2 --t0 0.3 --seed 5 --tile 64 --tile-overlap 8 --mix velocity"
+    options = "--steps 7 --schedule released --order 2 --t0 0.3 --seed 5 --tile 64 --tile-overlap 8 --mix velocity --strength 0.5"
     options += " --backbone mini --device cpu --model weights"
     assert cli("restore", "in.png", "-o", "out.png", "--task", "haze", "--fp8", *options.split())[0] == 0
     (made,) = engine.made
@@ -84,6 +84,7 @@ def test_settings_reach_the_engine(cli, engine):
         "tile": 64,
         "tile_overlap": 8,
         "mix": "velocity",
+        "strength": 0.5,
     }
 
 
@@ -180,6 +181,9 @@ def test_bad_requests_are_refused_before_any_work(cli, engine):
     failed(cli(*base, "--task", "haze", "--fp8", "--precision", "bf16"), 2, "contradict")
     failed(cli(*base, "--task", "haze", "--t0", "1.5"), 2, "--t0", "1.5")
     failed(cli(*base, "--task", "haze", "--order", "3"), 2, "--order")
+    failed(cli(*base, "--task", "haze", "--strength", "3"), 2, "--strength")
+    failed(cli(*base, "--task", "haze+nosuch"), 2, "'nosuch'")
+    failed(cli(*base, "--task", "haze:x+rain"), 2, "haze:x", "number")
     failed(cli(*base, "--task", "haze", "--schedule", "slow"), 2, "--schedule", "released")
     failed(cli(*base, "--tsk", "haze"), 2, "--tsk", "--task", "see ebr-engine restore --help")
     failed(cli("restore", "in.png", "--task", "haze"), 2, "--out")
