@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from ebr_engine.errors import EngineError
 from ebr_engine.export.engine_file import load_engine, save_engine
 from ebr_engine.kernels import backend
 from ebr_engine.media.arrays import to_tensor
-from ebr_engine.media.tiling import Tiles, blend, crop, match_tones, pad_to_multiple, plan_tiles, split
+from ebr_engine.media.tiling import Tiles, crop, match_tones, pad_to_multiple, plan_tiles
 from ebr_engine.offload import OFFLOADS, offloaded
 from ebr_engine.prompts import Prompt, load_prompt, mixed_weights
 from ebr_engine.sampler import Callback, Velocity, draw_noise, mean_velocity, sample
+from ebr_engine.tiled import BLENDS, in_pixels, tiled
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32", "fp8")
 MIXES = ("residual", "velocity")
@@ -222,6 +224,7 @@ class Restorer:
         seed: int = 42,
         tile: int | None = None,
         tile_overlap: int | None = None,
+        tile_blend: str = "latent",
         mix: str = "residual",
         strength: float = 1.0,
         callback: Callback | None = None,
@@ -234,14 +237,16 @@ class Restorer:
         or `prompt`: a Prompt, a file, or a list of them or of (prompt, weight); or `plan`, made once for many pictures.
         `strength`: of all prompts together, 1 as they were learned, 0 the empty prompt, at most 2.
         `steps`, `schedule`, `order`, `t0`: see `bridge.make_table`; t0 is the first prompt's by default. `tile`,
-        `tile_overlap`: pixels; pictures larger than a tile run in tiles that are blended inside every step (default by
-        backbone; 0 never tiles). `callback(done, total)` after each step.
+        `tile_overlap`: pixels; pictures larger than a tile run in tiles (default by backbone; 0 never tiles), which
+        `tile_blend` blends in the `latent` inside every step, or in `pixel`s after all steps (less memory).
+        `callback(done, total)` after each step.
         Raises: `EbrError` (a ValueError) for anything the request gets wrong.
         """
         if plan is None:
             plan = self.plan(task, prompt, steps=steps, schedule=schedule, order=order, t0=t0, mix=mix, strength=strength)
         pixels, rebuild = to_tensor(image)
-        return rebuild(self.run(pixels, plan, seed=seed, tile=tile, tile_overlap=tile_overlap, callback=callback))
+        how = {"tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend}
+        return rebuild(self.run(pixels, plan, seed=seed, callback=callback, **how))
 
     @torch.no_grad()
     def run(
@@ -252,6 +257,8 @@ class Restorer:
         seed: int = 42,
         tile: int | None = None,
         tile_overlap: int | None = None,
+        tile_blend: str = "latent",
+        first: int = 0,
         size: tuple[int, int] | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
@@ -259,9 +266,11 @@ class Restorer:
 
         `size` (height, width) resizes first, as the published protocol does; the result is then of that size.
 
-        A backbone that knows nothing of time (mini, FLUX) restores a clip frame by frame, with the same noise in each.
+        `first`: number of a chunk's first frame in its clip, so that every chunk sees the clip's noise of that moment. A
+        backbone that knows nothing of time (mini, FLUX) restores a clip frame by frame, with the same noise in each.
         """
-        how = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap, "callback": callback}
+        check_choice("tile blend", tile_blend, BLENDS)
+        how = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend, "callback": callback}
         if pixels.ndim == 4:
             return self.run(pixels.unsqueeze(2), plan, size=size, **how).squeeze(2)
         if size is not None:
@@ -272,16 +281,21 @@ class Restorer:
             return restored.unflatten(0, (batch, frames)).transpose(1, 2)
         padded = self._padded(pixels)
         tiles = self.tiles(*padded.shape[-2:], tile, tile_overlap)
-        velocity = plan.velocity(self.parts)
+        noise = self._noise(padded.shape, seed, first)
+        whole = partial(self._run_whole, plan=plan, velocity=plan.velocity(self.parts))
         if len(tiles) == 1:
-            restored = self._run_whole(padded, plan, velocity, seed, callback)
+            restored = whole(padded, noise, callback)
         else:
             # How much haze or light there is shows in the whole picture only; the tiles add the detail.
             side = self.codec.spatial * max(tiles.tile_height, tiles.tile_width)
             fixed, smallest = self.parts.fixed, max(side, SMALLEST_GUIDE)
             small = resized(padded, *fixed[1:]) if fixed else reduced(padded, smallest, self.parts.multiple)
-            guide = self._run_whole(small, plan, velocity, seed, None)
-            restored = self._run_whole(padded, plan, tiled(velocity, tiles), seed, callback)
+            guide = whole(small, self._noise(small.shape, seed, first), None)
+            if tile_blend == "pixel":
+                restored = in_pixels(whole, padded, noise, tiles, self.codec.spatial, callback)
+            else:
+                velocity = tiled(plan.velocity(self.parts), tiles, TILES_AT_ONCE)
+                restored = self._run_whole(padded, noise, callback, plan, velocity)
             by_frame = (x.transpose(1, 2).flatten(0, 1) for x in (restored, guide))
             matched = match_tones(*by_frame, side // TONE_CELLS)
             restored = matched.unflatten(0, (batch, -1)).transpose(1, 2)
@@ -296,9 +310,18 @@ class Restorer:
             raise EngineError(f"this graph was made for {made}, not for {found}; export one with --dynamic, or for that size")
         return padded
 
-    def _run_whole(self, pixels: Tensor, plan: "Plan", velocity: Velocity, seed: int, callback: Callback | None) -> Tensor:
+    def _noise(self, shape: Sequence[int], seed: int, first: int) -> Tensor:
+        """The noise for the latent of padded pixels [B, 3, F, H, W] that begin with frame `first` of a clip.
+
+        Noise belongs to a moment of the clip, not to a place in a chunk: where chunks overlap, they see the same.
+        """
+        batch, _, frames, height, width = shape
+        temporal, spatial = self.codec.temporal, self.codec.spatial
+        cells = (1, self.codec.channels, 1 + (frames - 1) // temporal, height // spatial, width // spatial)
+        return draw_noise(cells, seed).roll(-round(first / temporal), dims=2).expand(batch, -1, -1, -1, -1)
+
+    def _run_whole(self, pixels: Tensor, noise: Tensor, callback: Callback | None, plan: "Plan", velocity: Velocity) -> Tensor:
         degraded = self.codec.encode(pixels.to(self.device))
-        noise = draw_noise(degraded.shape, seed, self.device)
         return self.codec.decode(sample(velocity, plan.conditioning, degraded, noise, plan.table, callback)).cpu()
 
     def chunk_size(self, frames: int | None, overlap: int | None) -> tuple[int, int]:
@@ -336,16 +359,6 @@ class Restorer:
         sides = self.parts.fixed[1:] if self.parts.fixed else 2 * (tile or max(height, width),)
         cells = tuple(side // cell for side in sides)
         return plan_tiles(height // cell, width // cell, cells, overlap // cell, self.parts.patch)
-
-
-def tiled(velocity: Velocity, tiles: Tiles) -> Velocity:
-    """The same velocity function evaluated tile by tile and blended, so that neighbours agree after every step."""
-
-    def blended(state: Tensor, step: Any) -> Tensor:
-        parts = split(state, tiles).split(TILES_AT_ONCE * state.shape[0])
-        return blend(torch.cat([velocity(part, step) for part in parts]), tiles)
-
-    return blended
 
 
 def pad_frames(clip: Tensor, frames: int) -> Tensor:

@@ -15,11 +15,11 @@ from ebr_engine.backbones.wan import WanConfig
 from ebr_engine.bridge import make_table
 from ebr_engine.catalogue import ASSETS, TASKS
 from ebr_engine.codecs import PixelCodec
-from ebr_engine.engine import tiled
 from ebr_engine.errors import BackboneError, EbrError, PromptError
 from ebr_engine.media.tiling import plan_tiles
 from ebr_engine.prompts import Prompt
 from ebr_engine.sampler import draw_noise, sample
+from ebr_engine.tiled import tiled
 from ebr_engine.training.pretrain import Pretrainee, finished
 
 TINY = WanConfig(
@@ -214,7 +214,7 @@ def test_tiling_changes_nothing_when_pixels_do_not_look_at_each_other(relative_r
 
     conditioning = [0.5] * len(table)
     whole = sample(velocity, conditioning, degraded, noise, table)
-    parts = sample(tiled(velocity, plan_tiles(10, 17, 4, 2)), conditioning, degraded, noise, table)
+    parts = sample(tiled(velocity, plan_tiles(10, 17, 4, 2), at_once=3), conditioning, degraded, noise, table)
     assert relative_rms(parts, whole) < 5 * 4 * EPS  # four tiles summed in each of five steps
 
 

@@ -60,5 +60,5 @@ def _restored(
             progress.share(done / total if total else 0, f"{frames}, step {index}/{steps}")
 
         clip = torch.from_numpy(chunk.pixels).movedim(-1, 0)[None]  # [1, 3, F, H, W]
-        restored = restorer.run(clip, callback=told, **settings)
+        restored = restorer.run(clip, callback=told, first=chunk.start, **settings)
         yield chunk, restored[0].movedim(0, -1).numpy()

@@ -44,6 +44,17 @@ class Tiles:
         rows = torch.tensor(self.row_weights[row], dtype=torch.float32, device=device)
         return torch.outer(rows, torch.tensor(self.column_weights[column], dtype=torch.float32, device=device))
 
+    def cut(self, x: Tensor, index: int) -> Tensor:
+        """The tile `boxes[index]` of [..., H, W], a view [..., h, w]."""
+        if x.shape[-2:] != (self.height, self.width):
+            raise ValueError(f"the tiles are planned for {self.height} x {self.width}, not {tuple(x.shape[-2:])}")
+        top, left = self.boxes[index]
+        return x[..., top : top + self.tile_height, left : left + self.tile_width]
+
+    def add(self, part: Tensor, index: int, total: Tensor) -> None:
+        """Add what became of the tile `boxes[index]`, [..., h, w], by its weights to `total` [..., H, W] float32, in place."""
+        self.cut(total, index).add_(part.to(total) * self.weight(index, total.device))
+
     def scaled(self, factor: int) -> "Tiles":
         """The same tiles on a grid of `factor` times as many cells either way; they fade as smoothly as on any grid."""
         height, width, tile_height, tile_width = (
@@ -80,26 +91,6 @@ def plan_tiles(height: int, width: int, tile: int | tuple[int, int], overlap: in
         _axis_weights(tops, tile_height, height),
         _axis_weights(lefts, tile_width, width),
     )
-
-
-def split(x: Tensor, tiles: Tiles) -> Tensor:
-    """Cut [B, C, ..., H, W] into [T·B, C, ..., h, w], tile by tile (the batch runs fastest)."""
-    if x.shape[-2:] != (tiles.height, tiles.width):
-        raise ValueError(f"the tiles are planned for {tiles.height} x {tiles.width}, not {tuple(x.shape[-2:])}")
-    h, w = tiles.tile_height, tiles.tile_width
-    return torch.cat([x[..., top : top + h, left : left + w] for top, left in tiles.boxes])
-
-
-def blend(parts: Tensor, tiles: Tiles) -> Tensor:
-    """Put [T·B, C, ..., h, w], in the order of `split`, back together: [B, C, ..., H, W], summed in float32."""
-    h, w = tiles.tile_height, tiles.tile_width
-    if parts.shape[-2:] != (h, w) or parts.shape[0] % len(tiles):
-        raise ValueError(f"expected {len(tiles)} tiles of {h} x {w} for every picture, not {tuple(parts.shape)}")
-    parts = parts.unflatten(0, (len(tiles), -1))  # [T, B, C, ..., h, w]
-    total = torch.zeros(*parts.shape[1:-2], tiles.height, tiles.width, dtype=torch.float32, device=parts.device)
-    for index, (top, left) in enumerate(tiles.boxes):
-        total[..., top : top + h, left : left + w] += parts[index].float() * tiles.weight(index, parts.device)
-    return total.to(parts.dtype)
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

@@ -1,0 +1,52 @@
+"""A picture through the sampler in tiles: blended in the latent inside every step, or in pixels when all steps are done.
+
+Either way there is one field of noise for the whole picture, of which a tile sees its part, and what tiles cannot know (how
+much haze or light there is) is taken from a small version of the whole, once.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebr_engine.media.tiling import Tiles
+from ebr_engine.sampler import Callback, Velocity
+
+BLENDS = ("latent", "pixel")
+Run = Callable[[Tensor, Tensor, Callback | None], Tensor]  # pixels [B, 3, F, H, W], noise of their latent → restored pixels
+
+
+def tiled(velocity: Velocity, tiles: Tiles, at_once: int) -> Velocity:
+    """The same velocity function evaluated tile by tile, `at_once` together, so that neighbours agree after every step.
+
+    `tiles` lie on the latent's grid. The result is float32, summed tile by tile: no more than a group of them is held.
+    """
+
+    def blended(state: Tensor, step: Any) -> Tensor:
+        total = torch.zeros(state.shape, dtype=torch.float32, device=state.device)
+        for first in range(0, len(tiles), at_once):
+            group = range(first, min(first + at_once, len(tiles)))
+            parts = velocity(torch.cat([tiles.cut(state, i) for i in group]), step)
+            for i, part in zip(group, parts.chunk(len(group))):
+                tiles.add(part, i, total)
+        return total
+
+    return blended
+
+
+def in_pixels(run: Run, pixels: Tensor, noise: Tensor, tiles: Tiles, cell: int, callback: Callback | None) -> Tensor:
+    """Restore each tile by itself, all steps and the decoder too, and blend the results: needs little more than one tile does.
+
+    `pixels` [B, 3, F, H, W]; `noise` for their latent, on whose grid `tiles` lie; a latent cell spans `cell` pixels either
+    way. The result is float32 on the CPU. `callback` hears of the steps of all tiles.
+    """
+    scaled, count = tiles.scaled(cell), len(tiles)
+    total = torch.zeros(pixels.shape, dtype=torch.float32)
+    for i in range(count):
+
+        def told(done: int, steps: int, i: int = i) -> None:
+            callback(i * steps + done, count * steps)
+
+        scaled.add(run(scaled.cut(pixels, i), tiles.cut(noise, i), told if callback else None), i, total)
+    return total
