@@ -1,6 +1,11 @@
-"""The fixed-step sampler: a function over tables."""
+"""The fixed-step sampler: a function over tables.
+
+Which of a step's numbers are zero is known on the host before the run, and the numbers themselves lie on the device: a run
+launches work and waits for nothing, so that a CUDA graph can hold all of it (`graphs.py`).
+"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +16,35 @@ from ebr_engine.kernels.bridge_step import bridge_step
 
 Velocity = Callable[[Tensor, Any], Tensor]
 Callback = Callable[[int, int], None]
+LINEAR = 3  # coefficients of a step that multiply state, velocity and degraded latent; differences follow
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """A step table placed on a device: made once (`place`), run many times."""
+
+    table: StepTable
+    linear: tuple[Tensor, ...]  # a step: [3] float32 on the device, what multiplies state, velocity and degraded latent
+    differences: tuple[tuple[tuple[int, Tensor], ...], ...]  # a step: (k, number) for each D_{i−k} − D_{i−k−1} that it adds
+    remembered: tuple[bool, ...]  # a step: whether its clean estimate D_i is part of any such difference
+
+    def __len__(self) -> int:
+        return len(self.linear)
+
+    @property
+    def history(self) -> int:
+        """How many steps a difference may look back."""
+        return self.table.coefficients.shape[1] - LINEAR
+
+
+def place(table: StepTable, device: torch.device | str) -> Steps:
+    """The numbers of a step table on `device`; column 3 + k of its coefficients multiplies D_{i−k} − D_{i−k−1}."""
+    linear, columns = table.coefficients[:, :LINEAR].to(device), table.coefficients[:, LINEAR:]
+    placed = columns.to(device)
+    used = [[k for k, number in enumerate(row) if number != 0] for row in columns.tolist()]
+    needed = {i - k - back for i, row in enumerate(used) for k in row for back in (0, 1)}
+    differences = tuple(tuple((k, placed[i, k]) for k in row) for i, row in enumerate(used))
+    return Steps(table, linear.unbind(), differences, tuple(i in needed for i in range(len(table))))
 
 
 @torch.no_grad()
@@ -19,32 +53,31 @@ def sample(
     conditioning: Sequence[Any],
     degraded: Tensor,
     noise: Tensor,
-    steps_table: StepTable,
+    steps: StepTable | Steps,
     callback: Callback | None = None,
 ) -> Tensor:
     """Carry a degraded latent to the clean one.
 
     Args: `trunk(state, conditioning[i])` gives the velocity at step i; `degraded` and `noise` [B, C, ...] of one shape;
-    `callback(done, total)` is called after each evaluation.
+    `steps` is a table, or one that is placed on `degraded`'s device; `callback(done, total)` is called after each evaluation.
     Returns: the restored latent, float32, on `degraded`'s device. The state is float32 throughout; nothing is random.
     Raises ValueError when the conditioning has another number of steps than the table. Source: arXiv 2604.10983.
     """
-    total = len(steps_table)
+    total = len(steps)
     if len(conditioning) != total:
         raise ValueError(f"the conditioning has {len(conditioning)} steps, the step table {total}")
+    steps = steps if isinstance(steps, Steps) else place(steps, degraded.device)
     degraded = degraded.float()
-    coefficients = steps_table.coefficients.to(degraded.device)
-    state = start_state(degraded, noise.to(degraded), steps_table.t0)
-    before = None
+    state = start_state(degraded, noise.to(degraded), steps.table.t0)
+    clean: dict[int, Tensor] = {}  # the estimates that later steps look back to, by step
     for i in range(total):
         velocity = trunk(state, conditioning[i]).float()
-        t = steps_table.times[i]
-        needs_slope = bool((steps_table.coefficients[i : i + 2, 3] != 0).any())
-        clean = state - t * velocity if needs_slope else None
-        state = bridge_step(state, velocity, degraded, coefficients[i, :3])
-        if steps_table.coefficients[i, 3] != 0:
-            state = state + coefficients[i, 3] * (clean - before)
-        before = clean
+        if steps.remembered[i]:
+            clean[i] = state - steps.table.times[i] * velocity
+        state = bridge_step(state, velocity, degraded, steps.linear[i])
+        for k, number in steps.differences[i]:
+            state = state + number * (clean[i - k] - clean[i - k - 1])
+        clean.pop(i - steps.history, None)
         if callback is not None:
             callback(i + 1, total)
     return state
