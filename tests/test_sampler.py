@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ebr_engine.bridge import SCHEDULES, make_table, released_times, start_state, step_table
-from ebr_engine.sampler import draw_noise, mean_velocity, sample
+from ebr_engine.bridge import SCHEDULES, StepTable, make_table, released_times, start_state, step_table
+from ebr_engine.sampler import draw_noise, mean_velocity, place, sample
 
 EPS = torch.finfo(torch.float32).eps
 T0 = 0.4
@@ -189,3 +189,37 @@ def test_mixed_velocities_are_averaged_a_step():
     trunk = mean_velocity(lambda state, scale: scale * state)
     state = torch.randn(2, 3)
     torch.testing.assert_close(trunk(state, (1.0, 2.0, 6.0)), 3 * state)
+
+
+def test_a_placed_table_is_the_table():
+    degraded, noise = torch.randn(2, 1, 8, 1, 3, 5).unbind()
+    for schedule in SCHEDULES:
+        table = make_table(schedule, T0)
+        assert torch.equal(run(elementwise, degraded, noise, table), sample_placed(degraded, noise, table))
+
+
+def sample_placed(degraded, noise, table):
+    return sample(elementwise, table.times[:-1], degraded, noise, place(table, "cpu"))
+
+
+def test_differences_may_look_back_any_number_of_steps():
+    degraded, noise = torch.randn(2, 2, 3, 4, dtype=torch.float64).unbind()
+    times = (0.4, 0.3, 0.2, 0.1, 0.0)
+    numbers = torch.tensor([[1, -0.1, 0, 0, 0], [0.9, 0, 0.1, 0.3, 0], [0.8, 0.1, 0, 0, 0.2], [1, -0.1, 0.2, 0.5, -0.4]])
+    x, cleans = start_state(degraded, noise, 0.4), []
+    for t, row in zip(times, numbers.double().tolist()):
+        velocity = elementwise(x, t)
+        cleans.append(x - t * velocity)
+        x = row[0] * x + row[1] * velocity + row[2] * degraded
+        for k, number in enumerate(row[3:]):
+            x = x + (number * (cleans[-1 - k] - cleans[-2 - k]) if number else 0)
+    placed = place(StepTable(0.4, times, numbers), "cpu")
+    assert placed.remembered == (True, True, True, True)
+    assert placed.history == 2
+    torch.testing.assert_close(run(elementwise, degraded, noise, placed.table), x.float(), atol=1e-5, rtol=0)
+
+
+def test_estimates_that_nothing_looks_back_to_are_not_kept():
+    numbers = torch.tensor([[1, -0.1, 0, 0], [1, -0.1, 0, 0], [1, -0.1, 0, 0.5], [1, -0.1, 0, 0]])
+    assert place(StepTable(0.4, (0.4, 0.3, 0.2, 0.1, 0.0), numbers), "cpu").remembered == (False, True, True, False)
+    assert not any(place(make_table("released", T0), "cpu").remembered)
