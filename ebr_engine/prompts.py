@@ -21,7 +21,7 @@ INJECTIONS = {"wan": "dual", "mini": "dual", "flux": "add"}
 class Prompt:
     """A learned prompt: a residual on the attention context of every block, and its strength in each."""
 
-    residual: Tensor  # [L, D] float32
+    residual: Tensor  # [L, D] float32, one for all blocks; or [blocks, L, D], each block's own
     alpha: Tensor  # [blocks] float32
     backbone: str  # wan, flux or mini
     task: str = ""
@@ -40,9 +40,9 @@ class Prompt:
         """Raise `PromptError` unless the prompt fits a backbone of this name, width and number of blocks."""
         if self.backbone != backbone:
             raise PromptError(f"this prompt is for the {self.backbone} backbone, not for {backbone}")
-        if self.residual.shape[1] != width or self.alpha.shape[0] != blocks:
+        if self.residual.shape[-1] != width or self.alpha.shape[0] != blocks:
             raise PromptError(
-                f"this prompt has width {self.residual.shape[1]} and {self.alpha.shape[0]} blocks; "
+                f"this prompt has width {self.residual.shape[-1]} and {self.alpha.shape[0]} blocks; "
                 f"the {backbone} backbone has width {width} and {blocks} blocks"
             )
 
@@ -74,10 +74,13 @@ def load_prompt(path: Path | str) -> Prompt:
     path = Path(path)
     if not path.is_file():
         raise PromptError(f"no such prompt file: {path}")
-    prompt = import_released(path) if path.suffix in (".pt", ".pth") else _read(path)
-    if prompt.residual.ndim != 2 or prompt.alpha.ndim != 1 or not prompt.residual.numel() or not prompt.alpha.numel():
-        shapes = f"residual {tuple(prompt.residual.shape)}, alpha {tuple(prompt.alpha.shape)}"
-        raise PromptError(f"{path} has wrong shapes: {shapes}; expected [L, D] and [blocks]")
+    released = path.suffix in (".pt", ".pth")
+    prompt = import_released(path) if released else _read(path)
+    residual, alpha = prompt.residual, prompt.alpha
+    fits = residual.ndim == 2 or (not released and residual.ndim == 3 and residual.shape[:1] == alpha.shape)
+    if not fits or alpha.ndim != 1 or not residual.numel() or not alpha.numel():
+        shapes = f"residual {tuple(residual.shape)}, alpha {tuple(alpha.shape)}"
+        raise PromptError(f"{path} has wrong shapes: {shapes}; expected [L, D] or [blocks, L, D], and [blocks]")
     if not (prompt.residual.isfinite().all() and prompt.alpha.isfinite().all()):
         raise PromptError(f"{path} holds values that are not finite")
     return prompt

@@ -20,9 +20,9 @@ def context_kv_ref(context: Tensor, weight: Tensor, bias: Tensor, norm: Tensor, 
 
 
 def product(context: Tensor, weight: Tensor) -> Tensor:
-    """W c of all blocks, [blocks, C, L, 2D] contiguous."""
-    rows = context.flatten(0, 1).expand(weight.shape[0], -1, -1)
-    return torch.bmm(rows, weight.to(context.dtype).transpose(1, 2)).unflatten(1, context.shape[:2])
+    """W c of all blocks, [blocks, C, L, 2D] contiguous; `context` [C, L, D], or a block's own, [blocks, C, L, D]."""
+    rows = context.flatten(-3, -2).expand(weight.shape[0], -1, -1)
+    return torch.bmm(rows, weight.to(context.dtype).transpose(1, 2)).unflatten(1, context.shape[-3:-1])
 
 
 def finish_ref(kv: Tensor, bias: Tensor, norm: Tensor, heads: int, eps: float) -> tuple[Tensor, Tensor]:
@@ -110,9 +110,12 @@ def context_kv(
 ) -> tuple[Tensor, Tensor]:
     """Project contexts to the cross-attention keys and values of all blocks; differentiable in all tensors.
 
-    Args: `context` [C, L, D]; `weight` [blocks, 2D, D] (key rows, then value rows); `bias` [blocks, 2D]; `norm` [blocks, D].
+    Args: `context` [C, L, D], or each block's own [blocks, C, L, D]; `weight` [blocks, 2D, D] (key rows, then value rows); `bias` [blocks, 2D]; `norm` [blocks, D].
     Returns: key and value, each [blocks, C, heads, L, D/heads] in `context.dtype`.
     """
-    if backend.registered(context):
-        return context_kv_op(product(context, weight), bias, norm, heads, eps)
-    return context_kv_ref(context, weight, bias, norm, heads, eps)
+    return finish(product(context, weight), bias, norm, heads, eps)
+
+
+def finish(kv: Tensor, bias: Tensor, norm: Tensor, heads: int, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """`context_kv` from the `product` on, for one that has been made of frozen and live parts."""
+    return (context_kv_op if backend.registered(kv) else finish_ref)(kv, bias, norm, heads, eps)

@@ -1,6 +1,7 @@
 """Prompt files: what is written is read, released files are converted without unpickling, and bad files are named in a line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def test_a_saved_prompt_is_read_back(prompt, tmp_path):
     assert_equal(load_prompt(path), prompt)
     assert_equal(load_prompt(str(path)), prompt)
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_prompt_for_each_block_is_read_back(prompt, tmp_path):
+    own = replace(prompt, residual=torch.randn(3, 5, 8))
+    own.save(tmp_path / "own.safetensors")
+    read = load_prompt(tmp_path / "own.safetensors")
+    assert torch.equal(read.residual, own.residual)
+    read.check("mini", 8, 3)
 
 
 def test_the_file_holds_what_the_format_promises(prompt, tmp_path):
@@ -266,8 +275,10 @@ def test_wrong_metadata_is_refused(tmp_path, changes, reason):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"residual": torch.ones(8)}, "wrong shapes: residual (8,), alpha (3,); expected [L, D] and [blocks]"),
+        ({"residual": torch.ones(8)}, "wrong shapes: residual (8,), alpha (3,); expected [L, D] or [blocks, L, D], and [blocks]"),
         ({"alpha": torch.ones(3, 1)}, "wrong shapes"),
+        ({"residual": torch.ones(2, 4, 8)}, "wrong shapes: residual (2, 4, 8), alpha (3,)"),
+        ({"residual": torch.ones(1, 1, 4, 8)}, "wrong shapes"),
         ({"residual": torch.ones(0, 8)}, "wrong shapes"),
         ({"alpha": torch.ones(0)}, "wrong shapes"),
         ({"residual": torch.tensor([[1.0, float("nan")]])}, "not finite"),

@@ -207,19 +207,20 @@ class FluxTrunk(nn.Module):
     def prompt_rows(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """W_qkv·Σ weight·residual for every block, [double blocks, L, 3D] and [single blocks, L, 3D], in the trunk's dtype.
 
-        `prompts`: at least one (residual [Lp, D], weight [blocks]); L is the longest's rows.
+        `prompts`: at least one (residual [Lp, D] or [blocks, Lp, D], weight [blocks]); L is the longest's rows.
         """
-        longest = max(residual.shape[0] for residual, _ in prompts)
-        padded = torch.stack([F.pad(residual, (0, 0, 0, longest - residual.shape[0])) for residual, _ in prompts])
+        longest = max(residual.shape[-2] for residual, _ in prompts)
+        padded = [F.pad(residual, (0, 0, 0, longest - residual.shape[-2])) for residual, _ in prompts]
         mixing = torch.stack([weight for _, weight in prompts], dim=1)  # [blocks, P]
 
-        def rows(qkv: nn.Linear, weight: Tensor) -> Tensor:
-            mixed = torch.einsum("p,pld->ld", weight, padded)
+        def rows(qkv: nn.Linear, block: int) -> Tensor:
+            own = torch.stack([residual[block] if residual.ndim == 3 else residual for residual in padded])
+            mixed = torch.einsum("p,pld->ld", mixing[block], own)
             matrix = dense_weight(qkv)
             return F.linear(mixed.to(matrix), matrix)
 
         layers = [block.text.qkv for block in self.double_blocks] + [block.qkv for block in self.single_blocks]
-        every, doubles = [rows(qkv, weight) for qkv, weight in zip(layers, mixing)], len(self.double_blocks)
+        every, doubles = [rows(qkv, block) for block, qkv in enumerate(layers)], len(self.double_blocks)
         return torch.stack(every[:doubles]), torch.stack(every[doubles:])
 
     def grid(self, shape: Sequence[int]) -> tuple[int, int]:

@@ -12,7 +12,8 @@ from ebr_engine.errors import BackboneError
 if TYPE_CHECKING:
     from ebr_engine.backbones.flux import FluxTrunk
 
-Prompts = Sequence[tuple[Tensor, Tensor]]  # (residual [L, D], weight [blocks]) each, the weight being mixing weight × α
+# (residual [L, D], or a block's own [blocks, L, D]; weight [blocks]) each, the weight being mixing weight × α
+Prompts = Sequence[tuple[Tensor, Tensor]]
 
 
 class FluxStep(NamedTuple):
@@ -100,8 +101,8 @@ class FluxConditioning:
                     f"a prompt of shape {tuple(residual.shape)} with {weight.numel()} weights does not fit a backbone of "
                     f"width {config.width} with {config.blocks} blocks"
                 )
-            if residual.shape[0] > tokens:
-                raise BackboneError(f"a prompt of {residual.shape[0]} rows does not fit on {tokens} text tokens")
+            if residual.shape[-2] > tokens:
+                raise BackboneError(f"a prompt of {residual.shape[-2]} rows does not fit on {tokens} text tokens")
         none = self.double_rows[:, :0], self.single_rows[:, :0]
         double_rows, single_rows = trunk.prompt_rows(prompts) if prompts else none
         return replace(self, double_rows=double_rows, single_rows=single_rows)

@@ -178,12 +178,13 @@ class WanConditioner(nn.Module):
     def forward(self, timestep: Tensor, context: Tensor, prompts: Sequence[tuple[Tensor, Tensor]] = ()) -> WanConditioning:
         """Bake the tables of a run; differentiable in the prompts.
 
-        Args: `timestep` [S] float32 in 0..1000; `context` [L, text_dim] text encoder output; `prompts`: (residual [Lp, D],
-        weight [blocks]) each, the weight being mixing weight × α. Several prompts are mixed as residuals in one run.
+        Args: `timestep` [S] float32 in 0..1000; `context` [L, text_dim] text encoder output; `prompts`: (residual [Lp, D], or a
+        block's own [blocks, Lp, D]; weight [blocks]) each, the weight being mixing weight × α. Several prompts are mixed as
+        residuals in one run.
         """
         rows, count = merge_equal_rows(context)
         text_key, text_value = self.keys_values(self.encode_text(rows[None]))
-        prompted = [resize_rows(self.encode_text(context), residual.shape[0]) + residual for residual, _ in prompts]
+        prompted = [resize_rows(self.encode_text(context), residual.shape[-2]) + residual for residual, _ in prompts]
         blocks, heads, head_dim = (
             self.config.num_layers,
             self.config.num_attention_heads,
@@ -343,7 +344,7 @@ def resize_rows(context: Tensor, rows: int) -> Tensor:
 
 
 def pad_stack(contexts: Sequence[Tensor]) -> Tensor:
-    """Stack prompt contexts of one length, [P, L, D]; `BackboneError` when lengths differ."""
-    if len({context.shape for context in contexts}) > 1:
+    """Stack prompt contexts of one length, [P, L, D] or [blocks, P, L, D]; `BackboneError` when lengths differ."""
+    if len({context.shape[-2:] for context in contexts}) > 1:
         raise BackboneError("prompts that are mixed as residuals in one run must have the same number of tokens")
-    return torch.stack(tuple(contexts))
+    return torch.stack(torch.broadcast_tensors(*contexts), dim=-3)

@@ -33,7 +33,7 @@ def list_prompts() -> None:
             origin = "bundled" if file.is_relative_to(ASSETS) else "yours"
             try:
                 prompt = _load(file, backbone)
-                facts = (f"{prompt.t0:g}", str(prompt.steps), str(len(prompt.residual)))
+                facts = (f"{prompt.t0:g}", str(prompt.steps), str(prompt.residual.shape[-2]))
             except PromptError:  # one bad file must not hide the others
                 facts, damaged = ("[red]damaged[/]", "", ""), True
             table.add_row(backbone, escape(task), *facts, origin, escape(str(file)))
@@ -68,7 +68,7 @@ def add(
         raise EbrError(f"{target} exists; add --overwrite to replace it, or give another name with --task")
     replace(prompt, task=task).save(target)
     if (model := _model(prompt)) is None:
-        sizes = f"width {prompt.residual.shape[1]} and {len(prompt.alpha)} blocks"
+        sizes = f"width {prompt.residual.shape[-1]} and {len(prompt.alpha)} blocks"
         typer.echo(f"note: no published {prompt.backbone} model has {sizes}; it fits a model of these sizes only", err=True)
     typer.echo(f"{file} -> {target}  {model or prompt.backbone}, T0 {prompt.t0:g}, {prompt.steps} steps")
     typer.echo(f"Use it: ebr-engine restore INPUT --backbone {prompt.backbone} --task {task}")
@@ -138,6 +138,6 @@ def _model(prompt: "Prompt") -> str | None:
 
     for name, config in CONFIGS.items():
         blocks = config.blocks if isinstance(config, FluxConfig) else config.num_layers
-        if name.startswith(prompt.backbone) and (config.width, blocks) == (prompt.residual.shape[1], len(prompt.alpha)):
+        if name.startswith(prompt.backbone) and (config.width, blocks) == (prompt.residual.shape[-1], len(prompt.alpha)):
             return name
     return None

@@ -1,0 +1,100 @@
+"""Live tables are the conditioner's own, their gradients too; a block may have a prompt of its own."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from ebr_engine.backbones.flux import FluxConfig
+from ebr_engine.backbones.flux_weights import load_flux
+from ebr_engine.backbones.loading import Backbone
+from ebr_engine.backbones.wan import WanConfig
+from ebr_engine.backbones.wan_weights import load_wan
+from ebr_engine.training.live import live_conditioner
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CPU = torch.device("cpu")
+TIMES = torch.tensor([120.0, 377.0])
+
+
+def backbone(name, dtype):
+    """A tiny random backbone, with its prompt and two latents."""
+    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
+        config = json.loads(file.metadata()["config"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    weights = {key.removeprefix("weights."): value for key, value in tensors.items() if key.startswith("weights.")}
+    kind, load = (FluxConfig, load_flux) if name == "flux" else (WanConfig, load_wan)
+    halves = load(kind.from_diffusers(config), weights, dtype=dtype)
+    text = {"context": tensors["context"][0]} | ({"pooled": tensors["pooled"][0]} if name == "flux" else {})
+    parts = Backbone(name, *halves, None, text, CPU, dtype)
+    latents = tensors["degraded_latent"]
+    latents = latents if latents.ndim == 5 else latents.unsqueeze(2)
+    latents = latents.reshape(1, *latents.shape[-4:])
+    return parts, (tensors["prompt.0.residual"], tensors["prompt.0.alpha"]), torch.cat((latents, latents.flip(-1)))
+
+
+def gradients(parts, tables, latents, prompt):
+    prompt = [part.clone().requires_grad_() for part in prompt]
+    loss = parts.velocity(latents, tables(*prompt)).square().mean()
+    return loss.detach(), *torch.autograd.grad(loss, prompt)
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("name", ["wan", "flux"])
+def test_live_tables_and_their_gradients_are_the_conditioners(name, own, relative_rms):
+    parts, (residual, alpha), latents = backbone(name, torch.float32)
+    if own:
+        residual = residual * torch.linspace(-1, 1, parts.blocks)[:, None, None]
+    live = live_conditioner(parts, residual.shape[-2])
+    ours = gradients(parts, lambda *prompt: live(TIMES, *prompt), latents, (residual, alpha))
+    theirs = gradients(parts, lambda *prompt: parts.bake(TIMES, [prompt]).batch(), latents, (residual, alpha))
+    for mine, reference in zip(ours, theirs):
+        assert reference.abs().max() > 0
+        assert relative_rms(mine, reference) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["wan", "flux"])
+def test_in_bf16_gradients_keep_their_direction(name):
+    wide, prompt, latents = backbone(name, torch.float32)
+    narrow, *_ = backbone(name, torch.bfloat16)
+    expected, found = (
+        gradients(parts, lambda *live, parts=parts: live_conditioner(parts, len(prompt[0]))(TIMES, *live), latents, prompt)
+        for parts in (wide, narrow)
+    )
+    for mine, reference in zip(found[1:], expected[1:]):
+        assert torch.nn.functional.cosine_similarity(mine.flatten(), reference.flatten(), dim=0) > 0.99
+
+
+@pytest.mark.parametrize("name", ["wan", "flux"])
+def test_a_prompt_for_each_block_is_that_blocks_alone(name):
+    parts, (residual, alpha), latents = backbone(name, torch.float32)
+    shared = parts.velocity(latents, parts.bake(TIMES, [(residual, alpha)]).batch())
+    repeated = residual.expand(parts.blocks, -1, -1).clone()
+    assert torch.allclose(parts.velocity(latents, parts.bake(TIMES, [(repeated, alpha)]).batch()), shared, atol=1e-6)
+    repeated[-1] = 0.0
+    other = parts.velocity(latents, parts.bake(TIMES, [(repeated, alpha)]).batch())
+    only_last = alpha.clone()
+    only_last[-1] = 0.0
+    if name == "flux":  # the last block's rows with α = 0 are those with P = 0
+        assert torch.allclose(other, parts.velocity(latents, parts.bake(TIMES, [(residual, only_last)]).batch()), atol=1e-6)
+    assert (other - shared).abs().max() > 1e-4
+    mixed = parts.bake(TIMES, [(repeated, alpha), (residual, alpha)]).batch()  # one of each kind in one run
+    assert parts.velocity(latents, mixed).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["wan", "flux"])
+def test_finite_differences_confirm_the_gradients(name):
+    parts, prompt, latents = backbone(name, torch.float32)
+    live = live_conditioner(parts, len(prompt[0]))
+    loss, *found = gradients(parts, lambda *live_prompt: live(TIMES, *live_prompt), latents, prompt)
+    for which, gradient in enumerate(found):
+        step = 2e-3 * loss / gradient.square().sum()  # along the gradient, so far that the loss moves by 0.2 % either way
+        sides = []
+        for sign in (1, -1):
+            moved = list(prompt)
+            moved[which] = moved[which] + sign * step * gradient
+            with torch.no_grad():
+                sides.append(parts.velocity(latents, live(TIMES, *moved)).double().square().mean())
+        assert torch.isclose((sides[0] - sides[1]) / (2 * step), gradient.double().square().sum(), rtol=0.01)
