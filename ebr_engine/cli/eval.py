@@ -1,30 +1,148 @@
-"""`ebr-engine eval`: measure the quality of the bundled prompts on real photos."""
+"""`ebr-engine eval`: measure files against their targets, or the bundled prompts on real photos."""
 
 import json
 import time
+from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ebr_engine.cli import options
 from ebr_engine.errors import EbrError
 
 
-def evaluate(
-    task: Annotated[list[str] | None, typer.Option("--task", "-t", metavar="NAME", help="Only these tasks (repeatable).")] = None,
-    size: Annotated[str, typer.Option("--size", metavar="N|full", help="Side of the square photos in pixels, or full.")] = "256",
-    backbone: Annotated[str, typer.Option("--backbone", help="This version measures: mini.")] = "mini",
-    model: Annotated[Path | None, typer.Option("--model", help="Another weights file of that backbone.")] = None,
-    prompts: Annotated[Path | None, typer.Option("--prompts", help="A folder of prompts in place of the bundled ones.")] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option("--precision", help="auto, bf16, fp32 or fp8.")] = "auto",
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Also write every score.")] = None,
-) -> None:
-    """Degrade four real photos, never seen in training, and restore them: PSNR and SSIM against three other ways.
+class ProtocolName(str, Enum):
+    released = "released"
+    native = "native"
+    y_channel = "y-channel"
 
-    Rows: the degraded input, the same frozen backbone with the empty prompt, a prompt learned by the naive process, and
-    the prompt learned by EBR. Needs the extra: pip install 'ebr-engine[train]'.
+
+_bundled = partial(typer.Option, rich_help_panel="Bundled benchmark")
+_files = partial(typer.Option, rich_help_panel="Your files")
+
+Size = Annotated[str, _bundled("--size", metavar="N|full", help="Side of the square photos in pixels, or full.")]
+PromptFolder = Annotated[Path | None, _bundled("--prompts", help="A folder of prompts in place of the bundled ones.")]
+Input = Annotated[Path | None, _files("--input", "-i", metavar="PATH", help="Degraded files: a folder (or one file).")]
+Target = Annotated[Path | None, _files("--target", metavar="PATH", help="What they should look like; same stems.")]
+Restored = Annotated[
+    Path | None, _files("--restored", metavar="PATH", help="Results, same stems; otherwise --task or --prompt restores now.")
+]
+List = Annotated[
+    Path | None, _files("--list", metavar="FILE.json", help="In place of folders: image_path and target_path, as released.")
+]
+Root = Annotated[
+    Path | None, _files("--root", metavar="FOLDER", show_default="the list's", help="Folder that the list's paths start from.")
+]
+Clips = Annotated[bool, _files("--clips", help="A folder of pictures is a clip, its pictures the frames.")]
+Partial = Annotated[bool, _files("--partial", help="Leave out files without a partner; otherwise they are refused.")]
+ProtocolChoice = Annotated[
+    ProtocolName,
+    _files(
+        "--protocol",
+        help="native: own size. released: the paper's, 480x832 or 1024x1024, then 512x512. y-channel: luma, as deraining does.",
+    ),
+]
+Metrics = Annotated[
+    str,
+    _files("--metrics", metavar="NAMES", help="Of psnr, ssim, lpips (extra: metrics), dists, clipiqa+, musiq (extra: iqa)."),
+]
+Workers = Annotated[int, _files("--workers", metavar="N", min=1, help="Processes; scores do not depend on it, but for rounding.")]
+Resume = Annotated[bool, _files("--resume/--no-resume", help="Keep the rows that an earlier run left in --out.")]
+
+
+def evaluate(
+    *,
+    source: Input = None,
+    target: Target = None,
+    restored: Restored = None,
+    list_file: List = None,
+    root: Root = None,
+    clips: Clips = False,
+    incomplete: Partial = False,
+    protocol: ProtocolChoice = ProtocolName.native,
+    metrics: Metrics = "psnr,ssim",
+    workers: Workers = 1,
+    resume: Resume = True,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="PATH", help="Your files: the folder for the results. Bundled: a .json file."),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", "-t", metavar="NAME", help="What to restore by. Bundled: only these tasks (repeatable)."),
+    ] = None,
+    prompt: options.Prompts = None,
+    mix: options.PromptMix = options.Mix.residual,
+    size: Size = "256",
+    prompts: PromptFolder = None,
+    steps: options.Steps = None,
+    schedule: Annotated[
+        options.Schedule | None,
+        typer.Option("--schedule", show_default="released by that protocol, else fast", rich_help_panel="Sampling"),
+    ] = None,
+    order: options.Order = None,
+    t0: options.T0 = None,
+    seed: options.Seed = 42,
+    backbone: options.Backbone = "mini",
+    model: options.Model = None,
+    revision: options.Revision = None,
+    offline: options.Offline = False,
+    context: options.Context = None,
+    vae: options.Vae = None,
+    engine: options.Engine = None,
+    device: options.Device = "auto",
+    precision: options.TrunkPrecision = options.Precision.auto,
+    tile: options.Tile = None,
+    tile_overlap: options.TileOverlap = None,
+) -> None:
+    """Measure restorations: PSNR, SSIM and, with their libraries, LPIPS, DISTS, CLIP-IQA+ and MUSIQ.
+
+    Writes scores.csv (a line a file), summary.md and summary.json into the folder OUT; an interrupted run goes on. What has
+    no target gets no score that needs one.
+
+    [bold]ebr-engine eval --input rainy/ --target clean/ --task rain -o scores/[/]
+
+    [bold]ebr-engine eval --restored mine/ --target clean/ --protocol y-channel -o scores/[/]
+
+    [bold]ebr-engine eval --list LOLv1.json --root data/ --task lowlight --protocol released -o scores/[/]
+
+    Without files it measures the bundled prompts on four real photos, degraded, beside three other ways: the degraded input,
+    the empty prompt, and a prompt learned by the naive process. Needs the extra: pip install 'ebr-engine\\[train]'.
+
+    [bold]ebr-engine eval --size 256 --out quality.json[/]
     """
+    if not (source or target or restored or list_file):
+        if prompt or engine or mix is not options.Mix.residual:
+            raise EbrError("--prompt, --mix and --engine are for files of your own; name them by --input or --list")
+        _bundled_benchmark(task, size, backbone, model, prompts, device, precision.value, out)
+        return
+    from ebr_engine.cli.eval_files import Request, evaluate_files
+
+    if prompts:
+        raise EbrError("--prompts is the bundled benchmark's; a prompt for files of your own goes by --prompt")
+    request = Request(source, target, restored, list_file, root, clips, incomplete, protocol.value, metrics, workers, resume, out)
+    chosen = schedule.value if schedule else "released" if protocol is ProtocolName.released else "fast"
+    how = {
+        **{"backbone": backbone, "model": model, "revision": revision, "offline": offline, "engine": engine},
+        **{"context": context and str(context), "vae": vae and str(vae), "precision": precision.value, "mix": mix.value},
+        **{"steps": steps, "schedule": chosen, "order": order, "t0": t0, "seed": seed},
+        **{"tile": tile, "tile_overlap": tile_overlap},
+    }
+    evaluate_files(request, task or [], prompt or [], how, device)
+
+
+def _bundled_benchmark(
+    task: list[str] | None,
+    size: str,
+    backbone: str,
+    model: str | None,
+    prompts: Path | None,
+    device: str,
+    precision: str,
+    out: Path | None,
+) -> None:
     if size != "full" and not (size.isdigit() and int(size) >= 64 and int(size) % 8 == 0):
         raise EbrError(f"--size must be full, or a multiple of 8 of at least 64, not {size}")
 

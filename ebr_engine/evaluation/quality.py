@@ -3,29 +3,17 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ebr_engine.bridge import FAST_STEPS, flow_table, power_times
 from ebr_engine.catalogue import ASSETS, TASKS
 from ebr_engine.engine import Restorer
 from ebr_engine.errors import PromptError
+from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.evaluation.photos import NAMES, make_case
 from ebr_engine.prompts import load_prompt
 
 ROWS = ("input", "empty prompt", "naive prompt", "EBR prompt")
-
-
-def psnr(result: Tensor, target: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of images in [0, 1] (8-bit rounding is the caller's)."""
-    return float(-10 * torch.log10((result - target).square().mean()))
-
-
-def ssim(result: Tensor, target: Tensor) -> float:
-    """scikit-image's SSIM over RGB, images [1, 3, H, W] in [0, 1]."""
-    from skimage.metrics import structural_similarity
-
-    return float(structural_similarity(result[0].numpy(), target[0].numpy(), channel_axis=0, data_range=1.0))
 
 
 def measure(

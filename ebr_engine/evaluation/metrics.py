@@ -1,0 +1,169 @@
+"""Scores of restored pictures: PSNR and SSIM here, learned ones through the libraries that hold their weights.
+
+Pictures are [1, 3, H, W] float in [0, 1]. Sources: SSIM, Wang et al., "Image Quality Assessment: From Error Visibility to
+Structural Similarity", 2004; LPIPS, Zhang et al., arXiv 1801.03924; DISTS, Ding et al., arXiv 2004.07728; CLIP-IQA+, Wang et
+al., arXiv 2207.12396; MUSIQ, Ke et al., arXiv 2108.05997. Luma: ITU-R BT.601, in MATLAB's form (`rgb2ycbcr` of doubles), as
+deraining is measured since Yang et al., "Deep Joint Rain Detection and Removal from a Single Image", 2017.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ebr_engine.errors import EbrError
+
+WINDOW = 7  # pixels, of scikit-image's SSIM
+GAUSSIAN_WINDOW, GAUSSIAN_SIGMA = 11, 1.5  # of Wang's
+LUMA = (65.481, 128.553, 24.966)  # of RGB in [0, 1]; luma is then 16 to 235
+NON_COMMERCIAL = "pyiqa's licence (PolyForm Noncommercial, NTU S-Lab) allows no commercial use"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score's name, and how it is read."""
+
+    name: str
+    title: str
+    digits: int
+    higher_is_better: bool
+    needs_target: bool = True
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("psnr", "PSNR in dB", 2, True),
+        Metric("ssim", "SSIM", 4, True),
+        Metric("lpips", "LPIPS (AlexNet)", 4, False),
+        Metric("dists", "DISTS", 4, False),
+        Metric("clipiqa+", "CLIP-IQA+", 4, True, needs_target=False),
+        Metric("musiq", "MUSIQ", 2, True, needs_target=False),
+    )
+}
+Score = Callable[..., float]  # of a result, and of its target where the metric needs one
+
+
+def psnr(result: Tensor, target: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of images in [0, 1], of any shape; infinite where they are equal."""
+    _check_alike(result, target)
+    return float(-10 * torch.log10((result.double() - target.double()).square().mean()))
+
+
+def ssim(result: Tensor, target: Tensor) -> float:
+    """Mean SSIM of [1, C, H, W] in scikit-image's form: 7×7 uniform windows, sample covariances, channels apart."""
+    weights = torch.full((WINDOW,), 1 / WINDOW, dtype=torch.float64)
+    count = WINDOW**2
+    return _ssim(result, target, weights, 1.0, count / (count - 1))
+
+
+def luma(picture: Tensor) -> Tensor:
+    """BT.601 luma [B, 1, H, W] float64, 16 to 235 and not rounded, of RGB [B, 3, H, W] in [0, 1]."""
+    weights = torch.tensor(LUMA, dtype=torch.float64)
+    return 16 + torch.einsum("bchw,c->bhw", picture.double(), weights)[:, None]
+
+
+def luma_psnr(result: Tensor, target: Tensor) -> float:
+    """PSNR in dB of the lumas of RGB pictures [1, 3, H, W] in [0, 1]; the peak is 255."""
+    _check_alike(result, target)
+    return psnr(luma(result) / 255, luma(target) / 255)
+
+
+def luma_ssim(result: Tensor, target: Tensor) -> float:
+    """SSIM of the lumas of RGB pictures [1, 3, H, W] in the form of Wang's script: 11×11 Gaussian windows, σ 1.5, peak 255."""
+    position = torch.arange(GAUSSIAN_WINDOW, dtype=torch.float64) - GAUSSIAN_WINDOW // 2
+    weights = torch.exp(-0.5 * (position / GAUSSIAN_SIGMA) ** 2)
+    return _ssim(luma(result), luma(target), weights / weights.sum(), 255.0, 1.0)
+
+
+def _ssim(result: Tensor, target: Tensor, weights: Tensor, peak: float, correction: float) -> float:
+    """`weights` [N]: the window is their outer product; `correction` scales variances."""
+    _check_alike(result, target)
+    if min(result.shape[-2:]) < len(weights):
+        height, width = result.shape[-2:]
+        raise EbrError(f"a picture of {width} x {height} pixels is too small for SSIM's windows of {len(weights)} pixels")
+    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+
+    def mean(x: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(x, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
+
+    total = 0.0
+    for x, y in zip(result.flatten(0, 1), target.flatten(0, 1)):  # a channel at a time: float64 of a large picture is much
+        x, y = x.double()[None, None], y.double()[None, None]
+        mx, my = mean(x), mean(y)
+        vx, vy = correction * (mean(x * x) - mx * mx), correction * (mean(y * y) - my * my)
+        covariance = correction * (mean(x * y) - mx * my)
+        similarity = (2 * mx * my + c1) * (2 * covariance + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+        total += float(similarity.mean())
+    return total / result.shape[:2].numel()
+
+
+def make_scores(names: Sequence[str], device: str | torch.device = "cpu", on_luma: bool = False) -> dict[str, Score]:
+    """The functions of metrics by name, in the order of `METRICS`; `on_luma`: PSNR and SSIM of BT.601 luma.
+
+    A score is called `score(result, target)`, or `score(result)` where the metric needs no target. Raises `EbrError` for an
+    unknown name, and with the line that installs it for a library that is missing.
+    """
+    if unknown := [name for name in names if name not in METRICS]:
+        raise EbrError(f"unknown metric {', '.join(unknown)}; there is: {', '.join(METRICS)}")
+    plain = {"psnr": luma_psnr, "ssim": luma_ssim} if on_luma else {"psnr": psnr, "ssim": ssim}
+    device = torch.device(device)
+    makers = {"lpips": _lpips, **dict.fromkeys(("dists", "clipiqa+", "musiq"), _pyiqa)}
+    return {name: plain[name] if name in plain else makers[name](name, device) for name in METRICS if name in names}
+
+
+def _lpips(name: str, device: torch.device) -> Score:
+    module = _library("torchmetrics.image.lpip", name, "metrics")
+    try:
+        network = module.LearnedPerceptualImagePatchSimilarity(net_type="alex").to(device).eval()
+    except (ImportError, RuntimeError) as error:  # torchvision is missing, or is not this torch's
+        raise EbrError(f"lpips needs torchvision: pip install 'ebr-engine[metrics]' ({_first_line(error)})") from error
+    except OSError as error:
+        raise EbrError(_no_weights(name, "AlexNet's, of torchvision", error)) from error
+
+    @torch.no_grad()
+    def score(result: Tensor, target: Tensor) -> float:
+        network.reset()  # it remembers every pair otherwise
+        return float(network(*(2 * x.float().clamp(0, 1).to(device) - 1 for x in (result, target))))
+
+    return score
+
+
+def _pyiqa(name: str, device: torch.device) -> Score:
+    module = _library("pyiqa", name, "iqa")
+    try:
+        network = module.create_metric(name, device=device).eval()
+    except OSError as error:
+        raise EbrError(_no_weights(name, "pyiqa's", error)) from error
+
+    @torch.no_grad()
+    def score(*pictures: Tensor) -> float:
+        return float(network(*(x.float().clamp(0, 1).to(device) for x in pictures)).mean())
+
+    return score
+
+
+def _library(module: str, name: str, extra: str):
+    try:
+        return import_module(module)
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that is not this torch's
+        missing = module.partition(".")[0]
+        note = f"; {NON_COMMERCIAL}" if extra == "iqa" else ""
+        raise EbrError(f"{name} needs {missing}: pip install 'ebr-engine[{extra}]'{note} ({_first_line(error)})") from error
+
+
+def _no_weights(name: str, whose: str, error: OSError) -> str:
+    folder = f"{torch.hub.get_dir()}/checkpoints"
+    return f"{name}: its weights ({whose}) could not be fetched; fetch them where there is a network, into {folder} ({error})"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _check_alike(result: Tensor, target: Tensor) -> None:
+    if result.shape != target.shape:
+        raise EbrError(f"pictures of different sizes cannot be compared: {tuple(result.shape)} and {tuple(target.shape)}")

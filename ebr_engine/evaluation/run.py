@@ -1,0 +1,284 @@
+"""Measuring many files: restored now or given, in one process or several, resumable, a row a file."""
+
+import json
+import math
+import queue
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebr_engine.catalogue import find_prompt
+from ebr_engine.engine import Plan, Restorer
+from ebr_engine.errors import EbrError
+from ebr_engine.evaluation.metrics import METRICS, make_scores
+from ebr_engine.evaluation.paired import Item, Media
+from ebr_engine.evaluation.protocols import Protocol, as_frame, protocol_for
+
+Row = dict[str, Any]  # name, stamp, frames, height, width, scores {metric: value}; or name and error
+
+
+@dataclass(frozen=True)
+class Restoring:
+    """How files are restored that have no result yet; what `Restorer`, `Restorer.plan` and `Restorer.run` take."""
+
+    backbone: str = "mini"
+    model: str | None = None
+    revision: str | None = None
+    offline: bool = False
+    context: str | None = None
+    vae: str | None = None
+    engine: str | None = None
+    precision: str = "auto"
+    task: str | None = None
+    prompts: tuple[tuple[str, float], ...] = ()
+    mix: str = "residual"
+    steps: int | None = None
+    schedule: str = "fast"
+    order: int | None = None
+    t0: float | None = None
+    seed: int = 42
+    tile: int | None = None
+    tile_overlap: int | None = None
+
+    def load(self, device: str) -> tuple[Restorer, Plan]:
+        """The restorer and its plan; `EbrError` for anything that does not fit."""
+        if self.engine:
+            restorer = Restorer.from_engine(self.engine, vae=self.vae, device=device)
+            return restorer, restorer.plan()
+        names = ("model", "revision", "offline", "context", "vae", "precision")
+        restorer = Restorer(self.backbone, device=device, **{name: getattr(self, name) for name in names})
+        run = {name: getattr(self, name) for name in ("steps", "schedule", "order", "t0", "mix")}
+        return restorer, restorer.plan(self.task, list(self.prompts) or None, **run)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a row depends on but its files."""
+
+    protocol: str
+    metrics: tuple[str, ...]
+    restoring: Restoring | None = None  # None: every item has its result already
+    backbone: str | None = None  # of the released protocol's size; None: by the kind of file
+
+    def protocol_of(self, item: Item) -> Protocol:
+        """The protocol for an item's kind of file."""
+        return protocol_for(self.protocol, self.backbone, (item.source or item.restored).clip)
+
+
+class Measurer:
+    """Measures one item after another: the metrics' networks and the restorer are loaded once."""
+
+    def __init__(self, settings: Settings, device: str):
+        self.settings = settings
+        self.restorer, self.plan = settings.restoring.load(device) if settings.restoring else (None, None)
+        where = self.restorer.device if self.restorer else "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
+        self.scores = make_scores(settings.metrics, where, on_luma=settings.protocol == "y-channel")
+
+    def measure(self, item: Item) -> Row:
+        """The row of an item; a clip's scores are means over its frames; without a target, only those that need none.
+
+        Raises `EbrError` naming the file for what cannot be read or compared.
+        """
+        protocol = self.settings.protocol_of(item)
+        wanted = {name: score for name, score in self.scores.items() if _possible(name, item)}
+        if not wanted:
+            return {"name": item.name, "frames": None, "height": None, "width": None, "scores": {}}
+        sums, count, size = dict.fromkeys(wanted, 0.0), 0, (0, 0)
+        for result, target in _pairs(item, protocol, self._results(item, protocol)):
+            result, target = protocol.compared(result), None if target is None else protocol.compared(target)
+            for name, score in wanted.items():
+                sums[name] += score(result, target) if METRICS[name].needs_target else score(result)
+            count, size = count + 1, tuple(result.shape[-2:])
+        means = {name: total / count for name, total in sums.items()}
+        return {"name": item.name, "frames": count, "height": size[0], "width": size[1], "scores": means}
+
+    def _results(self, item: Item, protocol: Protocol) -> Iterator[Tensor]:
+        if item.restored is None:
+            yield from self._restored(item.source, protocol)
+            return
+        reference = item.target or item.source
+        native = None if reference is None else next(reference.frames(1)).shape[:2]
+        for pixels in item.restored.frames(protocol.frames):
+            frame = as_frame(pixels)
+            yield protocol.result(frame, native or tuple(frame.shape[-2:]), str(item.restored))
+
+    def _restored(self, source: Media, protocol: Protocol) -> Iterator[Tensor]:
+        from ebr_engine.media.chunking import chunked, cross_fade
+        from ebr_engine.media.video.info import Frame
+
+        restoring = self.settings.restoring
+        how = {"seed": restoring.seed, "tile": restoring.tile, "tile_overlap": restoring.tile_overlap}
+        peak = 2 ** (_bits(source) if protocol.size is None else 8) - 1
+
+        def run(clip: Tensor) -> Tensor:  # [1, 3, F, H, W]
+            restored = self.restorer.run(clip, self.plan, **how)
+            return (restored * peak).round() / peak if protocol.rounded else restored
+
+        frames = (protocol.prepared(as_frame(pixels)) for pixels in source.frames(protocol.frames))
+        if protocol.frames is not None or not source.clip:  # all of them in one run, as the released code does
+            yield from run(torch.cat(list(frames)).movedim(0, 1)[None])[0].movedim(1, 0).split(1)
+            return
+        length, overlap = self.restorer.chunk_size(None, None)
+        stream = (Frame(frame[0].permute(1, 2, 0).numpy(), i, Fraction(1, 24)) for i, frame in enumerate(frames))
+        chunks = chunked(stream, length, overlap, self.restorer.codec.frames)
+        pixels = ((chunk, torch.from_numpy(chunk.pixels).movedim(-1, 0)[None]) for chunk in chunks)
+        for frame in cross_fade((chunk, run(clip)[0].movedim(0, -1).numpy()) for chunk, clip in pixels):
+            yield as_frame(frame.pixels)
+
+
+def _possible(name: str, item: Item) -> bool:
+    return item.target is not None or not METRICS[name].needs_target
+
+
+def _pairs(item: Item, protocol: Protocol, results: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    if item.target is None:
+        yield from ((result, None) for result in results)
+        return
+    targets = (protocol.prepared(as_frame(pixels)) for pixels in item.target.frames(protocol.frames))
+    for number, (result, target) in enumerate(zip_longest(results, targets), 1):
+        if result is None or target is None:
+            shorter = item.target if target is None else item.restored or item.source
+            raise EbrError(f"{shorter}: has {number - 1} frame(s), fewer than what it is compared with")
+        if result.shape != target.shape:
+            found, wanted = (f"{x.shape[-1]} x {x.shape[-2]}" for x in (target, result))
+            raise EbrError(f"{item.target}: has {found} pixels, not {wanted} as {item.restored or item.source}")
+        yield result, target
+
+
+def _bits(media: Media) -> int:
+    if not media.listed:
+        from ebr_engine.media.video import open_video
+
+        with open_video(media.paths[0], frames=1) as reader:
+            return reader.info.bits
+    from ebr_engine.media.images import read_image
+
+    return read_image(media.paths[0]).bits
+
+
+def evaluate(
+    items: Sequence[Item],
+    settings: Settings,
+    out: Path,
+    *,
+    device: str = "auto",
+    workers: int = 1,
+    resume: bool = True,
+    callback: Callable[[Row], None] | None = None,
+) -> list[Row]:
+    """Measure every item: rows in the items' order, kept in `out`/rows.jsonl as they come, so that a run can go on.
+
+    A file that cannot be measured gives a row with `error` in place of scores, which a resumed run tries again. Rows do not
+    depend on `workers`, but for rounding. `callback(row)` after each that is new. Raises `EbrError` for a model or a library
+    that is missing, and where `out` holds rows of other settings.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    stamps = {item.name: item.stamp() for item in items}
+    key = json.loads(json.dumps({**asdict(settings), "files": _model_stamps(settings.restoring)}))
+    known = _read_rows(out / "rows.jsonl", key) if resume else {}
+    done = {name: row for name, row in known.items() if row["stamp"] == json.loads(json.dumps(stamps.get(name)))}
+    with (out / "rows.jsonl").open("w") as journal:
+        for line in ({"settings": key}, *done.values()):
+            print(json.dumps(line), file=journal, flush=True)
+        todo = [item for item in items if item.name not in done]
+        for row in _rows(todo, settings, device, min(workers, len(todo))):
+            if "error" not in row:
+                print(json.dumps(row | {"stamp": stamps[row["name"]]}), file=journal, flush=True)
+            done[row["name"]] = row
+            if callback is not None:
+                callback(row)
+    return [{name: value for name, value in done[item.name].items() if name != "stamp"} for item in items]
+
+
+def _model_stamps(restoring: Restoring | None) -> list:
+    """Path and time of change of the files that a restoration depends on besides its input."""
+    if restoring is None:
+        return []
+    paths = [restoring.model, restoring.engine, restoring.context, *(path for path, _ in restoring.prompts)]
+    if restoring.task:
+        paths.append(find_prompt(restoring.backbone, restoring.task))
+    return [(str(path), Path(path).stat().st_mtime_ns) for path in paths if path and Path(path).is_file()]
+
+
+def _read_rows(path: Path, key: dict) -> dict[str, Row]:
+    if not path.exists():
+        return {}
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break  # the line that an interrupted run was writing
+    first = lines[0].get("settings", {}) if lines else key
+    if other := [name for name in key if first.get(name) != key[name]]:
+        raise EbrError(f"{path.parent} holds scores of other settings ({', '.join(other)}); use another --out, or --no-resume")
+    return {row["name"]: row for row in lines[1:]}
+
+
+def _rows(items: Sequence[Item], settings: Settings, device: str, workers: int) -> Iterator[Row]:
+    if workers <= 1:
+        measurer = Measurer(settings, device) if items else None
+        yield from (_row(measurer, item) for item in items)
+        return
+    context = torch.multiprocessing.get_context("spawn")
+    tasks, rows = context.Queue(), context.Queue()
+    for task in (*items, *[None] * workers):
+        tasks.put(task)
+    threads = max(1, torch.get_num_threads() // workers)
+    processes = [
+        context.Process(target=_work, args=(tasks, rows, settings, device, threads), daemon=True) for _ in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        for _ in items:
+            row = _next_row(rows, processes)
+            if "fatal" in row:
+                raise EbrError(row["fatal"])
+            yield row
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _next_row(rows: Any, processes: Sequence[Any]) -> Row:
+    while True:
+        dead = [process for process in processes if process.exitcode]
+        try:
+            return rows.get(timeout=1.0)
+        except queue.Empty:
+            if dead:
+                raise RuntimeError(f"a measuring process ended with exit code {dead[0].exitcode}") from None
+
+
+def _work(tasks: Any, rows: Any, settings: Settings, device: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    try:
+        measurer = Measurer(settings, device)
+    except EbrError as error:
+        rows.put({"fatal": str(error)})
+        return
+    while (item := tasks.get()) is not None:
+        rows.put(_row(measurer, item))
+
+
+def _row(measurer: Measurer, item: Item) -> Row:
+    started = time.perf_counter()
+    try:
+        return measurer.measure(item) | {"seconds": round(time.perf_counter() - started, 2)}
+    except (EbrError, OSError) as error:
+        return {"name": item.name, "error": " ".join(str(error).split())}
+
+
+def means(rows: Iterable[Row], metrics: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Mean over files, and over how many: {metric: {mean, files}}, without metrics that no file has."""
+    values = {name: [row["scores"][name] for row in rows if name in row.get("scores", {})] for name in metrics}
+    return {name: {"mean": math.fsum(found) / len(found), "files": len(found)} for name, found in values.items() if found}
