@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from queue import Queue
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ebr_engine.errors import EbrError
 from ebr_engine.evaluation import metrics, run
 from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.evaluation.paired import Item, Media, pair_folders
+from ebr_engine.evaluation.protocols import as_frame
 from ebr_engine.evaluation.run import Measurer, Restoring, Settings, evaluate, means
 from ebr_engine.evaluation.summary import notes, table, write_summary
 from ebr_engine.media.images import Picture, read_image, write_image
@@ -39,7 +41,7 @@ def items_of(folder, restored="in"):
 
 
 def tensor(path):
-    return torch.from_numpy(read_image(path).pixels).permute(2, 0, 1)[None]
+    return as_frame(read_image(path).pixels)
 
 
 def test_given_results_are_measured_as_they_are(folder, tmp_path):
@@ -174,10 +176,11 @@ def test_scores_do_not_depend_on_the_number_of_processes(folder, tmp_path):
     assert [row["scores"] for row in two] == [row["scores"] for row in one]
 
 
-def test_what_a_process_cannot_load_is_told(folder, tmp_path):
-    settings = Settings("native", ("psnr",), Restoring(task="fog"))
-    with pytest.raises(EbrError, match="fog"):
-        next(run._rows(items_of(folder, None), settings, "cpu", 2))
+def test_a_process_tells_what_it_cannot_load(monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    rows = Queue()
+    run._work(Queue(), rows, Settings("native", ("psnr",), Restoring(task="fog")), "cpu", 1)
+    assert "unknown task 'fog'" in rows.get_nowait()["fatal"]
 
 
 def test_the_summary_tells_means_and_protocol(tmp_path):
