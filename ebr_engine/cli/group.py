@@ -71,8 +71,8 @@ class EbrGroup(TyperGroup):
         debug = ctx.params["debug"] or settings.debug()
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            tell("interrupted")
+        except KeyboardInterrupt as error:
+            tell(str(error) or "interrupted")
             raise typer.Exit(130) from None
         except BrokenPipeError:
             raise  # the reader of our output has gone, as in `ebr-engine info | head -1`: click leaves quietly

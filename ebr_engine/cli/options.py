@@ -35,7 +35,10 @@ _computing = partial(typer.Option, rich_help_panel="Computing")
 
 _clip = partial(typer.Option, rich_help_panel="Clips")
 
-Inputs = Annotated[list[str], typer.Argument(metavar="INPUT", help="Pictures and clips, or folders of them.")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="INPUT", help="Pictures and clips, folders of them, or patterns in quotes such as 'photos/**/*.jpg'."),
+]
 
 Task = Annotated[
     str | None,
@@ -53,7 +56,18 @@ Strength = Annotated[
     _repair("--strength", metavar="X", min=0, max=2, help="Of the prompts: 1 as learned, 0 none, at most 2."),
 ]
 
-Out = Annotated[str, _file("--out", "-o", metavar="OUT", help="A file for one picture, or a folder (made if missing).")]
+Out = Annotated[
+    str | None, _file("--out", "-o", metavar="OUT", help="A file for one input, or a folder (made if missing) that mirrors them.")
+]
+Manifest = Annotated[
+    Path | None,
+    _file("--manifest", metavar="FILE", help="A list of work, .csv or .jsonl: input, output, task; relative to its folder."),
+]
+Resume = Annotated[
+    bool, _file("--resume/--no-resume", help="Leave out what an earlier run with the same settings finished; go on within clips.")
+]
+FailFast = Annotated[bool, _file("--fail-fast", help="End at the first file that fails.")]
+Json = Annotated[bool, _file("--json", help="Print a JSON object a file, and one for the whole, in place of lines.")]
 Compare = Annotated[bool, _file("--compare", help="Also write NAME_compare.png: input beside output.")]
 Overwrite = Annotated[bool, _file("--overwrite", help="Replace outputs that exist; never an input.")]
 Quality = Annotated[int, _file("--quality", metavar="N", min=1, max=100, help="Of JPEG, WebP and AVIF outputs.")]

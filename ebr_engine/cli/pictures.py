@@ -35,13 +35,13 @@ def finish(job: "Job", picture: "Picture", restored: "Picture", recipe: Recipe) 
     return results
 
 
-def write(results: "Mapping[Path, Picture]", recipe: Recipe) -> None:
-    """Write every result; each file appears whole or not at all."""
+def write(results: "Mapping[Path, Picture]", recipe: Recipe, commit: "Callable[[Path, Path], None] | None" = None) -> None:
+    """Write every result; each file appears whole or not at all, by `commit(part, path)` where that is given."""
     from ebr_engine.media.images import write_image
 
     for path, picture in results.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_image(path, picture, recipe.quality)
+        write_image(path, picture, recipe.quality, commit)
 
 
 def _beside(left: "Picture", right: "Picture") -> "Picture":

@@ -40,3 +40,5 @@ class Recipe:
     quality: int = 95
     size: tuple[int, int] | None = None  # height and width to restore at; None is each picture's own
     clips: ClipOptions = field(default_factory=ClipOptions)
+    settings: str = ""  # a digest of all that decides what the outputs look like: by it a later run knows its own work
+    keep_parts: bool = False  # of clips, so that a later run goes on in the middle

@@ -1,11 +1,10 @@
 """`ebr-engine restore`: pictures in, restored pictures out."""
 
-from pathlib import Path
-
 import typer
 
 from ebr_engine.cli import options
-from ebr_engine.cli.choosing import chosen_prompts, is_prompt, precision_of
+from ebr_engine.cli.choosing import precision_of
+from ebr_engine.cli.planning import plan_work
 from ebr_engine.cli.progress import Progress
 from ebr_engine.cli.recipe import ClipOptions, Recipe
 from ebr_engine.cli.running import run_jobs
@@ -13,17 +12,21 @@ from ebr_engine.errors import EbrError
 
 
 def restore(
-    inputs: options.Inputs,
+    inputs: options.Inputs = None,
     *,
     task: options.Task = None,
     prompt: options.Prompts = None,
     mix: options.PromptMix = options.Mix.residual,
     strength: options.Strength = 1.0,
-    out: options.Out,
+    manifest: options.Manifest = None,
+    out: options.Out = None,
     compare: options.Compare = False,
     overwrite: options.Overwrite = False,
+    resume: options.Resume = True,
+    fail_fast: options.FailFast = False,
     quality: options.Quality = 95,
     quiet: options.Quiet = False,
+    json: options.Json = False,
     start: options.Start = None,
     frames: options.Frames = None,
     chunk_frames: options.ChunkFrames = None,
@@ -70,14 +73,7 @@ def restore(
 
     [bold]ebr-engine restore in.png -o out.png --prompt rain.safetensors:0.7 haze.safetensors:0.3[/]
     """
-    # Prompt files may follow one --prompt, where the parser can only see more inputs.
-    pictures = [item for item in inputs if not is_prompt(item)]
-    texts = [*(prompt or []), *filter(is_prompt, inputs)]
-    if not pictures:
-        raise EbrError("nothing to restore: name at least one file or folder")
-    if engine and (task or texts):
-        raise EbrError("an engine file holds its own prompt; leave --task and --prompt out, or build another one")
-    prompts = [] if engine else chosen_prompts(backbone, task, texts)
+    asked = dict(locals())
     if t0 is not None and not 0 < t0 < 1:
         raise EbrError(f"--t0 must be above 0 and below 1, not {t0:g}")
     chosen = precision_of(precision, fp8)
@@ -96,10 +92,12 @@ def restore(
     )
     clips.encoder_options  # noqa: B018 (refuses what is not KEY=VALUE before any work)
 
-    from ebr_engine.media.files import plan_jobs
+    work = plan_work(asked)
+    with Progress(len(work.jobs), quiet, json) as progress:
+        if not work.jobs:
+            progress.summary(0, [], work.skipped, 0, 0.0)
+            return
 
-    jobs = plan_jobs([Path(item) for item in pictures], out, compare, overwrite)
-    with Progress(len(jobs), quiet) as progress:
         from ebr_engine.engine import RELEASED_SIZES, Restorer
 
         if engine:
@@ -118,12 +116,17 @@ def restore(
                 offload=offload.value,
             )
         bake = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value, "strength": strength}
-        plan = restorer.plan(task, prompts or None, **bake)
+        plans = {key: restorer.plan(choice.task, choice.prompts or None, **bake) for key, choice in work.choices.items()}
         restorer.tile_size(tile, tile_overlap)  # refuses impossible ones before any picture is read
         fixed = RELEASED_SIZES.get(restorer.backbone) if size is options.Size.released else None
-        if restorer.backbone == "flux" and any(job.is_clip for job in jobs) and not per_frame:
+        if restorer.backbone == "flux" and any(job.is_clip for job in work.jobs) and not per_frame:
             raise EbrError("flux knows no time; add --per-frame to restore a clip frame by frame, or use --backbone wan")
-        run = {"plan": plan, "seed": seed, "tile": tile, "tile_overlap": tile_overlap}
-        failed = run_jobs(restorer, jobs, {None: Recipe(run, quality, fixed, clips)}, progress)
+        run = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap}
+        recipes = {
+            key: Recipe(run | {"plan": plan}, quality, fixed, clips, work.digests[key], keep_parts=resume)
+            for key, plan in plans.items()
+        }
+        kept = {"journal": work.journal, "skipped": work.skipped}
+        failed = run_jobs(restorer, work.jobs, recipes, progress, **kept, fail_fast=fail_fast)
     if failed:
         raise typer.Exit(1)

@@ -1,12 +1,15 @@
 """Which pictures and clips to read and where their results go: decided and checked as a whole before any work is done."""
 
+import fnmatch
+import glob
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ebr_engine.media.images import SUFFIXES, MediaError
+from ebr_engine.media.manifest import Row
 from ebr_engine.media.video import video_suffixes
 
 ALL_SUFFIXES = (*SUFFIXES, *video_suffixes())
@@ -36,50 +39,123 @@ def is_clip(path: Path) -> bool:
 
 
 def plan_jobs(inputs: Sequence[Path], out: str, compare: bool = False, overwrite: bool = False) -> list[Job]:
-    """Pair every picture and clip with its output.
-
-    Inputs are files, and folders that are walked (hidden files and folders, and `out` itself, left aside). `out` is a
-    file when the only input is one file and `out` names an image or a video; otherwise a folder that mirrors the input folders.
-    Raises MediaError for a missing input, two inputs with one output, an output that would replace an input, or an
-    existing one without `overwrite`, and a folder that cannot be written. Nothing is created.
-    """
-    found = [each for item in inputs for each in _gather(item, Path(out))]
-    if _is_file_name(inputs, out):
-        targets = [Path(out)]
-    else:
-        targets = [Path(out) / relative for _, relative in found]
-    jobs = [
-        Job(source, target, target.with_name(f"{target.stem}_compare.png") if compare and not is_clip(source) else None)
-        for (source, _), target in zip(found, targets)
-    ]
-    _check_outputs(jobs, overwrite)
-    for folder in {path.parent for job in jobs for path in job.outputs}:
-        _check_writable(folder)
+    """`pair_inputs`, then `check_jobs`."""
+    jobs = pair_inputs(inputs, out, compare)
+    check_jobs(jobs, overwrite)
     return jobs
 
 
-def _gather(item: Path, out: Path) -> Iterable[tuple[Path, Path]]:
-    """(picture, its path below `out`) for a file, or for every picture in a folder, in a stable order."""
-    if not item.exists():
-        raise MediaError(f"{item}: no such file or folder")
-    if not item.is_dir():
+def pair_inputs(inputs: Sequence[Path], out: str, compare: bool = False) -> list[Job]:
+    """Pair every picture and clip with its output.
+
+    Inputs are files; folders, which are walked (hidden files and folders, and `out` itself, left aside); and patterns
+    such as `photos/**/*.jpg`. `out` is a file when the only input is one file and `out` names an image or a video;
+    otherwise a folder that mirrors the input folders, for a pattern the folder before its first wildcard.
+    Raises MediaError for an input that is missing or holds nothing.
+    """
+    found = [each for item in inputs for each in _gather(item, Path(out))]
+    if is_file_name(inputs, out):
+        targets = [Path(out)]
+    else:
+        targets = [Path(out) / relative for _, relative in found]
+    return [
+        Job(source, target, target.with_name(f"{target.stem}_compare.png") if compare and not is_clip(source) else None)
+        for (source, _), target in zip(found, targets)
+    ]
+
+
+def pair_rows(rows: Sequence[Row], folder: Path, compare: bool = False) -> list[Job]:
+    """The jobs of a manifest: each row as `pair_inputs` would, its output below `folder`; errors name the row's line.
+
+    A row without an output is written below `folder` by the input's own path, as the manifest has it.
+    """
+    jobs = []
+    for row in rows:
+        try:
+            if row.output is None and (Path(row.input).is_absolute() or ".." in Path(row.input).parts):
+                raise MediaError(f"{row.input}: lies outside of the manifest's folder; give it an output")
+            out = row.output or row.input
+            is_file = row.output is None and not (row.source.is_dir() or _is_pattern(row.source))
+            target = str(folder / (Path(out).parent if is_file else out)) + (os.sep if is_file or out.endswith("/") else "")
+            jobs += [replace(job, task=row.task) for job in pair_inputs([row.source], target, compare)]
+        except MediaError as error:
+            raise MediaError(f"{row.where}: {error}") from error
+    return jobs
+
+
+def check_jobs(
+    jobs: Sequence[Job],
+    overwrite: bool = False,
+    finished: Callable[[Job], bool] = lambda job: False,
+    known: Callable[[Path], bool] = lambda path: False,
+) -> None:
+    """Raise MediaError unless every job can be done as planned; nothing is created.
+
+    That is for two inputs with one output, an output that would replace an input, or an existing one without `overwrite`
+    (but for the jobs that are `finished`), a format that cannot be written, and a folder that cannot be written. `known`
+    tells outputs that an earlier run has made.
+    """
+    if (existing := _check_outputs(jobs, finished)) and not overwrite:
+        more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
+        how = ", made with other settings or from an input that has changed" if known(existing[0]) else ""
+        raise MediaError(f"{existing[0]}: exists{more}{how}; replace it with --overwrite")
+    for folder in {path.parent for job in jobs for path in job.outputs}:
+        check_writable(folder)
+
+
+def _gather(item: Path, out: Path) -> list[tuple[Path, Path]]:
+    """(picture, its path below `out`) for a file, or for every one in a folder or that a pattern matches, in a stable order."""
+    if item.is_dir():
+        found = list(_walk(item, out))
+    elif item.exists():
         return [(item, Path(item.name))]
-    found = []
-    for folder, folders, names in os.walk(item, onerror=_raise):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and not _same(Path(folder, f), out))
-        pictures = (n for n in sorted(names) if n.lower().endswith(ALL_SUFFIXES) and not n.startswith("."))
-        found += [(path := Path(folder, name), path.relative_to(item)) for name in pictures]
+    elif _is_pattern(item):
+        found = list(_matching(item, out))
+    else:
+        raise MediaError(f"{item}: no such file or folder")
     if not found:
-        raise MediaError(f"{item}: no pictures or clips in this folder (looked for {' '.join(ALL_SUFFIXES)})")
+        what = "no pictures or clips in this folder" if item.is_dir() else "no picture or clip matches this pattern"
+        raise MediaError(f"{item}: {what} (looked for {' '.join(ALL_SUFFIXES)})")
     return found
 
 
-def _is_file_name(inputs: Sequence[Path], out: str) -> bool:
+def _walk(top: Path, out: Path, depth: int | None = None) -> Iterator[tuple[Path, Path]]:
+    """Pictures and clips below a folder, at most `depth` folders deep; links to folders are not followed."""
+    for folder, folders, names in os.walk(top, onerror=_raise):
+        deep = len(Path(folder).relative_to(top).parts)
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and not _same(Path(folder, f), out) and deep != depth)
+        pictures = (n for n in sorted(names) if n.lower().endswith(ALL_SUFFIXES) and not n.startswith("."))
+        yield from ((path := Path(folder, name), path.relative_to(top)) for name in pictures)
+
+
+def _is_pattern(path: Path) -> bool:
+    return glob.has_magic(str(path)) and not path.exists()
+
+
+def _matching(pattern: Path, out: Path) -> Iterator[tuple[Path, Path]]:
+    """What a pattern matches, with paths below its part before the first wildcard; `**` is any number of folders."""
+    parts = pattern.parts
+    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    depth = None if "**" in parts else len(parts) - first - 1
+    top = Path(*parts[:first])
+    if top.is_dir():  # not glob, which follows links round and round
+        yield from (each for each in _walk(top, out, depth) if _matches(parts[first:], each[1].parts))
+
+
+def _matches(pattern: Sequence[str], names: Sequence[str]) -> bool:
+    if not pattern or not names:
+        return not names and all(part == "**" for part in pattern)
+    if pattern[0] == "**":
+        return _matches(pattern[1:], names) or _matches(pattern, names[1:])
+    return fnmatch.fnmatch(names[0], pattern[0]) and _matches(pattern[1:], names[1:])
+
+
+def is_file_name(inputs: Sequence[Path], out: str) -> bool:
     """Whether `out` names one output file. A name such as `x.gif` is refused rather than made a folder."""
     if out.endswith(("/", os.sep)) or Path(out).is_dir():
         return False
     suffix = Path(out).suffix.lower()
-    if len(inputs) == 1 and not inputs[0].is_dir():
+    if len(inputs) == 1 and not inputs[0].is_dir() and not _is_pattern(inputs[0]):
         if suffix and suffix not in (known := video_suffixes(writable=True) if is_clip(inputs[0]) else SUFFIXES):
             raise MediaError(f"{out}: cannot write {suffix}, only {' '.join(known)}; end a folder's name with /")
         return bool(suffix)
@@ -88,7 +164,8 @@ def _is_file_name(inputs: Sequence[Path], out: str) -> bool:
     return False
 
 
-def _check_outputs(jobs: Sequence[Job], overwrite: bool) -> None:
+def _check_outputs(jobs: Sequence[Job], finished: Callable[[Job], bool]) -> list[Path]:
+    """The outputs that exist, but for those of jobs that are finished."""
     inputs = {_identity(job.source): job.source for job in jobs}
     writers: dict[str, Path] = {}
     existing = []
@@ -107,13 +184,12 @@ def _check_outputs(jobs: Sequence[Job], overwrite: bool) -> None:
                 raise MediaError(f"{path}: is an input; it is never overwritten, choose another output")
             if path.is_dir():
                 raise MediaError(f"{path}: is a folder")
-            existing.append(path)
-    if existing and not overwrite:
-        more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
-        raise MediaError(f"{existing[0]}: exists{more}; replace it with --overwrite")
+            if not finished(job):
+                existing.append(path)
+    return existing
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Prove it by a file without a name, in the folder or in the nearest one above that exists."""
     while not folder.exists():
         folder = folder.parent

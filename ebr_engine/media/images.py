@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -87,12 +87,14 @@ def read_image(path: str | os.PathLike, max_megapixels: float = MAX_MEGAPIXELS) 
     )
 
 
-def write_image(path: str | os.PathLike, picture: Picture | np.ndarray, quality: int = 95) -> None:
+def write_image(
+    path: str | os.PathLike, picture: Picture | np.ndarray, quality: int = 95, commit: Callable[[Path, Path], None] | None = None
+) -> None:
     """Encode a picture (or an [H, W, 3] array in [0, 1]) by the path's suffix, with its depth, alpha and metadata.
 
     `quality` (1 to 100) is for JPEG, WebP and AVIF; PNG and TIFF are lossless. Depth falls to 8 bit where the format
-    holds no more (12 for AVIF). The file appears whole or not at all. Raises MediaError for what the format cannot
-    hold, OSError when the file cannot be written.
+    holds no more (12 for AVIF). The file appears whole or not at all, by `commit` (see `write_atomically`). Raises MediaError
+    for what the format cannot hold, OSError when the file cannot be written.
     """
     path = Path(path)
     if not isinstance(picture, Picture):
@@ -105,7 +107,7 @@ def write_image(path: str | os.PathLike, picture: Picture | np.ndarray, quality:
         data = _encode(vips, picture, path.suffix.lower(), quality)
     except vips.Error as error:
         raise MediaError(f"{path}: could not encode the picture: {_last_line(error)}") from error
-    write_atomically(path, data)
+    write_atomically(path, data, commit)
 
 
 def check_can_hold(path: str | os.PathLike, picture: Picture) -> None:
@@ -120,15 +122,21 @@ def check_can_hold(path: str | os.PathLike, picture: Picture) -> None:
         raise MediaError(f"{path}: {suffix[1:]} cannot hold sides above {limit} pixels; write .png or .tif")
 
 
-def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Write bytes to a new file beside `path`, then rename it there; on any failure nothing is left."""
+def write_atomically(path: str | os.PathLike, data: bytes, commit: Callable[[Path, Path], None] | None = None) -> None:
+    """Write bytes to a new file beside `path`, then rename it there; on any failure nothing is left.
+
+    `commit(part, path)` does the renaming where somebody else has to know of it.
+    """
     path = Path(path)
     # Not tempfile: it would make the result unreadable to others, whatever the umask says.
     part = path.with_name(f".ebr-{secrets.token_hex(6)}.part")
     try:
         with open(part, "xb") as file:
             file.write(data)
-        os.replace(part, path)
+        (commit or os.replace)(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error  # the part's name tells nobody anything
     except BaseException:
         part.unlink(missing_ok=True)
         raise

@@ -50,7 +50,7 @@ def test_folders_of_pictures_and_clips_are_mirrored(cli, engine):
     write_image("in/b.png", Picture(np.zeros((8, 8, 3), np.float32)))
     code, _, stderr = cli("restore", "in", "-o", "out", "--task", "haze", "--compare")
     assert (code, stderr) == (0, "")
-    found = sorted(path.relative_to("out").as_posix() for path in Path("out").rglob("*") if path.is_file())
+    found = sorted(path.relative_to("out").as_posix() for path in Path("out").rglob("[!.]*") if path.is_file())
     assert found == ["b.png", "b_compare.png", "deep/a.mkv"]
 
 

@@ -49,7 +49,7 @@ def test_a_folder_of_photos_is_restored(photos, tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
     assert "2 of 2 restored" in result.stdout
     out = tmp_path / "out"
-    found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    found = sorted(path.relative_to(out).as_posix() for path in out.rglob("[!.]*") if path.is_file())
     assert found == ["cat.jpg", "cat_compare.png", "deep/cat.png", "deep/cat_compare.png"]
     assert {path: path.read_bytes() for path in photos.rglob("*.*")} == before
 

@@ -58,7 +58,7 @@ def test_folders_are_mirrored_with_formats_kept(cli, engine):
     Path("in/readme.txt").write_text("nothing to restore")
     code, stdout, _ = cli("restore", "in", "-o", "out", "-t", "haze")
     assert code == 0
-    found = sorted(p.relative_to("out").as_posix() for p in Path("out").rglob("*") if p.is_file())
+    found = sorted(p.relative_to("out").as_posix() for p in Path("out").rglob("[!.]*") if p.is_file())
     assert found == ["a.png", "sub/b.jpg", "sub/deeper/c.webp"]
     assert "3 of 3 restored" in stdout
 
@@ -140,7 +140,7 @@ def test_a_corrupt_picture_does_not_stop_the_others(cli, engine):
     picture("in/c.png")
     Path("in/b.png").write_bytes(Path("in/a.png").read_bytes()[:60])
     stdout = failed(cli("restore", "in", "-o", "out", "--task", "haze"), 1, "b.png", "damaged")
-    assert sorted(os.listdir("out")) == ["a.png", "c.png"]
+    assert sorted(os.listdir("out")) == [".ebr-journal.jsonl", "a.png", "c.png"]
     assert "2 of 3 restored, 1 failed" in stdout
 
 
@@ -160,7 +160,7 @@ def test_running_out_of_memory_on_one_picture_does_not_stop_the_others(cli, engi
     picture("in/big.png", size=(60, 60))
     picture("in/c.png")
     failed(cli("restore", "in", "-o", "out", "--task", "haze"), 1, "big.png", "memory", "--tile")
-    assert sorted(os.listdir("out")) == ["a.png", "c.png"]
+    assert sorted(os.listdir("out")) == [".ebr-journal.jsonl", "a.png", "c.png"]
 
 
 def test_quiet_prints_errors_only(cli, engine):
@@ -217,7 +217,7 @@ def test_one_picture_the_engine_refuses_does_not_stop_the_others(cli, engine, mo
     picture("in/c.png")
     stdout = failed(cli("restore", "in", "-o", "out", "--task", "haze"), 1, "b.png: 2 x 2 is too small")
     assert "2 of 3 restored, 1 failed" in stdout
-    assert sorted(os.listdir("out")) == ["a.png", "c.png"]
+    assert sorted(os.listdir("out")) == [".ebr-journal.jsonl", "a.png", "c.png"]
 
 
 def test_existing_outputs_are_kept_without_overwrite(cli, engine):
@@ -248,7 +248,7 @@ def test_an_interrupted_run_leaves_nothing_half_written(cli, engine, monkeypatch
 
     monkeypatch.setattr(os, "replace", replace)
     failed(cli("restore", "in", "-o", "out", "--task", "haze"), 130, "interrupted")
-    assert os.listdir("out") == ["a.png"]
+    assert sorted(os.listdir("out")) == [".ebr-journal.jsonl", "a.png"]
 
 
 def test_names_that_cannot_be_printed_do_not_stop_it(cli, engine):

@@ -47,6 +47,27 @@ def test_folders_are_mirrored_and_mixed_with_files(tree):
     }
 
 
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("photos/*.png", {"photos/a.png": "out/a.png"}),
+        ("photos/**/*.tif", {"photos/sub/c.tif": "out/sub/c.tif"}),
+        ("photos/**", {"photos/B.JPG": "out/B.JPG", "photos/a.png": "out/a.png", "photos/sub/c.tif": "out/sub/c.tif"}),
+        ("*/s?b/[abc].tif", {"photos/sub/c.tif": "out/photos/sub/c.tif"}),
+        ("*.png", {"e.png": "out/e.png"}),
+    ],
+)
+def test_patterns_are_mirrored_below_their_fixed_part(tree, pattern, expected):
+    assert pairs(plan_jobs([Path(pattern)], "out")) == expected
+    assert pairs(plan_jobs([tree / pattern], "out")) == {str(tree / source): target for source, target in expected.items()}
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tree):
+    Path("a[1].png").write_bytes(b"x")
+    assert pairs(plan_jobs([Path("a[1].png")], "x.png")) == {"a[1].png": "x.png"}
+    refused(["a[2].png"], "out", "a[2].png", "no picture or clip matches")
+
+
 def test_outputs_inside_the_input_folder_are_not_inputs(tree):
     os.makedirs("photos/done")
     Path("photos/done/old.png").write_bytes(b"x")
@@ -145,4 +166,5 @@ def test_loops_of_links_end(tree):
     os.symlink("..", "photos/sub/up")
     os.symlink("loop.png", "loop.png")
     assert len(plan_jobs([Path("photos")], "out")) == 3
+    assert len(plan_jobs([Path("photos/**/*")], "out")) == 3
     refused(["loop.png"], "out", "loop.png")

@@ -7,6 +7,7 @@ PyAV is imported on first use.
 """
 
 import os
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def write_video(
     copy_audio: bool = True,
     copy_subtitles: bool = True,
     size: tuple[int, int] | None = None,
+    commit: Callable[[Path, Path], None] | None = None,
 ) -> VideoWriter | FolderWriter:
     """Make a video, or a folder of frames, in the manner of `source`: its rate, colour, depth, tags and other streams.
 
@@ -59,8 +61,8 @@ def write_video(
     `out/%06d.tif` makes PNG or TIFF frames. Without `codec`, H.264 for 8 bit and 10 bit HEVC for more; `pix_fmt` is then
     4:2:0, or 4:4:4 where a side is odd. `crf` 0 is lossless where the encoder can be; `options` are the encoder's own.
     `size` is (height, width) where it differs from the source's. Entering opens the file under a temporary name beside
-    `path`; only a clean exit gives it its name. `warnings` then tells what could not be kept. Raises MediaError for what
-    the container or the encoder refuses.
+    `path`; only a clean exit gives it its name, by `commit(part, path)` where that is given. `warnings` then tells what
+    could not be kept. Raises MediaError for what the container or the encoder refuses.
     """
     if is_frame_target(path):
         return FolderWriter(path, source if isinstance(source, VideoInfo) else source.info)
@@ -74,6 +76,7 @@ def write_video(
         copy_audio=copy_audio,
         copy_subtitles=copy_subtitles,
         size=size,
+        commit=commit,
     )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -56,8 +57,10 @@ class VideoWriter:
         copy_audio: bool,
         copy_subtitles: bool,
         size: tuple[int, int] | None,
+        commit: Callable[[Path, Path], None] | None = None,
     ) -> None:
         self.path = path
+        self._commit = commit or os.replace
         self.warnings: list[str] = []
         self.frames = 0
         self.info = source if isinstance(source, VideoInfo) else source.info
@@ -261,7 +264,7 @@ class VideoWriter:
             self._output.close()
         except pyav().error.FFmpegError as error:
             raise MediaError(f"{self.path}: could not be written: {error.strerror}") from error
-        os.replace(self._part, self.path)
+        self._commit(self._part, self.path)
 
     def _close(self) -> None:
         if self._copier is not None:
