@@ -269,15 +269,20 @@ class FluxDoubleBlock(nn.Module):
     ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
         """From both residual streams and their norms ([B, T, D] and [B, N, D]) to the `FluxStream.finish` of both."""
         tokens = streams[0].shape[1]
-        text = self.text.project(normed[0], cos[:tokens], sin[:tokens], step.rows)
-        image = self.image.project(normed[1], cos[tokens:], sin[tokens:])
-        q, k, v = (torch.cat(pair, dim=2) for pair in zip(text, image))  # [B, heads, T + N, head_dim]
-        mixed = attention(q, k, v).transpose(1, 2).flatten(2)
+        mixed = self.attend(tokens, normed, step, cos, sin)
         text_modulation, image_modulation = step.modulation.unbind(1)
         return (
             self.text.finish(streams[0], mixed[:, :tokens], text_modulation),
             self.image.finish(streams[1], mixed[:, tokens:], image_modulation),
         )
+
+    def attend(self, tokens: int, normed: Sequence[Tensor], step: BlockStep, cos: Tensor, sin: Tensor) -> Tensor:
+        """Attention over the text's `tokens` and the image's, [B, T + N, D]; what it needs inside is freed when it returns."""
+        text = self.text.project(normed[0], cos[:tokens], sin[:tokens], step.rows)
+        image = self.image.project(normed[1], cos[tokens:], sin[tokens:])
+        q, k, v = (torch.cat(pair, dim=2) for pair in zip(text, image))  # [B, heads, T + N, head_dim]
+        del text, image
+        return attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class FluxStream(nn.Module):
@@ -326,10 +331,14 @@ class FluxSingleBlock(nn.Module):
 
     def forward(self, normed: Tensor | Quantized, step: BlockStep, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """From the norm of the residual stream [B, T + N, D] to the block's branch and its gate [B, D]."""
-        q, k, v = qk_norm_rope(self.qkv(normed), self.q_norm, self.k_norm, cos, sin, self.heads, EPS, step.rows)
-        mixed = attention(q, k, v).transpose(1, 2).flatten(2)
+        mixed = self.attend(normed, step, cos, sin)
         hidden = F.gelu(self.up(normed), approximate="tanh")
         return self.out(torch.cat((mixed, hidden), dim=-1)), step.modulation[:, 2]
+
+    def attend(self, normed: Tensor | Quantized, step: BlockStep, cos: Tensor, sin: Tensor) -> Tensor:
+        """Attention over all tokens, [B, T + N, D]; what it needs inside is freed when it returns."""
+        q, k, v = qk_norm_rope(self.qkv(normed), self.q_norm, self.k_norm, cos, sin, self.heads, EPS, step.rows)
+        return attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def joined(parts: Sequence[Tensor | Quantized]) -> Tensor | Quantized:

@@ -289,11 +289,16 @@ class WanBlock(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """From the residual stream [B, N, D] and its norm to the stream, the feed-forward branch and its gate [B, D]."""
         _, _, gate, ff_shift, ff_scale, ff_gate = step.modulation.unbind(1)
-        q, k, v = qk_norm_rope(self.qkv(normed), self.q_norm, self.k_norm, cos, sin, self.heads, self.eps)
-        branch = self.out(attention(q, k, v).transpose(1, 2).flatten(2))
-        x, normed = gated_residual_norm(x, branch, gate, self.cross_norm.weight[None], self.cross_norm.bias[None], self.eps)
+        weight, bias = self.cross_norm.weight[None], self.cross_norm.bias[None]
+        # What a branch needs inside is freed when its function returns: the feed-forward layer needs the room.
+        x, normed = gated_residual_norm(x, self.attend(normed, cos, sin), gate, weight, bias, self.eps)
         x, normed = residual_normed_for((self.up,), x, self.cross(normed, step), None, ff_scale, ff_shift, self.eps)
         return x, feed_forward(self.up, self.down, normed), ff_gate
+
+    def attend(self, normed: Tensor | Quantized, cos: Tensor, sin: Tensor) -> Tensor:
+        """Self-attention and its output projection, [B, N, D]."""
+        q, k, v = qk_norm_rope(self.qkv(normed), self.q_norm, self.k_norm, cos, sin, self.heads, self.eps)
+        return self.out(attention(q, k, v).transpose(1, 2).flatten(2))
 
     def cross(self, normed: Tensor, step: BlockStep) -> Tensor:
         """W_o·(text branch + Σ weight·prompt branch) + (1 + Σ weight)·b_o, [B, N, D]."""
