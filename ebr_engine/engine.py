@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from ebr_engine import buckets
 from ebr_engine.backbones.loading import Backbone, ModelSource, load_backbone
 from ebr_engine.bridge import StepTable, make_table, released_timesteps
 from ebr_engine.catalogue import BACKBONES, TASKS, find_prompts
@@ -19,11 +18,15 @@ from ebr_engine.errors import EngineError
 from ebr_engine.export.engine_file import load_engine, save_engine
 from ebr_engine.kernels import backend
 from ebr_engine.media.arrays import to_tensor
+from ebr_engine.media.sizes import pad_frames, reduced, resized
 from ebr_engine.media.tiling import Tiles, crop, match_tones, pad_to_multiple, plan_tiles
 from ebr_engine.offload import OFFLOADS, offloaded
+from ebr_engine.plan import Plan
 from ebr_engine.prompts import Prompt, load_prompt, mixed_weights
-from ebr_engine.sampler import Callback, Velocity, draw_noise, mean_velocity, sample
-from ebr_engine.tiled import BLENDS, in_pixels, tiled
+from ebr_engine.runner import COMPILES, Runner, Tiling
+from ebr_engine.safety import Safety
+from ebr_engine.sampler import Callback, draw_noise
+from ebr_engine.tiled import BLENDS, in_pixels
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32", "fp8")
 MIXES = ("residual", "velocity")
@@ -38,23 +41,6 @@ TONE_CELLS = 4  # cells a tile, either way, in which a tiled picture takes the t
 PromptLike = Prompt | Path | str
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Everything of a run that does not depend on a pixel: the sampler's steps, and the transformer's tables for them."""
-
-    table: StepTable
-    tables: list[Any]  # a conditioning for every velocity that is averaged: one, unless prompts are mixed by velocity
-
-    @property
-    def conditioning(self) -> Sequence:
-        """What `sample` takes: an entry a step."""
-        return self.tables[0] if len(self.tables) == 1 else list(zip(*self.tables))
-
-    def velocity(self, parts: Backbone) -> Velocity:
-        """The velocity function of a run on a backbone."""
-        return parts.velocity if len(self.tables) == 1 else mean_velocity(parts.velocity)
-
-
 class Restorer:
     """A loaded backbone, ready to restore pictures and clips with any of its prompts.
 
@@ -62,6 +48,7 @@ class Restorer:
     with `revision` and `offline` for the hub; `context` and `vae`: see `ModelSource`. `device`: `auto`, `cpu`, `cuda`,
     `cuda:1`. `precision`: `auto`, `bf16`, `fp16`, `fp32`, or `fp8` (linear layers in e4m3 with row scales). `offload`: what
     waits on the CPU while it is not needed: `none`, `codec`, or `blocks` (codec and transformer blocks, for small GPUs).
+    `compile`: `auto`, `off` or `on`, see `runner.py`; compiled or captured pictures are run at a few sizes only.
     """
 
     def __init__(
@@ -77,20 +64,28 @@ class Restorer:
         device: str = "auto",
         precision: str = "auto",
         offload: str = "none",
+        compile: str = "auto",
     ):
         check_choice("backbone", backbone, BACKBONES)
         check_choice("precision", precision, PRECISIONS)
         check_choice("offload", offload, OFFLOADS)
+        check_choice("compile", compile, COMPILES)
         check_choice("EBR_KERNELS", backend.ASKED, backend.CHOICES)
         paths = (Path(path) if path else None for path in (context, vae))
         source = ModelSource(model, revision, offline, *paths, sample_latents)
         chosen = choose_device(device)
         resident = torch.device("cpu") if offload == "blocks" else chosen
-        self._place(load_backbone(backbone, source, resident, precision), chosen, offload)
+        self._place(load_backbone(backbone, source, resident, precision), chosen, offload, compile)
 
     @classmethod
     def from_engine(
-        cls, path: str | Path, *, vae: str | Path | None = None, device: str = "auto", offload: str = "none"
+        cls,
+        path: str | Path,
+        *,
+        vae: str | Path | None = None,
+        device: str = "auto",
+        offload: str = "none",
+        compile: str = "auto",
     ) -> "Restorer":
         """Start from an engine file (`build`): its prompt, steps and precision are fixed, so `restore` takes none of them.
 
@@ -98,18 +93,21 @@ class Restorer:
         the one that the file names. Raises `EngineError` for a file that is missing or damaged.
         """
         check_choice("offload", offload, OFFLOADS)
+        check_choice("compile", compile, COMPILES)
         chosen = choose_device(device)
         resident = torch.device("cpu") if offload == "blocks" else chosen
         file = load_engine(Path(path), resident, Path(vae) if vae else None)
         if offload == "blocks" and not isinstance(file.backbone.trunk, torch.nn.Module):
             raise EngineError("an exported trunk has no blocks that could wait on the CPU; use offload codec or none")
         restorer = cls.__new__(cls)
-        restorer._place(file.backbone, chosen, offload)
+        restorer._place(file.backbone, chosen, offload, compile)
         restorer.built = Plan(file.table, [tables.to(chosen, file.backbone.dtype) for tables in file.tables])
         return restorer
 
-    def _place(self, parts: Backbone, device: torch.device, offload: str) -> None:
+    def _place(self, parts: Backbone, device: torch.device, offload: str, compile: str) -> None:
         self.parts = offloaded(parts, device, offload)
+        self.runner = Runner(self.parts, compile, offload == "blocks")
+        self.safety = Safety(self.parts, offload == "blocks")
         self.built: Plan | None = None
 
     @property
@@ -137,7 +135,11 @@ class Restorer:
         """Pixels ↔ latents."""
         return self.parts.codec
 
-    def build(self, path: str | Path, plan: "Plan", about: dict | None = None) -> None:
+    def expect(self, pictures: int) -> None:
+        """Say how many pictures, or frames of a clip, are to come: with `compile="auto"`, many are worth compiling for."""
+        self.runner.expect(pictures)
+
+    def build(self, path: str | Path, plan: Plan, about: dict | None = None) -> None:
         """Write an engine file of this backbone and one plan, to start from with `from_engine`; see `export/engine_file.py`."""
         save_engine(Path(path), self.parts, plan.table, plan.tables, about or {})
 
@@ -166,7 +168,7 @@ class Restorer:
     @torch.no_grad()
     def bake(
         self, prompts: list[tuple[Prompt, float]], table: StepTable, mix: str = "residual", timesteps: Tensor | None = None
-    ) -> "Plan":
+    ) -> Plan:
         """The plan of a run with these prompts.
 
         `timesteps` [N]: what the transformer is told at each step, 1000 times the table's times by default.
@@ -175,7 +177,11 @@ class Restorer:
         if timesteps is None:
             timesteps = torch.tensor(table.times[:-1]) * 1000
         groups = [[pair] for pair in prompts] if mix == "velocity" and len(prompts) > 1 else [prompts]
-        return Plan(table, [self.parts.bake(timesteps, mixed_weights(group)) for group in groups])
+
+        def tables(parts: Backbone) -> list[Any]:
+            return [parts.bake(timesteps, mixed_weights(group)) for group in groups]
+
+        return Plan(table, tables(self.parts), tables)
 
     def plan(
         self,
@@ -188,7 +194,7 @@ class Restorer:
         t0: float | None = None,
         mix: str = "residual",
         strength: float = 1.0,
-    ) -> "Plan":
+    ) -> Plan:
         """Everything of a run that does not depend on a pixel; arguments and errors as those of `restore`."""
         if self.built is not None:
             asked = (task, prompt, steps, order, t0, schedule, mix, strength)
@@ -216,7 +222,7 @@ class Restorer:
         task: str | None = None,
         prompt: PromptLike | Sequence | None = None,
         *,
-        plan: "Plan | None" = None,
+        plan: Plan | None = None,
         steps: int | None = None,
         schedule: str = "fast",
         order: int | None = None,
@@ -239,7 +245,7 @@ class Restorer:
         `steps`, `schedule`, `order`, `t0`: see `bridge.make_table`; t0 is the first prompt's by default. `tile`,
         `tile_overlap`: pixels; pictures larger than a tile run in tiles (default by backbone; 0 never tiles), which
         `tile_blend` blends in the `latent` inside every step, or in `pixel`s after all steps (less memory).
-        `callback(done, total)` after each step.
+        `callback(done, total)` after each step, or once after the last where all of them are one CUDA graph.
         Raises: `EbrError` (a ValueError) for anything the request gets wrong.
         """
         if plan is None:
@@ -252,7 +258,7 @@ class Restorer:
     def run(
         self,
         pixels: Tensor,
-        plan: "Plan",
+        plan: Plan,
         *,
         seed: int = 42,
         tile: int | None = None,
@@ -279,10 +285,9 @@ class Restorer:
         if self.codec.temporal == 1 and frames > 1:
             restored = self.run(pixels.transpose(1, 2).flatten(0, 1), plan, **how)
             return restored.unflatten(0, (batch, frames)).transpose(1, 2)
-        padded = self._padded(pixels)
+        padded, noise = self._ready(pixels, seed, first, self.tile_size(tile, tile_overlap)[0])
         tiles = self.tiles(*padded.shape[-2:], tile, tile_overlap)
-        noise = self._noise(padded.shape, seed, first)
-        whole = partial(self._run_whole, plan=plan, velocity=plan.velocity(self.parts))
+        whole = partial(self._run_whole, plan=plan)
         if len(tiles) == 1:
             restored = whole(padded, noise, callback)
         else:
@@ -290,16 +295,25 @@ class Restorer:
             side = self.codec.spatial * max(tiles.tile_height, tiles.tile_width)
             fixed, smallest = self.parts.fixed, max(side, SMALLEST_GUIDE)
             small = resized(padded, *fixed[1:]) if fixed else reduced(padded, smallest, self.parts.multiple)
-            guide = whole(small, self._noise(small.shape, seed, first), None)
+            guide = crop(whole(*self._ready(small, seed, first, 0), None), *small.shape[-2:])
             if tile_blend == "pixel":
                 restored = in_pixels(whole, padded, noise, tiles, self.codec.spatial, callback)
             else:
-                velocity = tiled(plan.velocity(self.parts), tiles, TILES_AT_ONCE)
-                restored = self._run_whole(padded, noise, callback, plan, velocity)
+                restored = whole(padded, noise, callback, tiling=Tiling(tiles, TILES_AT_ONCE))
             by_frame = (x.transpose(1, 2).flatten(0, 1) for x in (restored, guide))
             matched = match_tones(*by_frame, side // TONE_CELLS)
-            restored = matched.unflatten(0, (batch, -1)).transpose(1, 2)
-        return crop(restored.clamp(0, 1), height, width)[:, :, :frames]
+            restored = matched.unflatten(0, (len(padded), -1)).transpose(1, 2)
+        return crop(restored.clamp(0, 1), height, width)[:batch, :, :frames]
+
+    def _ready(self, pixels: Tensor, seed: int, first: int, tile: int) -> tuple[Tensor, Tensor]:
+        """Pixels [B, 3, F, H, W] extended to a shape that is run, and the noise for their latent."""
+        padded = self._padded(pixels)
+        noise = self._noise(padded.shape, seed, first)
+        if not self.runner.static:
+            return padded, noise
+        shape = buckets.few_sizes(padded.shape, self.parts.multiple, self.codec.temporal, tile)
+        padded = buckets.widened(padded, *shape)
+        return padded, buckets.repeated(noise, self._latent_shape(padded.shape))
 
     def _padded(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, F, H, W] extended to what codec and transformer take; an exported one may take a single size."""
@@ -315,14 +329,23 @@ class Restorer:
 
         Noise belongs to a moment of the clip, not to a place in a chunk: where chunks overlap, they see the same.
         """
-        batch, _, frames, height, width = shape
-        temporal, spatial = self.codec.temporal, self.codec.spatial
-        cells = (1, self.codec.channels, 1 + (frames - 1) // temporal, height // spatial, width // spatial)
-        return draw_noise(cells, seed).roll(-round(first / temporal), dims=2).expand(batch, -1, -1, -1, -1)
+        batch, *cells = self._latent_shape(shape)
+        return draw_noise((1, *cells), seed).roll(-round(first / self.codec.temporal), dims=2).expand(batch, -1, -1, -1, -1)
 
-    def _run_whole(self, pixels: Tensor, noise: Tensor, callback: Callback | None, plan: "Plan", velocity: Velocity) -> Tensor:
+    def _latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """[B, C, f, h, w] of padded pixels [B, 3, F, H, W]."""
+        batch, _, frames, height, width = shape
+        codec = self.codec
+        return batch, codec.channels, 1 + (frames - 1) // codec.temporal, height // codec.spatial, width // codec.spatial
+
+    def _run_whole(
+        self, pixels: Tensor, noise: Tensor, callback: Callback | None, plan: Plan, tiling: Tiling | None = None
+    ) -> Tensor:
         degraded = self.codec.encode(pixels.to(self.device))
-        return self.codec.decode(sample(velocity, plan.conditioning, degraded, noise, plan.table, callback)).cpu()
+        latent = self.runner.run(plan, degraded, noise, callback, tiling)
+        if not latent.isfinite().all():
+            latent = self.safety.run(plan, degraded, noise, tiling)
+        return self.codec.decode(latent).cpu()
 
     def chunk_size(self, frames: int | None, overlap: int | None) -> tuple[int, int]:
         """Length and overlap of a clip's chunks in frames, with the backbone's defaults.
@@ -359,25 +382,6 @@ class Restorer:
         sides = self.parts.fixed[1:] if self.parts.fixed else 2 * (tile or max(height, width),)
         cells = tuple(side // cell for side in sides)
         return plan_tiles(height // cell, width // cell, cells, overlap // cell, self.parts.patch)
-
-
-def pad_frames(clip: Tensor, frames: int) -> Tensor:
-    """Extend [B, 3, F, H, W] to `frames` by repeating the last one."""
-    missing = frames - clip.shape[2]
-    return torch.cat((clip, clip[:, :, -1:].expand(-1, -1, missing, -1, -1)), dim=2) if missing else clip
-
-
-def reduced(clip: Tensor, side: int, multiple: int) -> Tensor:
-    """The clip [B, 3, F, H, W] reduced so that its longer side is at most `side`; both sides multiples of `multiple`."""
-    scale = min(1.0, side / max(clip.shape[-2:]))
-    return resized(clip, *(max(multiple, round(length * scale / multiple) * multiple) for length in clip.shape[-2:]))
-
-
-def resized(clip: Tensor, height: int, width: int) -> Tensor:
-    """The clip [B, 3, F, H, W] at another size, bicubic with antialiasing, in [0, 1]."""
-    frames = clip.transpose(1, 2).flatten(0, 1)
-    frames = F.interpolate(frames, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
-    return frames.unflatten(0, (clip.shape[0], -1)).transpose(1, 2)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

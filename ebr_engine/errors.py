@@ -1,5 +1,13 @@
 """Errors meant for people: what was wrong, with which file or value, and what to do."""
 
+import warnings
+
+LONGEST = 300  # characters of a warning: what compilers say fills pages
+
+
+class EngineWarning(UserWarning):
+    """Something was done in another way than asked for, at no harm to the result; told in one line."""
+
 
 class EbrError(ValueError):
     """Bad input or an impossible request; its message is one clear line, shown without a traceback by the CLI."""
@@ -15,3 +23,9 @@ class BackboneError(EbrError):
 
 class EngineError(EbrError):
     """A request that the engine cannot meet."""
+
+
+def warn(line: str) -> None:
+    """Tell of something in one line, as an `EngineWarning`."""
+    words = " ".join(line.split())
+    warnings.warn(words if len(words) <= LONGEST else f"{words[: LONGEST - 1]}…", EngineWarning, stacklevel=3)

@@ -4,6 +4,7 @@ Either way there is one field of noise for the whole picture, of which a tile se
 much haze or light there is) is taken from a small version of the whole, once.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,18 +18,22 @@ BLENDS = ("latent", "pixel")
 Run = Callable[[Tensor, Tensor, Callback | None], Tensor]  # pixels [B, 3, F, H, W], noise of their latent → restored pixels
 
 
-def tiled(velocity: Velocity, tiles: Tiles, at_once: int) -> Velocity:
+def tiled(velocity: Velocity, tiles: Tiles, at_once: int, equal: bool = False) -> Velocity:
     """The same velocity function evaluated tile by tile, `at_once` together, so that neighbours agree after every step.
 
     `tiles` lie on the latent's grid. The result is float32, summed tile by tile: no more than a group of them is held.
+    `equal` makes all groups of one size, as near to `at_once` as wastes least; the last one may repeat its last tile.
     """
+    if equal:
+        at_once = math.ceil(len(tiles) / math.ceil(len(tiles) / at_once))
 
     def blended(state: Tensor, step: Any) -> Tensor:
         total = torch.zeros(state.shape, dtype=torch.float32, device=state.device)
         for first in range(0, len(tiles), at_once):
             group = range(first, min(first + at_once, len(tiles)))
-            parts = velocity(torch.cat([tiles.cut(state, i) for i in group]), step)
-            for i, part in zip(group, parts.chunk(len(group))):
+            cut = [tiles.cut(state, i) for i in group]
+            cut += cut[-1:] * (at_once - len(cut) if equal else 0)
+            for i, part in zip(group, velocity(torch.cat(cut), step).chunk(len(cut))):
                 tiles.add(part, i, total)
         return total
 

@@ -75,6 +75,14 @@ class Backbone:
             table = self.conditioner(timesteps, self.text["context"], prompts)
         return table.to(self.device, self.dtype)
 
+    def prepare(self, latent: Tensor, step: Any) -> None:
+        """Make what the trunk keeps of a latent's shape, so that a graph of it takes that as it is."""
+        if self.name == "flux":
+            frame = latent[:, :, 0]
+            self.trunk.rotary(self.trunk.grid(frame.shape), step.text.shape[0], latent.device)
+        else:
+            self.trunk.rotary(self.trunk.grid(latent.shape), latent.device)
+
     def velocity(self, latent: Tensor, step: Any) -> Tensor:
         """Velocity [B, C, F, H, W] float32 of a latent at one step of the tables."""
         if self.name != "flux":

@@ -1,5 +1,7 @@
 """fp8 linear layers in a trunk."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,6 +44,14 @@ class Fp8Linear(nn.Module):
         """The layer, GELU and quantisation for the next layer, in one pass."""
         return scaled_linear(x, self.weight, self.scale, self.bias, gelu=True, fp8_out=True, bound=self.bound)
 
+    def dense(self) -> nn.Linear:
+        """An ordinary layer of these weights."""
+        weight = self.dequantised()
+        with torch.device("meta"):
+            linear = nn.Linear(*reversed(weight.shape))
+        linear.weight, linear.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, self.bias))
+        return linear
+
     def dequantised(self) -> Tensor:
         """The weight [N, K] in the bias's dtype."""
         return (self.weight.float() * self.scale).to(self.bias.dtype)
@@ -78,6 +88,28 @@ def quantize_trunk(trunk: nn.Module) -> int:
                 setattr(part, name, Fp8Linear(getattr(part, name)))
                 count += 1
     return count
+
+
+def has_fp8_layers(trunk: nn.Module) -> bool:
+    """Whether any layer of a trunk is quantised."""
+    return any(isinstance(layer, Fp8Linear) for layer in trunk.modules())
+
+
+def safer_trunk(trunk: nn.Module) -> nn.Module | None:
+    """A copy of a trunk in the next wider precision: fp8 layers as dense ones in the dtype of the rest, or all in float32.
+
+    None for a trunk that is float32 already. The weights' values stay what they were rounded to.
+    """
+    if not has_fp8_layers(trunk) and all(parameter.dtype == torch.float32 for parameter in trunk.parameters()):
+        return None
+    wider = copy.deepcopy(trunk)
+    if not has_fp8_layers(trunk):
+        return wider.float()
+    for owner in list(wider.modules()):
+        for name, layer in owner.named_children():
+            if isinstance(layer, Fp8Linear):
+                setattr(owner, name, layer.dense())
+    return wider
 
 
 def trunk_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -36,6 +36,7 @@ def restore_clip(
         job.target.parent.mkdir(parents=True, exist_ok=True)
         total = reader.info.expected_frames
         total = total if options.frames is None or total is None else min(total, options.frames)
+        restorer.expect(total or 0)
         target = write_video(
             job.target,
             reader,

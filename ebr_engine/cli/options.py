@@ -128,6 +128,21 @@ Device = Annotated[str, _computing("--device", metavar="NAME", help="auto, cpu, 
 OffloadMode = Annotated[
     Offload, _computing("--offload", help="What waits in main memory while a small GPU does not need it; blocks is the most.")
 ]
+
+
+class CompileMode(str, Enum):
+    auto = "auto"
+    off = "off"
+    on = "on"
+
+
+Compile = Annotated[
+    CompileMode,
+    _computing(
+        "--compile",
+        help="Compile the transformer for every size of picture; auto does for many pictures, and uses CUDA graphs on a GPU.",
+    ),
+]
 PictureSize = Annotated[
     Size,
     _sampling("--size", help="released: the published protocol's fixed size, 480x832 (wan) or 1024x1024 (flux)."),

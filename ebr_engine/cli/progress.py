@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -13,6 +14,7 @@ import typer
 
 from ebr_engine.cli.group import tell
 from ebr_engine.cli.outcome import Outcome
+from ebr_engine.errors import EngineWarning
 
 PLAIN_SECONDS = 30  # between two lines that tell of a long file where there is no bar
 
@@ -36,6 +38,10 @@ class Progress(AbstractContextManager):
         self._task = self._bar.add_task("loading", total=files, step="", start=False) if self._bar else None
 
     def __enter__(self) -> "Progress":
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.simplefilter("always", EngineWarning)
+        warnings.showwarning = self._warned
         if self._bar:
             self._bar.start()
         return self
@@ -43,6 +49,11 @@ class Progress(AbstractContextManager):
     def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
+        self._warnings.__exit__(*sys.exc_info())
+
+    def _warned(self, message: Warning, *where: object) -> None:
+        if isinstance(message, EngineWarning):
+            self.error(str(message), "warning")
 
     def start(self, name: str) -> None:
         """The next file begins."""

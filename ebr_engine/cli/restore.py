@@ -57,6 +57,7 @@ def restore(
     precision: options.TrunkPrecision = options.Precision.auto,
     fp8: options.Fp8 = False,
     offload: options.OffloadMode = options.Offload.none,
+    compile: options.Compile = options.CompileMode.auto,
     tile: options.Tile = None,
     tile_overlap: options.TileOverlap = None,
 ) -> None:
@@ -101,7 +102,7 @@ def restore(
         from ebr_engine.engine import RELEASED_SIZES, Restorer
 
         if engine:
-            restorer = Restorer.from_engine(engine, vae=vae, device=device, offload=offload.value)
+            restorer = Restorer.from_engine(engine, vae=vae, device=device, offload=offload.value, compile=compile.value)
         else:
             restorer = Restorer(
                 backbone,
@@ -114,6 +115,7 @@ def restore(
                 device=device,
                 precision=chosen,
                 offload=offload.value,
+                compile=compile.value,
             )
         bake = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value, "strength": strength}
         plans = {key: restorer.plan(choice.task, choice.prompts or None, **bake) for key, choice in work.choices.items()}
@@ -127,6 +129,7 @@ def restore(
             for key, plan in plans.items()
         }
         kept = {"journal": work.journal, "skipped": work.skipped}
+        restorer.expect(sum(not job.is_clip for job in work.jobs))
         failed = run_jobs(restorer, work.jobs, recipes, progress, **kept, fail_fast=fail_fast)
     if failed:
         raise typer.Exit(1)

@@ -98,9 +98,14 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
     A side too short to reflect (shorter than its padding plus one) repeats its last cell. `crop` undoes it.
     """
-    for dim in (-2, -1):
+    return pad_to(x, *(size + -size % multiple for size in x.shape[-2:]))
+
+
+def pad_to(x: Tensor, height: int, width: int) -> Tensor:
+    """Extend [..., H, W] below and to the right to `height` × `width`, which are no less, as `pad_to_multiple` does."""
+    for dim, wanted in ((-2, height), (-1, width)):
         size = x.shape[dim]
-        padding = -size % multiple
+        padding = wanted - size
         if padding:
             index = torch.arange(size + padding, device=x.device)
             beyond = 2 * (size - 1) - index if padding < size else torch.full_like(index, size - 1)

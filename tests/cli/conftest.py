@@ -17,6 +17,7 @@ class FakeRestorer:
 
     made: ClassVar[list] = []
     calls: ClassVar[list] = []
+    expected: ClassVar[list] = []
 
     def __init__(self, backbone="mini", **settings):
         if settings["device"] == "cuda:9":
@@ -28,6 +29,9 @@ class FakeRestorer:
         if task not in (None, "haze"):
             raise EbrError(f"unknown task {task!r}; bundled with mini: haze")
         return {"task": task, "prompt": prompt, **settings}
+
+    def expect(self, pictures):
+        self.expected.append(pictures)
 
     def tile_size(self, *sizes):
         pass
@@ -58,7 +62,7 @@ def engine(monkeypatch):
     """The stand-in in the engine's place; its `made` and `calls` start empty."""
     fake = types.ModuleType("ebr_engine.engine")
     fake.RELEASED_SIZES = {"wan": (4, 6)}
-    fake.Restorer = type("Restorer", (FakeRestorer,), {"made": [], "calls": []})
+    fake.Restorer = type("Restorer", (FakeRestorer,), {"made": [], "calls": [], "expected": []})
     monkeypatch.setitem(sys.modules, "ebr_engine.engine", fake)
     return fake.Restorer
 

@@ -1,0 +1,98 @@
+"""What of a run does not depend on a pixel."""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebr_engine.backbones.loading import Backbone
+from ebr_engine.bridge import StepTable
+from ebr_engine.sampler import Steps, Velocity, mean_velocity, place
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The sampler's steps, and the transformer's tables for them."""
+
+    table: StepTable
+    tables: list[Any]  # a conditioning for every velocity that is averaged: one, unless prompts are mixed by velocity
+    bake: Callable[[Backbone], list[Any]] | None = None  # the tables for the same backbone in another precision
+
+    @property
+    def conditioning(self) -> Sequence:
+        """What `sample` takes: an entry a step."""
+        return self.tables[0] if len(self.tables) == 1 else list(zip(*self.tables))
+
+    @cached_property
+    def steps(self) -> Steps:
+        """The step table's numbers where the tables are."""
+        return place(self.table, self.tables[0].head.device)
+
+    @cached_property
+    def kind(self) -> Hashable:
+        """Equal for plans whose runs are the same work on other numbers: schedule, and shapes and dtypes of the tables."""
+        shapes = tuple((tuple(x.shape), x.dtype) for tables in self.tables for x in tensors_of(tables))
+        return self.table.t0, self.table.times, tuple(map(tuple, self.table.coefficients.tolist())), len(self.tables), shapes
+
+    def velocity(self, velocity: Velocity) -> Velocity:
+        """The velocity function of a run, of the transformer's own."""
+        return velocity if len(self.tables) == 1 else mean_velocity(velocity)
+
+    def first(self, count: int) -> "Plan":
+        """The first steps alone: enough to have met every kernel, not a restoration."""
+        steps = StepTable(self.table.t0, self.table.times[: count + 1], self.table.coefficients[:count])
+        return Plan(steps, [_Part(tables, len(steps)) for tables in self.tables])
+
+    def with_precision(self, parts: Backbone) -> "Plan":
+        """The same run on the same backbone in another precision."""
+        tables = self.bake(parts) if self.bake else [tables.to(parts.device, parts.dtype) for tables in self.tables]
+        return replace(self, tables=tables)
+
+    def copy(self) -> "Plan":
+        """The same run with tables of its own, whose numbers `load` replaces."""
+        return replace(self, tables=[_mapped(torch.clone, tables) for tables in self.tables])
+
+    def load(self, other: "Plan") -> None:
+        """Take the numbers of another plan of the same kind, in place."""
+        for own, new in zip(self.tables, other.tables):
+            for target, source in zip(tensors_of(own), tensors_of(new)):
+                target.copy_(source)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The first steps of a conditioning."""
+
+    whole: Any
+    count: int
+
+    @property
+    def head(self) -> Tensor:
+        return self.whole.head
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, step: int) -> Any:
+        return self.whole[step]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.whole[step] for step in range(self.count))
+
+
+def tensors_of(conditioning: Any) -> list[Tensor]:
+    """All tensors of a backbone's tables, in order."""
+    values = (getattr(conditioning, field.name) for field in fields(conditioning))
+    return [x for value in values for x in (value if isinstance(value, tuple) else (value,))]
+
+
+def _mapped(function: Callable[[Tensor], Tensor], conditioning: Any) -> Any:
+    """The same tables with `function` of every tensor."""
+    values = {field.name: getattr(conditioning, field.name) for field in fields(conditioning)}
+    return replace(
+        conditioning,
+        **{name: tuple(map(function, value)) if isinstance(value, tuple) else function(value) for name, value in values.items()},
+    )

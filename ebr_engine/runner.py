@@ -1,0 +1,175 @@
+"""How the sampler runs on a backbone: plainly, over a compiled transformer, or as one CUDA graph.
+
+| `compile` | CPU | CUDA |
+|---|---|---|
+| `off` | plain | plain |
+| `auto` | plain; the transformer compiled when many pictures are to come (`Runner.expect`) | the same, and in CUDA graphs |
+| `on` | the transformer compiled | compiled, and in CUDA graphs |
+
+A CUDA graph holds the whole run of a shape and schedule: all evaluations, table rows and bridge steps. Tables are copied into
+it, so that all prompts of a size share it. In a picture of tiles, whose number differs, a graph holds one evaluation of a
+group of tiles. What fails to compile or to be captured is done without from then on, and told once.
+"""
+
+import weakref
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ebr_engine import settings
+from ebr_engine.backbones.loading import Backbone
+from ebr_engine.errors import EngineError, warn
+from ebr_engine.graphs import CudaRecorder, GraphError, Graphs
+from ebr_engine.media.tiling import Tiles
+from ebr_engine.plan import Plan
+from ebr_engine.sampler import Callback, Velocity, sample
+from ebr_engine.tiled import tiled
+
+COMPILES = ("auto", "off", "on")
+MANY = 32  # pictures from which on compiling pays on a CPU: see benchmarks/README.md, break_even
+SHAPES = 64  # that one transformer is compiled for, before torch gives up
+PACKED = 2**28  # bytes of weights up to which a CPU's compiled graph keeps a copy of its own, packed for its products
+WARM_STEPS = 3  # that meet every kernel of a run, the solver's differences too
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a latent is cut into tiles, and how many of them are evaluated together."""
+
+    tiles: Tiles
+    at_once: int
+
+
+class Runner:
+    """Runs plans on one backbone. `compile`: see above; `graphs` in place of those of the backbone's device.
+
+    Raises `EngineError` when compiling is asked for, and the backbone's transformer cannot be.
+    """
+
+    def __init__(self, parts: Backbone, compile: str = "auto", offloads: bool = False, graphs: Graphs | None = None):
+        self.parts, self.compile = parts, compile
+        self._refused = ""
+        if not isinstance(parts.trunk, nn.Module):
+            self._refused = "an exported transformer is compiled already"
+        elif offloads:
+            self._refused = "blocks that wait in main memory cannot be compiled"
+        if self._refused and compile == "on":
+            raise EngineError(f"{self._refused}; leave compile at auto")
+        possible = compile != "off" and not self._refused
+        if graphs is None and possible and parts.device.type == "cuda":
+            graphs = Graphs(CudaRecorder(parts.device))
+        self.graphs = graphs if possible else None
+        self.compiled = compile_trunk(parts) if compile == "on" else None
+        self._tables: weakref.WeakValueDictionary[Any, _Shared] = weakref.WeakValueDictionary()
+
+    def expect(self, pictures: int) -> None:
+        """Say how many pictures are to come: with `auto`, many are worth compiling for."""
+        if self.compile == "auto" and not self._refused and self.compiled is None and pictures >= MANY:
+            self.compiled = compile_trunk(self.parts)
+
+    @property
+    def static(self) -> bool:
+        """Whether every new shape costs something, so that shapes should be few."""
+        return self.compiled is not None or self.graphs is not None
+
+    def run(
+        self, plan: Plan, degraded: Tensor, noise: Tensor, callback: Callback | None = None, tiling: Tiling | None = None
+    ) -> Tensor:
+        """The restored latent, float32 on `degraded`'s device; see `sample`.
+
+        `callback` hears of every evaluation, but of a run that is one graph when all of them are done.
+        """
+        if self.graphs is not None:
+            try:
+                if tiling is None:
+                    return self._replayed(plan, degraded, noise, callback)
+                velocity = self._groups(self._step_of(plan), tiling)
+                return sample(velocity, range(len(plan.table)), degraded, noise, plan.steps, callback)
+            except GraphError as error:
+                self.graphs = None
+                warn(f"CUDA graphs are left out from here on: {error}")
+        velocity = plan.velocity(self.velocity)
+        velocity = velocity if tiling is None else self._groups(velocity, tiling)
+        return sample(velocity, plan.conditioning, degraded, noise, plan.steps, callback)
+
+    def velocity(self, latent: Tensor, step: Any) -> Tensor:
+        """The backbone's velocity, by the compiled transformer if there is one."""
+        if self.compiled is None:
+            return self.parts.velocity(latent, step)
+        self.parts.prepare(latent, step)
+        try:
+            with torch._dynamo.config.patch(recompile_limit=SHAPES):
+                return self.compiled.velocity(latent, step)
+        except Exception as error:  # a compiler that is missing or fails raises almost anything
+            if capturing(latent):
+                raise
+            self.compiled = None
+            warn(f"the transformer is not compiled: {error}")
+            return self.parts.velocity(latent, step)
+
+    def _groups(self, velocity: Velocity, tiling: Tiling) -> Velocity:
+        return tiled(velocity, tiling.tiles, tiling.at_once, equal=self.static)
+
+    def _replayed(self, plan: Plan, degraded: Tensor, noise: Tensor, callback: Callback | None) -> Tensor:
+        shared = self._shared(plan)
+
+        def run(degraded: Tensor, noise: Tensor, plan: Plan = shared.plan) -> Tensor:
+            return sample(plan.velocity(self.velocity), plan.conditioning, degraded, noise, plan.steps)
+
+        def warm(degraded: Tensor, noise: Tensor) -> Tensor:
+            return run(degraded, noise, shared.plan.first(WARM_STEPS))
+
+        shared.plan.steps  # noqa: B018 (placed outside of the graph's memory)
+        key = ("run", plan.kind, tuple(degraded.shape))
+        result = self.graphs.run(key, (degraded.float(), noise.to(degraded.device)), run, warm, shared)
+        if callback is not None:
+            callback(len(plan.table), len(plan.table))
+        return result
+
+    def _step_of(self, plan: Plan) -> Velocity:
+        """The velocity at the step of a number, each a graph of its own."""
+        shared = self._shared(plan)
+
+        def velocity(state: Tensor, i: int) -> Tensor:
+            step = shared.plan.conditioning[i]
+
+            def evaluate(state: Tensor) -> Tensor:
+                return shared.plan.velocity(self.velocity)(state, step)
+
+            key = ("steps", plan.kind, tuple(state.shape))
+            return self.graphs.run(key, (state,), evaluate, evaluate, shared, part=i)
+
+        return velocity
+
+    def _shared(self, plan: Plan) -> "_Shared":
+        """The tables that graphs of this kind of plan read, filled with the plan's."""
+        shared = self._tables.get(plan.kind)
+        if shared is None:
+            shared = self._tables[plan.kind] = _Shared(plan.copy(), weakref.ref(plan))
+        elif shared.loaded() is not plan:
+            shared.plan.load(plan)
+            shared.loaded = weakref.ref(plan)
+        return shared
+
+
+@dataclass(eq=False)
+class _Shared:
+    """Tables that graphs read, and whose numbers are in them."""
+
+    plan: Plan
+    loaded: Any  # a weak reference to a plan
+
+
+def compile_trunk(parts: Backbone) -> Backbone:
+    """The backbone with its transformer to be compiled, once a shape, when it first runs."""
+    settings.keep_compiled()
+    weights = sum(x.nbytes for x in parts.trunk.state_dict().values())
+    options = {"freezing": True} if parts.device.type == "cpu" and weights <= PACKED else None
+    return replace(parts, trunk=torch.compile(parts.trunk, fullgraph=True, dynamic=False, options=options))
+
+
+def capturing(x: Tensor) -> bool:
+    """Whether a graph is being recorded on the device of `x`."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
