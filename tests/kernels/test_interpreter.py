@@ -33,10 +33,11 @@ def test_kernels_are_their_formulas_in_the_interpreter():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["wan", "flux"])  # FLUX has 512 text tokens: a quarter of an hour
 @pytest.mark.skipif(not backend.HAS_TRITON, reason="Triton is not installed")
 @pytest.mark.skipif(backend.INTERPRETED, reason="already interpreted")
-def test_the_released_velocities_hold_through_the_kernels():
-    file = TESTS.parent / "backbones" / "test_wan_golden.py"  # FLUX's 512 text tokens take the interpreter too long
+def test_the_released_velocities_hold_through_the_kernels(backbone):
+    file = TESTS.parent / "backbones" / f"test_{backbone}_golden.py"
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "released_velocity", str(file)],
         cwd=KERNELS.parent,
