@@ -8,6 +8,7 @@ from ebr_engine.settings import prompt_dir
 
 BACKBONES = ("mini", "wan", "flux")
 TASKS = ("haze", "rain", "snow", "blur", "lowlight")
+AUTO = "auto"  # in a task's place: whatever the classifier sees
 ASSETS = Path(__file__).parent / "assets"
 PUBLISHED = "github.com/sudraj2002/YPT, folder ckpts"  # for wan and flux; without a licence, so never bundled
 

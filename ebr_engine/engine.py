@@ -12,7 +12,8 @@ from torch import Tensor
 from ebr_engine import buckets
 from ebr_engine.backbones.loading import Backbone, ModelSource, load_backbone
 from ebr_engine.bridge import StepTable, make_table, released_timesteps
-from ebr_engine.catalogue import BACKBONES, TASKS, find_prompts
+from ebr_engine.catalogue import AUTO, BACKBONES, TASKS, find_prompts
+from ebr_engine.classify import diagnose
 from ebr_engine.codecs import Codec
 from ebr_engine.errors import EngineError
 from ebr_engine.export.engine_file import load_engine, save_engine
@@ -239,7 +240,7 @@ class Restorer:
 
         Args: `image`: PIL image, array [H, W, 3] (uint8, uint16, or float in [0, 1]) or tensor [3, H, W] or [B, 3, H, W]
         (float in [0, 1]); the result is of the same kind, alpha untouched. `task`: a bundled or installed prompt by name, or
-        several (`rain+haze`, `rain:0.7+haze:0.3`);
+        several (`rain+haze`, `rain:0.7+haze:0.3`), or `auto` for whatever is wrong with the picture (with all of a batch);
         or `prompt`: a Prompt, a file, or a list of them or of (prompt, weight); or `plan`, made once for many pictures.
         `strength`: of all prompts together, 1 as they were learned, 0 the empty prompt, at most 2.
         `steps`, `schedule`, `order`, `t0`: see `bridge.make_table`; t0 is the first prompt's by default. `tile`,
@@ -248,9 +249,10 @@ class Restorer:
         `callback(done, total)` after each step, or once after the last where all of them are one CUDA graph.
         Raises: `EbrError` (a ValueError) for anything the request gets wrong.
         """
-        if plan is None:
-            plan = self.plan(task, prompt, steps=steps, schedule=schedule, order=order, t0=t0, mix=mix, strength=strength)
         pixels, rebuild = to_tensor(image)
+        if plan is None:
+            task = seen(pixels) if task == AUTO else task
+            plan = self.plan(task, prompt, steps=steps, schedule=schedule, order=order, t0=t0, mix=mix, strength=strength)
         how = {"tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend}
         return rebuild(self.run(pixels, plan, seed=seed, callback=callback, **how))
 
@@ -382,6 +384,14 @@ class Restorer:
         sides = self.parts.fixed[1:] if self.parts.fixed else 2 * (tile or max(height, width),)
         cells = tuple(side // cell for side in sides)
         return plan_tiles(height // cell, width // cell, cells, overlap // cell, self.parts.patch)
+
+
+def seen(pictures: Tensor) -> str:
+    """The tasks that auto chooses for pictures [B, 3, H, W] in [0, 1], as `plan` takes them; `EngineError` if there are none."""
+    diagnosis = diagnose(list(pictures))
+    if not diagnosis.tasks:
+        raise EngineError(f"auto sees {diagnosis}; name a task")
+    return "+".join(diagnosis.tasks)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

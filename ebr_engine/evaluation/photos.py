@@ -44,10 +44,11 @@ def load_photo(name: str, size: int | None) -> tuple[Tensor, Tensor | None]:
     else:
         image = getattr(data, name)()
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-    return _square(pixels, size), None if depth is None else _square(depth, size).clamp(0, 1)
+    return square(pixels, size), None if depth is None else square(depth, size).clamp(0, 1)
 
 
-def _square(x: Tensor, size: int | None) -> Tensor:
+def square(x: Tensor, size: int | None) -> Tensor:
+    """The picture [1, C, H, W] with its shorter side reduced to `size`, and of that the centre; as it is for None."""
     if size is None:
         return x
     height, width = x.shape[-2:]
