@@ -14,15 +14,28 @@ def chosen_prompts(backbone: str, task: str | None, texts: list[str]) -> list[tu
 
     Asked before any weights are: a prompt that is missing is told before a model is downloaded.
     """
-    from ebr_engine.catalogue import BACKBONES, find_prompts
-
     prompts = [_prompt(text) for text in texts]
     if bool(task) == bool(prompts):
         wrong = "both --task and --prompt" if task else "neither --task nor --prompt"
         raise EbrError(f"{wrong} given; say what to repair by one of them, for example --task haze")
-    if task and backbone in BACKBONES:
-        find_prompts(backbone, task)
+    if task:
+        prompts_of(backbone, task)
     return prompts
+
+
+def prompts_of(backbone: str, task: str) -> list[tuple[Path, float]]:
+    """The files of a task or of several, with weights; of auto, all that it may choose from. None for an unknown backbone.
+
+    Raises `PromptError` for a task that has no prompt.
+    """
+    from ebr_engine.catalogue import AUTO, BACKBONES, TASKS, find_prompts, prompt_files
+
+    if backbone not in BACKBONES:  # which loading it tells
+        return []
+    if task != AUTO:
+        return find_prompts(backbone, task)
+    found = [(file, 1.0) for name, file in prompt_files(backbone).items() if name in TASKS]
+    return found or find_prompts(backbone, TASKS[0])  # which tells where to get some
 
 
 def precision_of(precision: options.Precision, fp8: bool) -> str:

@@ -6,6 +6,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ebr_engine.cli import auto
+from ebr_engine.cli.clip_looks import compare, recoloured
 from ebr_engine.cli.interrupts import Interrupts
 from ebr_engine.cli.outcome import Outcome
 from ebr_engine.cli.overlap import Behind, ahead
@@ -30,6 +32,7 @@ def restore_clip(
     from ebr_engine.media.video import open_video, write_video
 
     started = time.perf_counter()
+    recipe = auto.settled(recipe, lambda: auto.frames_of(job.source, recipe.clips))
     options = recipe.clips
     length, overlap = restorer.chunk_size(options.chunk_frames, options.chunk_overlap)
     with open_video(job.source, start=options.start, frames=options.frames, deinterlace=options.deinterlace) as reader:
@@ -53,10 +56,13 @@ def restore_clip(
         with target as writer, closing(chunks), Behind() as encoder:
             for frame in cross_fade(_restored(restorer, chunks, recipe, total, progress, interrupts)):
                 encoder.call(writer.write, frame.pixels, frame)
-    for warning in (*reader.warnings, *target.warnings):
+    warnings = [*reader.warnings, *target.warnings]
+    if job.compare:
+        warnings += compare(job, recipe, total, progress, interrupts, commit)
+    for warning in warnings:
         progress.error(warning, "warning")
     info, seconds = reader.info, time.perf_counter() - started
-    return Outcome(job, seconds, info.width, info.height, info.bits, writer.frames)
+    return Outcome(job, seconds, info.width, info.height, info.bits, writer.frames, recipe.note)
 
 
 def _restored(
@@ -77,4 +83,4 @@ def _restored(
 
         clip = torch.from_numpy(chunk.pixels).movedim(-1, 0)[None]  # [1, 3, F, H, W]
         restored = restorer.run(clip, callback=told, first=chunk.start, **settings)
-        yield chunk, restored[0].movedim(0, -1).numpy()
+        yield chunk, recoloured(restored, clip, recipe)

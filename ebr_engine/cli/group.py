@@ -18,6 +18,7 @@ from ebr_engine.errors import EbrError
 # name: (module:attribute, panel of the help page); the attribute is a function, or a typer.Typer with its own commands.
 COMMANDS = {
     "restore": ("restore:restore", "Restore"),
+    "sheet": ("sheet:sheet", "Restore"),
     "build": ("build:build", "Restore"),
     "export": ("export:export", "Restore"),
     "demo": ("demo:demo", "Restore"),
@@ -26,6 +27,7 @@ COMMANDS = {
     "info": ("info:info", "Restore"),
     "train": ("train:train", "Learn and measure"),
     "train-backbone": ("train_backbone:train_backbone", "Learn and measure"),
+    "train-classifier": ("train_classifier:train_classifier", "Learn and measure"),
     "eval": ("eval:evaluate", "Learn and measure"),
 }
 

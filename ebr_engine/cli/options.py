@@ -22,6 +22,17 @@ class Precision(str, Enum):
     fp8 = "fp8"
 
 
+class CompareAs(str, Enum):
+    side = "side"
+    wipe = "wipe"
+
+
+class ColorFix(str, Enum):
+    none = "none"
+    wavelet = "wavelet"
+    adain = "adain"
+
+
 class Mix(str, Enum):
     residual = "residual"
     velocity = "velocity"
@@ -42,7 +53,12 @@ Inputs = Annotated[
 
 Task = Annotated[
     str | None,
-    _repair("--task", "-t", metavar="NAME", help="A bundled or installed prompt, such as haze; several: rain:0.7+haze:0.3."),
+    _repair(
+        "--task",
+        "-t",
+        metavar="NAME",
+        help="A bundled or installed prompt, such as haze; several: rain:0.7+haze:0.3; auto looks at each file.",
+    ),
 ]
 Prompts = Annotated[
     list[str] | None,
@@ -50,6 +66,11 @@ Prompts = Annotated[
 ]
 PromptMix = Annotated[
     Mix, _repair("--mix", help="Several prompts: add their residuals (one pass), or average velocities (a pass each).")
+]
+Guess = Annotated[bool, _repair("--guess", help="With --task auto: take the likeliest task where none is sure.")]
+ColourFix = Annotated[
+    ColorFix | None,
+    _repair("--color-fix", show_default="by task", help="Give results the input's colours; never right for haze or low light."),
 ]
 Strength = Annotated[
     float,
@@ -68,7 +89,16 @@ Resume = Annotated[
 ]
 FailFast = Annotated[bool, _file("--fail-fast", help="End at the first file that fails.")]
 Json = Annotated[bool, _file("--json", help="Print a JSON object a file, and one for the whole, in place of lines.")]
-Compare = Annotated[bool, _file("--compare", help="Also write NAME_compare.png: input beside output.")]
+Compare = Annotated[bool, _file("--compare", help="Also write NAME_compare: input beside output, of pictures and of clips.")]
+CompareWay = Annotated[
+    CompareAs | None,
+    _file("--compare-as", show_default="side", help="How: side by side, or with a line that wipes from one to the other."),
+]
+Preview = Annotated[
+    bool,
+    _file("--preview", help="First write NAME_preview.png, a frame or the centre of the first file, and ask whether to go on."),
+]
+Yes = Annotated[bool, _file("--yes", "-y", help="Go on after the preview without asking; without a terminal it ends there.")]
 Overwrite = Annotated[bool, _file("--overwrite", help="Replace outputs that exist; never an input.")]
 Quality = Annotated[int, _file("--quality", metavar="N", min=1, max=100, help="Of JPEG, WebP and AVIF outputs.")]
 Quiet = Annotated[bool, _file("--quiet", "-q", help="Print errors only.")]

@@ -17,6 +17,7 @@ class Outcome:
     height: int | None = None
     bits: int | None = None
     frames: int | None = None  # of a clip
+    note: str = ""  # more to tell of it: what auto chose
     error: str | None = None
 
     @property
@@ -25,7 +26,8 @@ class Outcome:
         took = f"{self.seconds:.1f} s"
         if self.frames is not None:
             took = f"{self.frames} frames  {took}  {self.frames / max(self.seconds, 1e-9):.2g} fps"
-        return f"{self.job.source} -> {self.job.target}  {self.width} x {self.height}  {self.bits} bit  {took}"
+        note = f"  {self.note}" if self.note else ""
+        return f"{self.job.source} -> {self.job.target}  {self.width} x {self.height}  {self.bits} bit  {took}{note}"
 
     @property
     def reason(self) -> str:
@@ -44,6 +46,7 @@ class Outcome:
             "height": self.height,
             "bits": self.bits,
             "frames": self.frames,
+            "note": self.note or None,
             "error": self.error,
         }
         return {name: value for name, value in values.items() if value is not None}

@@ -24,14 +24,17 @@ def read(job: "Job", recipe: Recipe) -> "Picture":
 
 def restore(restorer: Any, picture: "Picture", recipe: Recipe, callback: Callable[[int, int], None]) -> "Picture":
     """The restored picture; depth, alpha and metadata are those of the input."""
-    return replace(picture, pixels=restorer.restore(picture.pixels, callback=callback, **recipe.run))
+    from ebr_engine.media.colour_fix import fix_colours
+
+    pixels = restorer.restore(picture.pixels, callback=callback, **recipe.run)
+    return replace(picture, pixels=fix_colours(pixels, picture.pixels, recipe.colour_fix or "none"))
 
 
 def finish(job: "Job", picture: "Picture", restored: "Picture", recipe: Recipe) -> "dict[Path, Picture]":
     """What is written where: the result, and what is made of it and its input."""
     results = {job.target: restored}
     if job.compare:
-        results[job.compare] = _beside(picture, restored)
+        results[job.compare] = compared(picture, restored, recipe.compare)
     return results
 
 
@@ -44,8 +47,11 @@ def write(results: "Mapping[Path, Picture]", recipe: Recipe, commit: "Callable[[
         write_image(path, picture, recipe.quality, commit)
 
 
-def _beside(left: "Picture", right: "Picture") -> "Picture":
-    import numpy as np
+def compared(picture: "Picture", restored: "Picture", way: str) -> "Picture":
+    """Input and output in one picture: side by side, or the input in the left half."""
+    from ebr_engine.media import compare
 
-    alpha = None if left.alpha is None else np.concatenate([left.alpha, right.alpha], axis=1)
-    return replace(right, pixels=np.concatenate([left.pixels, right.pixels], axis=1), alpha=alpha)
+    alpha = None
+    if picture.alpha is not None:
+        alpha = compare.compared(picture.alpha[..., None], restored.alpha[..., None], way)[..., 0]
+    return replace(restored, pixels=compare.compared(picture.pixels, restored.pixels, way), alpha=alpha)

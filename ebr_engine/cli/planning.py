@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebr_engine.cli.choosing import chosen_prompts, is_prompt
+from ebr_engine.cli.choosing import chosen_prompts, is_prompt, prompts_of
 from ebr_engine.errors import EbrError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Options that change nothing in a file that is written; any other, a new one too, makes its outputs other ones.
 _NO_MATTER = {
-    *("inputs", "manifest", "task", "prompt", "out", "overwrite", "resume", "fail_fast", "quiet", "json"),
+    *("inputs", "manifest", "task", "prompt", "out", "overwrite", "resume", "fail_fast", "quiet", "json", "preview", "yes"),
     *("device", "offload", "offline"),
 }
 
@@ -56,7 +56,7 @@ def plan_work(asked: Mapping[str, Any]) -> Work:
     texts = [*(asked["prompt"] or []), *filter(is_prompt, words)]
     if asked["engine"] and (asked["task"] or texts):
         raise EbrError("an engine file holds its own prompt; leave --task and --prompt out, or build another one")
-    jobs, folder = _pair(inputs, asked["manifest"], asked["out"], asked["compare"])
+    jobs, folder = _pair(inputs, asked["manifest"], asked["out"], bool(asked["compare"] or asked["compare_as"]))
     choices = {key: _choice(key, asked, texts) for key in dict.fromkeys(job.task for job in jobs)}
     digests = {key: _digest(asked, choice) for key, choice in choices.items()}
     journal = None
@@ -116,9 +116,7 @@ def _choice(key: str | None, asked: Mapping[str, Any], texts: list[str]) -> Choi
 
 def _digest(asked: Mapping[str, Any], choice: Choice) -> str:
     """A digest of all that decides what is written: the options, and the prompt files' content."""
-    from ebr_engine.catalogue import BACKBONES, find_prompts
-
-    named = find_prompts(asked["backbone"], choice.task) if choice.task and asked["backbone"] in BACKBONES else []
+    named = [] if choice.task is None else prompts_of(asked["backbone"], choice.task)
     prompts = [[hashlib.sha256(path.read_bytes()).hexdigest(), weight] for path, weight in [*named, *choice.prompts]]
     files = {name: [status.st_size, status.st_mtime_ns] for name, status in _statuses(asked)}
     options = {name: _plain(value) for name, value in asked.items() if name not in _NO_MATTER}

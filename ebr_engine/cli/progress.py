@@ -128,6 +128,15 @@ class Progress(AbstractContextManager):
             else:
                 tell(text, kind)
 
+    def ask(self, question: str) -> bool:
+        """A yes or no of the person at the terminal; the bar waits."""
+        if self._bar:
+            self._bar.stop()
+        answer = typer.confirm(question, default=True, err=True)
+        if self._bar:
+            self._bar.start()
+        return answer
+
     def stopping(self, text: str) -> None:
         """Say that the run is about to stop: from a signal, which may have come in the middle of any other line."""
         if self._bar:

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ebr_engine.errors import EbrError
+
+if TYPE_CHECKING:
+    from ebr_engine.cli.auto import AutoTask
 
 
 @dataclass(frozen=True)
@@ -42,3 +45,7 @@ class Recipe:
     clips: ClipOptions = field(default_factory=ClipOptions)
     settings: str = ""  # a digest of all that decides what the outputs look like: by it a later run knows its own work
     keep_parts: bool = False  # of clips, so that a later run goes on in the middle
+    colour_fix: str | None = None  # of `media.colour_fix`; None is the one for what auto chooses, or none
+    compare: str = "side"  # of `media.compare`: how input and output are put together
+    auto: "AutoTask | None" = None  # chooses the plan for each file, which `run` then lacks
+    note: str = ""  # told of every file

@@ -1,10 +1,15 @@
 """`ebr-engine restore`: pictures in, restored pictures out."""
 
+from dataclasses import replace
+from functools import partial
+
 import typer
 
 from ebr_engine.cli import options
+from ebr_engine.cli.auto import recipe_for
 from ebr_engine.cli.choosing import precision_of
 from ebr_engine.cli.planning import plan_work
+from ebr_engine.cli.preview import go_on, write_preview
 from ebr_engine.cli.progress import Progress
 from ebr_engine.cli.recipe import ClipOptions, Recipe
 from ebr_engine.cli.running import run_jobs
@@ -18,9 +23,14 @@ def restore(
     prompt: options.Prompts = None,
     mix: options.PromptMix = options.Mix.residual,
     strength: options.Strength = 1.0,
+    guess: options.Guess = False,
+    color_fix: options.ColourFix = None,
     manifest: options.Manifest = None,
     out: options.Out = None,
     compare: options.Compare = False,
+    compare_as: options.CompareWay = None,
+    preview: options.Preview = False,
+    yes: options.Yes = False,
     overwrite: options.Overwrite = False,
     resume: options.Resume = True,
     fail_fast: options.FailFast = False,
@@ -118,16 +128,28 @@ def restore(
                 compile=compile.value,
             )
         bake = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value, "strength": strength}
-        plans = {key: restorer.plan(choice.task, choice.prompts or None, **bake) for key, choice in work.choices.items()}
         restorer.tile_size(tile, tile_overlap)  # refuses impossible ones before any picture is read
         fixed = RELEASED_SIZES.get(restorer.backbone) if size is options.Size.released else None
         if restorer.backbone == "flux" and any(job.is_clip for job in work.jobs) and not per_frame:
             raise EbrError("flux knows no time; add --per-frame to restore a clip frame by frame, or use --backbone wan")
         run = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap}
+        common = Recipe(
+            run,
+            quality,
+            fixed,
+            clips,
+            keep_parts=resume,
+            colour_fix=color_fix and color_fix.value,
+            compare=compare_as.value if compare_as else "side",
+        )
         recipes = {
-            key: Recipe(run | {"plan": plan}, quality, fixed, clips, work.digests[key], keep_parts=resume)
-            for key, plan in plans.items()
+            key: replace(recipe_for(choice, common, partial(restorer.plan, **bake), guess), settings=work.digests[key])
+            for key, choice in work.choices.items()
         }
+        if preview:
+            write_preview(restorer, work.jobs, recipes[work.jobs[0].task], progress)
+            if not go_on(len(work.jobs), yes, progress):
+                return
         kept = {"journal": work.journal, "skipped": work.skipped}
         restorer.expect(sum(not job.is_clip for job in work.jobs))
         failed = run_jobs(restorer, work.jobs, recipes, progress, **kept, fail_fast=fail_fast)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebr_engine.cli import pictures
+from ebr_engine.cli.auto import settled
 from ebr_engine.cli.clips import restore_clip
 from ebr_engine.cli.group import one_line, out_of_memory
 from ebr_engine.cli.interrupts import Interrupted, Interrupts
@@ -103,6 +104,7 @@ class _Run:
                 self._finished(outcome)
                 return
             picture, commit = source
+            recipe = settled(recipe, lambda: [picture.pixels])
             restored = pictures.restore(self.restorer, picture, recipe, self._step)
         except _EXPECTED as error:
             self.writer.wait()
@@ -119,7 +121,7 @@ class _Run:
             self._failed(job, error)
             return
         seconds = time.perf_counter() - started
-        self._finished(Outcome(job, seconds, picture.width, picture.height, picture.bits))
+        self._finished(Outcome(job, seconds, picture.width, picture.height, picture.bits, note=recipe.note))
 
     def _commit(self, job: "Job") -> "Callable[[Path, Path], None] | None":
         return self.journal.commit(job, self.recipes[job.task].settings) if self.journal else None

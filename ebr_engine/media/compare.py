@@ -1,7 +1,7 @@
 """Input and output in one picture, or one clip: side by side, or with a line that wipes from one to the other."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,13 @@ def compare_clips(
     way: str,
     reading: Mapping[str, Any] | None = None,
     writing: Mapping[str, Any] | None = None,
+    callback: Callable[[int], None] | None = None,
 ) -> list[str]:
     """Write a clip and its restored form as one clip, with the sound and times of `before`; what could not be kept.
 
     A frame of each is held at a time. `reading`: of `open_video`, for the part of `before` that was restored; `writing`: of
-    `write_video`. A restored clip of another size is shown at that size. MediaError when the two do not have as many frames.
+    `write_video`; `callback(frames)` after each. A restored clip of another size is shown at that size. MediaError when the
+    two do not have as many frames.
     """
     with open_video(before, **(reading or {})) as source, open_video(after) as result:
         height, width = result.info.height, result.info.width
@@ -67,6 +69,8 @@ def compare_clips(
                     raise MediaError(f"{out}: not written: {before} and {after} do not have as many frames")
                 left = one.pixels if one.pixels.shape == other.pixels.shape else _resized(one.pixels, height, width)
                 writer.write(compared(left, other.pixels, way, float(one.time)), one)
+                if callback is not None:
+                    callback(writer.frames)
     return [*source.warnings, *target.warnings]
 
 

@@ -59,9 +59,12 @@ def pair_inputs(inputs: Sequence[Path], out: str, compare: bool = False) -> list
     else:
         targets = [Path(out) / relative for _, relative in found]
     return [
-        Job(source, target, target.with_name(f"{target.stem}_compare.png") if compare and not is_clip(source) else None)
-        for (source, _), target in zip(found, targets)
+        Job(source, target, _compare_path(source, target) if compare else None) for (source, _), target in zip(found, targets)
     ]
+
+
+def _compare_path(source: Path, target: Path) -> Path:
+    return target.with_name(f"{target.stem}_compare{target.suffix if is_clip(source) else '.png'}")
 
 
 def pair_rows(rows: Sequence[Row], folder: Path, compare: bool = False) -> list[Job]:

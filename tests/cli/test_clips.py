@@ -51,7 +51,7 @@ def test_folders_of_pictures_and_clips_are_mirrored(cli, engine):
     code, _, stderr = cli("restore", "in", "-o", "out", "--task", "haze", "--compare")
     assert (code, stderr) == (0, "")
     found = sorted(path.relative_to("out").as_posix() for path in Path("out").rglob("[!.]*") if path.is_file())
-    assert found == ["b.png", "b_compare.png", "deep/a.mkv"]
+    assert found == ["b.png", "b_compare.png", "deep/a.mkv", "deep/a_compare.mkv"]
 
 
 @pytest.mark.parametrize(

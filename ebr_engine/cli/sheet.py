@@ -1,0 +1,137 @@
+"""`ebr-engine sheet`: one picture restored by every task, on one sheet to choose from."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ebr_engine.cli import options
+from ebr_engine.cli.progress import Progress
+from ebr_engine.errors import EbrError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ebr_engine.classify import Diagnosis
+
+
+def sheet(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A picture, or a clip, of which one frame is taken.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="SHEET.png", help="The picture to write.")],
+    *,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", "-t", metavar="NAME", show_default="all there are", help="Only this one (repeatable)."),
+    ] = None,
+    side: Annotated[int, typer.Option("--side", metavar="PIXELS", min=32, help="A larger picture is reduced to this.")] = 512,
+    strength: options.Strength = 1.0,
+    start: Annotated[float | None, typer.Option("--start", metavar="SECONDS", min=0, help="Which frame of a clip.")] = None,
+    overwrite: options.Overwrite = False,
+    steps: options.Steps = None,
+    schedule: options.StepSchedule = options.Schedule.fast,
+    seed: options.Seed = 42,
+    backbone: options.Backbone = "mini",
+    model: options.Model = None,
+    revision: options.Revision = None,
+    offline: options.Offline = False,
+    context: options.Context = None,
+    vae: options.Vae = None,
+    device: options.Device = "auto",
+    precision: options.TrunkPrecision = options.Precision.auto,
+    offload: options.OffloadMode = options.Offload.none,
+) -> None:
+    """Restore one picture by every task of a backbone, and show the results beside the input; what auto would choose is marked.
+
+    The percentages tell how sure auto is of each.
+
+    [bold]ebr-engine sheet photo.jpg -o sheet.png[/]
+
+    [bold]ebr-engine sheet photo.jpg -o sheet.png -t haze -t rain+haze -t rain+haze:0.5[/]
+    """
+    from ebr_engine.catalogue import BACKBONES, find_prompts, prompt_files
+
+    if backbone not in BACKBONES:
+        raise EbrError(f"unknown backbone {backbone!r}; choose one of {', '.join(BACKBONES)}")
+    tasks = task or sorted(prompt_files(backbone), key=_usual)
+    for name in tasks or ["haze"]:  # tells how to get prompts where there are none
+        find_prompts(backbone, name)
+    _check(source, out, overwrite)
+    pixels = _reduced(_read(source, start), side)
+
+    from ebr_engine.engine import Restorer
+    from ebr_engine.media.images import write_image
+    from ebr_engine.media.sheet import SheetTile, contact_sheet
+
+    started = time.perf_counter()
+    loading = {"model": model, "revision": revision, "offline": offline, "context": context, "vae": vae}
+    restorer = Restorer(backbone, **loading, device=device, precision=precision.value, offload=offload.value)
+    diagnosis = _diagnosis(pixels)
+    chosen = "+".join(diagnosis.tasks)
+    if task is None and len(diagnosis.tasks) > 1 and set(diagnosis.tasks) <= set(tasks):
+        tasks = [*tasks, chosen]
+    tiles = [SheetTile(pixels, "input" if chosen else "input · auto sees nothing to repair", not chosen)]
+    with Progress(1) as progress:
+        progress.start(source.name)
+        for index, name in enumerate(tasks):
+            progress.share(index / len(tasks), name)
+            plan = restorer.plan(name, steps=steps, schedule=schedule.value, strength=strength)
+            restored = restorer.restore(pixels, plan=plan, seed=seed)
+            tiles.append(SheetTile(restored, _label(name, diagnosis, name == chosen), name == chosen))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_image(out, contact_sheet(tiles))
+    size = f"{pixels.shape[1]} x {pixels.shape[0]}"
+    typer.echo(f"{source} -> {out}  {size}, {', '.join(tasks)}; auto: {diagnosis}  {time.perf_counter() - started:.1f} s")
+
+
+def _check(source: Path, out: Path, overwrite: bool) -> None:
+    from ebr_engine.media.images import SUFFIXES, MediaError
+
+    if not source.exists():
+        raise MediaError(f"{source}: no such file or folder")
+    if out.suffix.lower() not in SUFFIXES:
+        raise MediaError(f"{out}: a sheet is a picture; its name ends in one of {' '.join(SUFFIXES)}")
+    if out.exists() and out.samefile(source):
+        raise MediaError(f"{out}: is the input; it is never overwritten, choose another output")
+    if out.exists() and not overwrite:
+        raise MediaError(f"{out}: exists; replace it with --overwrite")
+
+
+def _read(source: Path, start: float | None) -> "np.ndarray":
+    from ebr_engine.media.files import is_clip
+    from ebr_engine.media.images import read_image
+    from ebr_engine.media.video import open_video
+
+    if not (is_clip(source) or source.is_dir()):
+        return read_image(source).pixels
+    with open_video(source, start=start, frames=1) as reader:
+        return next(iter(reader)).pixels
+
+
+def _reduced(pixels: "np.ndarray", side: int) -> "np.ndarray":
+    from ebr_engine.media.images import Picture, resize_picture
+
+    scale = side / max(pixels.shape[:2])
+    if scale >= 1:
+        return pixels
+    return resize_picture(Picture(pixels), *(max(1, round(length * scale)) for length in pixels.shape[:2])).pixels
+
+
+def _diagnosis(pixels: "np.ndarray") -> "Diagnosis":
+    import torch
+
+    from ebr_engine.classify import diagnose
+
+    return diagnose([torch.tensor(pixels).permute(2, 0, 1)])
+
+
+def _label(name: str, diagnosis: "Diagnosis", chosen: bool) -> str:
+    known = f" {diagnosis.probability[name]:.0%}" if name in diagnosis.probability else ""
+    return f"{name}{known}{' · auto' if chosen else ''}"
+
+
+def _usual(task: str) -> tuple[int, str]:
+    """The tasks that everybody knows first, in their order."""
+    from ebr_engine.catalogue import TASKS
+
+    return (TASKS.index(task) if task in TASKS else len(TASKS), task)
