@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ebr_engine import buckets
 from ebr_engine.backbones.loading import Backbone, ModelSource, load_backbone
+from ebr_engine.batches import AT_ONCE, groups, one_item
 from ebr_engine.bridge import StepTable, make_table, released_timesteps
 from ebr_engine.catalogue import AUTO, BACKBONES, TASKS, find_prompts
 from ebr_engine.classify import diagnose
@@ -255,6 +256,45 @@ class Restorer:
             plan = self.plan(task, prompt, steps=steps, schedule=schedule, order=order, t0=t0, mix=mix, strength=strength)
         how = {"tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend}
         return rebuild(self.run(pixels, plan, seed=seed, callback=callback, **how))
+
+    @torch.no_grad()
+    def restore_batch(
+        self,
+        images: Sequence[Any],
+        task: str | None = None,
+        prompt: PromptLike | Sequence | None = None,
+        *,
+        plan: Plan | None = None,
+        at_once: int = AT_ONCE,
+        callback: Callback | None = None,
+        seed: int = 42,
+        tile: int | None = None,
+        tile_overlap: int | None = None,
+        tile_blend: str = "latent",
+        **request: Any,
+    ) -> list[Any]:
+        """Restore several pictures and clips of any sizes: those that are padded to one size run together, `at_once` at most.
+
+        An image is one picture as `restore` takes it, or a clip, tensor [3, F, H, W] or array [F, H, W, 3]; results are of the
+        same kinds, in the same order, and those of one by one but for rounding. Other arguments are those of `restore`, and
+        so are the errors; `callback(done, total)` counts images.
+        """
+        plan = self.plan(task, prompt, **request) if plan is None else plan
+        items = [one_item(image) for image in images]
+        padded = [self._padded(pixels) for pixels, _ in items]
+        tiled = [len(self.tiles(*pixels.shape[-2:], tile, tile_overlap)) > 1 for pixels in padded]
+        results: list[Any] = [None] * len(items)
+        how = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend}
+        done = 0
+        for group in groups([tuple(pixels.shape) for pixels in padded], tiled, at_once):
+            restored = self.run(torch.cat([padded[i] for i in group]), plan, **how)
+            for i, one in zip(group, restored.split([len(padded[i]) for i in group])):
+                pixels, rebuild = items[i]
+                results[i] = rebuild(crop(one, *pixels.shape[-2:])[:, :, : pixels.shape[2]])
+            done += len(group)
+            if callback is not None:
+                callback(done, len(items))
+        return results
 
     @torch.no_grad()
     def run(
