@@ -41,8 +41,9 @@ def restore_clip(
     started = time.perf_counter()
     recipe = auto.settled(recipe, lambda: auto.frames_of(job.source, recipe.clips))
     options = recipe.clips
-    length, overlap = restorer.chunk_size(options.chunk_frames, options.chunk_overlap)
     with open_video(job.source, start=options.start, frames=options.frames, deinterlace=options.deinterlace) as reader:
+        frame = recipe.size or (reader.info.height, reader.info.width)
+        length, overlap = restorer.chunk_size(options.chunk_frames, options.chunk_overlap, frame, recipe.run.get("tile"))
         job.target.parent.mkdir(parents=True, exist_ok=True)
         total = reader.info.expected_frames
         total = total if options.frames is None or total is None else min(total, options.frames)
