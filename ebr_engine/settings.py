@@ -28,3 +28,8 @@ def keep_compiled() -> None:
 def debug() -> bool:
     """Whether the CLI shows tracebacks for expected errors too (`EBR_DEBUG=1`)."""
     return os.environ.get("EBR_DEBUG", "0") not in ("", "0")
+
+
+def process() -> tuple[int, int, int]:
+    """This process's rank, its rank on this machine, and how many there are, as `torchrun` says; (0, 0, 1) without it."""
+    return tuple(int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))

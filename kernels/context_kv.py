@@ -110,7 +110,8 @@ def context_kv(
 ) -> tuple[Tensor, Tensor]:
     """Project contexts to the cross-attention keys and values of all blocks; differentiable in all tensors.
 
-    Args: `context` [C, L, D], or each block's own [blocks, C, L, D]; `weight` [blocks, 2D, D] (key rows, then value rows); `bias` [blocks, 2D]; `norm` [blocks, D].
+    Args: `context` [C, L, D], or each block's own [blocks, C, L, D]; `weight` [blocks, 2D, D] (key rows, then value rows);
+    `bias` [blocks, 2D]; `norm` [blocks, D].
     Returns: key and value, each [blocks, C, heads, L, D/heads] in `context.dtype`.
     """
     return finish(product(context, weight), bias, norm, heads, eps)

@@ -26,6 +26,7 @@ COMMANDS = {
     "cache-text": ("cache_text:cache_text", "Restore"),
     "info": ("info:info", "Restore"),
     "train": ("train:train", "Learn and measure"),
+    "cache-latents": ("cache_latents:cache_latents", "Learn and measure"),
     "train-backbone": ("train_backbone:train_backbone", "Learn and measure"),
     "train-classifier": ("train_classifier:train_classifier", "Learn and measure"),
     "eval": ("eval:evaluate", "Learn and measure"),

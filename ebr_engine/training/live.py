@@ -1,4 +1,4 @@
-"""A conditioner whose prompt is alive: what is frozen is computed once, only prompt rows and the tables of times in each step."""
+"""A conditioner whose prompt is alive: the frozen part is computed once, the prompt's rows and the times' tables in each step."""
 
 from dataclasses import replace
 from typing import Any

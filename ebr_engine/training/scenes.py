@@ -27,21 +27,25 @@ class ScenePool:
         _run([_start(self.pixels, self.words, first, range(first + i, last, workers), 0.0) for i in range(workers)])
         self._renewer = _start(self.pixels, self.words, first, range(last, seeds("train").stop), rate) if rate > 0 else None
 
-    def crops(self, count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, list[tuple[str, ...]]]:
-        """Random crops: clean [count, 3, size, size] float32 in [0, 1], depth [count, 1, size, size], captions.
+    def crops(
+        self, count: int, size: int | tuple[int, int], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, list[tuple[str, ...]]]:
+        """Random crops of a size (h, w) or side: clean [count, 3, h, w] float32 in [0, 1], depth [count, 1, h, w], captions.
 
         Flipped at random; half of them taken at twice the size and halved, where the scenes are large enough.
         """
         side = self.pixels.shape[-1]
-        batch = torch.empty(count, 4, size, size)
+        size = (size, size) if isinstance(size, int) else size
+        batch = torch.empty(count, 4, *size)
         captions = []
         for i in range(count):
             slot, top, left, flip, halve = torch.randint(0, 2**31, (5,), generator=generator).tolist()
             slot %= len(self.pixels)
-            taken = size * 2 if halve % 2 and size * 2 <= side else size
-            top, left = top % (side - taken + 1), left % (side - taken + 1)
-            crop = self.pixels[slot, :, top : top + taken, left : left + taken].float()
-            if taken != size:
+            scale = 2 if halve % 2 and max(size) * 2 <= side else 1
+            height, width = size[0] * scale, size[1] * scale
+            top, left = top % (side - height + 1), left % (side - width + 1)
+            crop = self.pixels[slot, :, top : top + height, left : left + width].float()
+            if scale == 2:
                 crop = F.avg_pool2d(crop, 2)
             batch[i] = crop.flip(-1) if flip % 2 else crop
             captions.append(tuple(CAPTION_WORDS[word] for word in self.words[slot].tolist()))

@@ -10,9 +10,9 @@ from ebr_engine.backbones.wan import WanConfig
 from ebr_engine.bridge import PROCESSES
 from ebr_engine.cli import train
 from ebr_engine.prompts import load_prompt
-from ebr_engine.training import learning, pretrain, scenes
+from ebr_engine.training import loop, pretrain, scenes
+from ebr_engine.training.config import LOSSES, LearnConfig, read_toml, resolve
 from ebr_engine.training.degradations import TASKS
-from ebr_engine.training.learning import LOSSES
 from ebr_engine.training.scenes import ScenePool
 
 SMALL = ("--iterations", "2", "--batch", "2", "--size", "32", "--tokens", "3", "--device", "cpu")
@@ -30,7 +30,7 @@ def pool():
 
 @pytest.fixture(autouse=True)
 def small_pool(pool, monkeypatch):
-    monkeypatch.setattr(learning, "ScenePool", lambda capacity: pool)
+    monkeypatch.setattr(loop, "ScenePool", lambda capacity: pool)
 
 
 def refused(result, *words):
@@ -48,12 +48,16 @@ def test_a_prompt_is_learned_and_can_be_used_at_once(cli, tmp_path):
     for word in ("new/haze.safetensors", "haze, ebr", "2 iterations", "loss 0."):
         assert word in stdout
     lines = stderr.splitlines()
-    assert lines[0] == "rendering scenes …"
-    assert [line.split()[1] for line in lines[1:]] == ["1/2", "2/2"]
+    assert [line.split(":")[0] for line in lines[:6]] == ["prompt", "model", "data", "objective", "optimisation", "running"]
+    assert "tokens 3" in lines[0]
+    assert lines[6] == "rendering scenes …"
+    assert [line.split()[1] for line in lines[7:]] == ["1/2", "2/2"]
     prompt = load_prompt("new/haze.safetensors")
     assert (prompt.backbone, prompt.task, len(prompt.residual)) == ("mini", "haze", 3)
     assert (prompt.training["iterations"], prompt.training["batch"], prompt.training["loss"]) == (2, 2, "pixel")
-    assert [file.name for file in (tmp_path / "new").iterdir()] == ["haze.safetensors"]
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["haze.run", "haze.safetensors"]
+    assert "haze.run/report.md" in stdout
+    assert resolve(read_toml(tmp_path / "new/haze.run/config.toml")).tokens == 3
 
     from ebr_engine import Restorer
 
@@ -61,24 +65,40 @@ def test_a_prompt_is_learned_and_can_be_used_at_once(cli, tmp_path):
     assert Restorer(device="cpu").restore(image, prompt="new/haze.safetensors", steps=1).isfinite().all()
 
 
-def test_settings_reach_the_run(cli, monkeypatch):
+@pytest.fixture
+def runs(monkeypatch):
+    """(configuration, out, resume) of runs that are not run."""
     seen = []
-    monkeypatch.setattr(learning, "learn", lambda config, out, **more: seen.append((config, out, more)))
+    monkeypatch.setattr(loop, "learn", lambda config, out, *, resume, **more: seen.append((config, str(out), resume)))
+    return seen
+
+
+def test_settings_reach_the_run(cli, runs):
     options = "--bridge naive --loss velocity --t0 0.2 --power 0.5 --tokens 4 --alpha 0.2 --iterations 7 --batch 3 --size 40"
-    options += " --learning-rate 0.01 --seed 9 --device cpu --no-resume --model weights"
+    options += " --learning-rate 0.01 --seed 9 --device cpu --no-resume --model weights --set clip=0.5 --set per_block=true"
     assert cli("train", "--task", "snow", "-o", "snow.safetensors", *options.split())[0] == 0
-    ((config, out, more),) = seen
-    numbers = {"t0": 0.2, "power": 0.5, "tokens": 4, "alpha": 0.2, "iterations": 7, "batch": 3, "size": 40}
-    assert config == learning.LearnConfig("snow", "naive", "velocity", **numbers, learning_rate=0.01, seed=9)
-    assert str(out) == "snow.safetensors"
-    assert (str(more["model"]), more["device"], more["resume"]) == ("weights", "cpu", False)
+    numbers = {"t0": 0.2, "power": 0.5, "tokens": 4, "alpha": 0.2, "iterations": 7, "batch": 3, "size": 40, "seed": 9}
+    more = {"learning_rate": 0.01, "device": "cpu", "model": "weights", "clip": 0.5, "per_block": True}
+    expected = LearnConfig("snow", bridge="naive", loss="velocity", **numbers, **more)
+    assert runs == [(expected, "snow.safetensors", False)]
 
 
-def test_defaults_are_the_configurations(cli, monkeypatch):
-    seen = []
-    monkeypatch.setattr(learning, "learn", lambda config, out, **more: seen.append((config, more["resume"])))
+def test_defaults_are_the_configurations(cli, runs):
     assert cli("train", "--task", "rain", "-o", "rain.safetensors")[0] == 0
-    assert seen == [(learning.LearnConfig("rain"), True)]
+    assert runs == [(LearnConfig("rain"), "rain.safetensors", True)]
+
+
+def test_the_command_line_comes_before_the_file(cli, runs, tmp_path):
+    (tmp_path / "x.toml").write_text('task = "fog"\ndata = "."\nbatch = 5\nt0 = 0.3\nseed = 1\n')
+    assert cli("train", "-c", "x.toml", "-o", "x.safetensors", "--set", "batch=6", "--set", "seed=2", "--seed", "3")[0] == 0
+    assert runs[0][0] == LearnConfig("fog", data=".", batch=6, t0=0.3, seed=3)
+
+
+def test_every_setting_is_printed_as_a_file_that_can_be_read(cli, tmp_path):
+    code, stdout, _ = cli("train", "--settings")
+    assert code == 0
+    (tmp_path / "all.toml").write_text(stdout)
+    assert resolve(read_toml(tmp_path / "all.toml")) == LearnConfig("haze")
 
 
 def test_the_choices_are_those_of_the_library():
@@ -101,6 +121,10 @@ def test_the_choices_are_those_of_the_library():
         (["--task", "haze", "-o", "haze.safetensors", "--device", "abacus"], ["abacus"]),
         (["-o", "haze.safetensors"], ["--task"]),
         (["--task", "haze"], ["--out"]),
+        (["--task", "haze", "-o", "x.safetensors", "--set", "batch=x"], ["batch", "'x'"]),
+        (["--task", "haze", "-o", "x.safetensors", "--set", "bach=3"], ["'bach'", "'batch'"]),
+        (["--task", "fog", "-o", "x.safetensors", "--data", "nowhere", "--device", "cpu"], ["nowhere"]),
+        (["-c", "nowhere.toml", "-o", "x.safetensors"], ["nowhere.toml"]),
     ],
 )
 def test_what_cannot_be_learned_is_told_in_one_line(cli, tmp_path, arguments, words):
@@ -129,12 +153,14 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(cli, tmp_path, m
         patch.setattr(train.LossProgress, "step", interrupted)
         code, _, stderr = cli(*command)
     assert (code, stderr.splitlines()[-1]) == (130, "error: interrupted")
-    assert [file.name for file in tmp_path.iterdir()] == ["haze.ckpt"]
+    assert [file.name for file in tmp_path.rglob("*.ckpt")] == ["00000001.ckpt"]
+    assert not (tmp_path / "haze.safetensors").exists()
     code, _, stderr = cli(*command)
     assert code == 0
     assert "iteration 1/2" not in stderr
     assert "iteration 2/2" in stderr
-    assert [file.name for file in tmp_path.iterdir()] == ["haze.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["haze.run", "haze.safetensors"]
+    refused(cli(*command), "haze.safetensors exists", "--overwrite")
 
 
 def test_a_backbone_is_trained(cli, tmp_path, monkeypatch, pool):

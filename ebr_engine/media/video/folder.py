@@ -21,7 +21,7 @@ class FolderReader:
 
     def __init__(self, path: Path, *, fps: Fraction, start: float | None = None, limit: int | None = None) -> None:
         names = (n for n in os.listdir(path) if n.lower().endswith(SUFFIXES) and not n.startswith("."))
-        files = [path / name for name in sorted(names, key=_by_number)]
+        files = [path / name for name in sorted(names, key=by_number)]
         if not files:
             raise MediaError(f"{path}: no frames in this folder (looked for {' '.join(SUFFIXES)})")
         if fps <= 0:
@@ -110,6 +110,6 @@ def is_frame_target(path: str | os.PathLike) -> bool:
     return text.endswith(("/", os.sep)) or os.path.isdir(text) or _PATTERN.search(os.path.basename(text)) is not None
 
 
-def _by_number(name: str) -> list:
+def by_number(name: str) -> list:
     """frame2 before frame10."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name.lower())]

@@ -1,0 +1,252 @@
+"""The settings of a learning run: each documented once, here; read from TOML and the command line, written beside the result."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ebr_engine.catalogue import BACKBONES, TASKS
+from ebr_engine.errors import EbrError
+
+BRIDGES = ("ebr", "naive", "ddbm")
+LOSSES = ("pixel", "x0", "velocity")
+PRECISIONS = ("auto", "bf16", "fp32", "fp8")
+OPTIMIZERS = ("adam", "adamw")
+BAD_DATA = ("refuse", "skip")
+TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+SCENE_SIDE = 256  # pixels of a procedural scene
+SEEDS = 1_000_000_000  # of training: `degradations.seeds("train")`
+# What a backbone is learned with where nothing else is said.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "mini": {},
+    "wan": {"tokens": 226, "size": (480, 832), "frames": 33, "batch": 1, "loss": "velocity", "learning_rate": 0.003},
+    "flux": {"tokens": 512, "size": (1024, 1024), "batch": 1, "loss": "velocity", "learning_rate": 0.003},
+}
+
+
+def _setting(default: Any, group: str, text: str, free: bool = False) -> Any:
+    """A field: `group` and `text` document it; `free` ones may differ between an interrupted run and its resumption."""
+    return field(default=default, metadata={"group": group, "help": text, "free": free})
+
+
+@dataclass(frozen=True)
+class LearnConfig:
+    """Settings of a prompt learning run; `help` of each field's metadata is its documentation. `EbrError` for impossible ones."""
+
+    task: str = _setting("", "prompt", "What the prompt is for: haze, rain, snow, blur, lowlight, or with `data` any name.")
+    tokens: int = _setting(16, "prompt", "Rows of the prompt (wan 226, flux 512 by default).")
+    alpha: float = _setting(0.1, "prompt", "Initial strength in every block; with 0 only the strengths move in the first step.")
+    per_block: bool = _setting(False, "prompt", "A prompt of its own for each block, rather than one for all.")
+
+    backbone: str = _setting("mini", "model", "The frozen transformer: mini, wan or flux.")
+    model: str = _setting("", "model", "Its weights: a folder, a file or a hub id; empty for the backbone's own.")
+    revision: str = _setting("", "model", "Branch, tag or commit of a hub id.")
+    offline: bool = _setting(False, "model", "Never ask the hub.", free=True)
+    context: str = _setting("", "model", "The empty text, from ebr-engine cache-text; spares the text encoders.")
+    vae: str = _setting("", "model", "Another VAE, a folder in diffusers' layout.")
+    precision: str = _setting("auto", "model", "Of the transformer: auto, bf16, fp32 or fp8.")
+    checkpointing: bool = _setting(False, "model", "Keep only what enters each block and compute the rest again: less memory.")
+    compile: bool = _setting(False, "model", "Compile the blocks: a few minutes, then faster steps.")
+    device: str = _setting("auto", "model", "auto, cpu, cuda or cuda:N; several processes take a device each.", free=True)
+
+    data: str = _setting("", "data", "Pairs: a folder (see README) or a JSON list; empty for procedural scenes (mini).")
+    synthetic: bool = _setting(False, "data", "`data` holds clean pictures or clips only; degrade them by `task` on the fly.")
+    size: int | tuple[int, int] = _setting(64, "data", "Height and width of the crops in pixels, or one number for both.")
+    frames: int = _setting(1, "data", "Frames of a crop; 1 takes single frames from clips (wan: 4n + 1).")
+    stride: int = _setting(1, "data", "Largest temporal stride; 1 to so many is drawn for each clip.")
+    flip: bool = _setting(True, "data", "Mirror half of the crops.")
+    views: int = _setting(0, "data", "Crops that are drawn of each pair, for a cache; 0 draws new ones in every epoch.")
+    cache: str = _setting(
+        "", "data", "Folder of latents (ebr-engine cache-latents); what it lacks is encoded and added.", free=True
+    )
+    bad_data: str = _setting("refuse", "data", "A pair that cannot be used: refuse to go on, or skip it, naming it.")
+    scenes: int = _setting(512, "data", "Procedural scenes held in memory.")
+
+    bridge: str = _setting("ebr", "objective", "The process: ebr; naive and ddbm for comparison.")
+    loss: str = _setting("pixel", "objective", "pixel (mini), x0 (latents), or velocity (wan's and flux's default).")
+    t0: float = _setting(0.4, "objective", "Where the bridge starts, between 0 and 1.")
+    t_min: float = _setting(1e-4, "objective", "The least time.")
+    power: float = _setting(1.0, "objective", "Times are t_min + (t0 - t_min) u^power; below 1 favours early steps.")
+    on_policy: int = _setting(0, "objective", "Learn at the states that the fast sampler of so many steps visits; 0 does not.")
+
+    optimizer: str = _setting("adam", "optimisation", "adam or adamw.")
+    learning_rate: float = _setting(0.03, "optimisation", "For the prompt and its strengths (wan and flux 0.003 by default).")
+    weight_decay: float = _setting(0.0, "optimisation", "Of adamw.")
+    iterations: int = _setting(300, "optimisation", "Steps of the optimizer; the learning rate ends at a twentieth.")
+    batch: int = _setting(32, "optimisation", "Crops a step, over all processes and parts.")
+    accumulate: int = _setting(1, "optimisation", "Parts in which a process computes its share of the batch.")
+    warmup: int = _setting(10, "optimisation", "Iterations in which the learning rate rises.")
+    clip: float = _setting(0.0, "optimisation", "Largest norm of the gradient; 0 does not limit it.")
+    ema: float = _setting(0.0, "optimisation", "Decay of the average that is saved in place of the last values; 0 for none.")
+    seed: int = _setting(0, "optimisation", "Of everything random.")
+
+    save_every: int = _setting(50, "running", "Iterations between checkpoints.", free=True)
+    save_last_n: int = _setting(1, "running", "Checkpoints kept while the run goes on.", free=True)
+    validate_every: int = _setting(0, "running", "Iterations between validations; 0 for none.", free=True)
+    validation: str = _setting("", "running", "Pairs to validate on, as `data`; empty takes unseen procedural scenes.", free=True)
+    validation_count: int = _setting(4, "running", "Pictures or clips of a validation.", free=True)
+    tensorboard: bool = _setting(False, "running", "Write events for TensorBoard.", free=True)
+    wandb: str = _setting("", "running", "Project of Weights & Biases to log to.", free=True)
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_numbers(self)
+        if not self.data:
+            if self.synthetic:
+                raise EbrError("synthetic needs data: a folder of clean pictures or clips")
+            if self.backbone != "mini":
+                raise EbrError(f"{self.backbone} is learned from pairs: name a folder or a JSON list with --data")
+            if not all(32 <= side <= SCENE_SIDE for side in self.crop):
+                raise EbrError(f"the crop size must lie between 32 and {SCENE_SIDE} for procedural scenes, got {self.size}")
+        if self.loss == "pixel" and self.backbone != "mini":
+            raise EbrError(f"the pixel loss needs mini's orthonormal codec; use velocity or x0 for {self.backbone}")
+        if self.backbone != "wan" and self.frames != 1:
+            raise EbrError(f"{self.backbone} knows no time: frames must be 1, got {self.frames}")
+        if self.data and self.validate_every and not self.validation:
+            raise EbrError("validation is needed to validate: pairs that are not learned from, as data")
+        if self.cache and not self.views:
+            raise EbrError("a cache needs views: how many crops of each pair it holds")
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Height and width of the crops."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+
+def _check_choices(config: LearnConfig) -> None:
+    choices = {
+        "backbone": BACKBONES,
+        "bridge": BRIDGES,
+        "loss": LOSSES,
+        "precision": PRECISIONS,
+        "optimizer": OPTIMIZERS,
+        "bad_data": BAD_DATA,
+    }
+    if config.synthetic or not config.data:
+        choices["task"] = TASKS
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            raise EbrError(f"unknown {name} {getattr(config, name)!r}; choose one of {', '.join(known)}")
+    if not TASK_NAME.fullmatch(config.task):
+        raise EbrError(f"{config.task!r} cannot name a task: use letters, digits, - and _")
+
+
+def _check_numbers(config: LearnConfig) -> None:
+    if not 0 < config.t_min < config.t0 < 1:
+        raise EbrError(f"t_min and t0 must fulfil 0 < t_min < t0 < 1, got {config.t_min} and {config.t0}")
+    at_least = {1: "tokens iterations batch accumulate warmup scenes frames stride save_every save_last_n validation_count"}
+    at_least[0] = "views on_policy clip weight_decay validate_every"
+    for least, names in at_least.items():
+        for name in names.split():
+            if not getattr(config, name) >= least:
+                raise EbrError(f"{name} must be at least {least}, got {getattr(config, name)}")
+    for name in ("power", "learning_rate"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise EbrError(f"{name} must be a positive number, got {getattr(config, name)}")
+    if not 0 <= config.ema < 1:
+        raise EbrError(f"ema must be at least 0 and below 1, got {config.ema}")
+    if not 0 <= config.seed < SEEDS:
+        raise EbrError(f"the seed must be one of training, from 0 to {SEEDS - 1}, got {config.seed}")
+    if any(side < 8 or side % 8 for side in config.crop):
+        raise EbrError(f"the crop size must be a multiple of 8, got {config.size}")
+    if config.batch % config.accumulate:
+        raise EbrError(f"accumulate must divide the batch of {config.batch}, got {config.accumulate}")
+    if config.on_policy and config.bridge != "ebr":
+        raise EbrError(f"on_policy follows EBR's sampler; it cannot be used with the bridge {config.bridge}")
+
+
+SETTINGS: dict[str, Field] = {one.name: one for one in fields(LearnConfig)}
+FREE = frozenset(name for name, one in SETTINGS.items() if one.metadata["free"]) | {"iterations"}
+
+
+def resolve(given: Mapping[str, Any]) -> LearnConfig:
+    """A configuration of what is given and of the backbone's defaults; `EbrError` names an unknown or wrong setting."""
+    for name in given:
+        if name not in SETTINGS:
+            near = get_close_matches(name, SETTINGS, 1)
+            raise EbrError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    values = {name: _typed(name, value) for name, value in given.items()}
+    return LearnConfig(**(DEFAULTS.get(values.get("backbone", "mini"), {}) | values))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file, at its top or in tables of any name; `EbrError` for a file that cannot be read."""
+    try:
+        import tomllib
+    except ImportError:  # Python 3.10
+        import tomli as tomllib
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise EbrError(f"cannot read the configuration {path}: {error}") from error
+    settings: dict[str, Any] = {}
+    for name, value in content.items():
+        settings |= value if isinstance(value, dict) else {name: value}
+    return settings
+
+
+def read_assignments(texts: list[str]) -> dict[str, str]:
+    """`key=value` texts; `EbrError` for one without an equals sign."""
+    for text in texts:
+        if "=" not in text:
+            raise EbrError(f"{text!r} is not of the form key=value")
+    return {name.strip(): value.strip() for name, value in (text.split("=", 1) for text in texts)}
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A value of TOML or the command line in the setting's type."""
+    kind = SETTINGS[name].type
+    try:
+        if name == "size":
+            return _size(value)
+        if kind is bool:
+            return {"true": True, "false": False, True: True, False: False}[value.lower() if isinstance(value, str) else value]
+        if kind is str and isinstance(value, (str, Path)):
+            return str(value)
+        if kind is int and float(value) == int(float(value)) and not isinstance(value, bool):
+            return int(float(value))
+        if kind is float and not isinstance(value, bool):
+            return float(value)
+    except (ValueError, TypeError, KeyError, OverflowError, AttributeError):
+        pass
+    raise EbrError(f"{name} = {value!r} is not a {'text' if kind is str else kind.__name__ if name != 'size' else 'size'}")
+
+
+def _size(value: Any) -> int | tuple[int, int]:
+    """64, "64", "480x832" or [480, 832]."""
+    parts = value.lower().split("x") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+    sides = tuple(int(side) for side in parts)
+    if len(sides) not in (1, 2):
+        raise ValueError
+    return sides[0] if len(sides) == 1 else sides
+
+
+def to_toml(config: LearnConfig) -> str:
+    """All settings with their documentation, in tables by group; what `read_toml` reads."""
+    lines: list[str] = []
+    group = None
+    for name, one in SETTINGS.items():
+        if one.metadata["group"] != group:
+            group = one.metadata["group"]
+            lines += ["", f"[{group}]"]
+        lines += [f"# {one.metadata['help']}", f"{name} = {_toml(getattr(config, name))}"]
+    return "\n".join(lines[1:]) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(str, value)) + "]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (bool, str)) else repr(value)
+
+
+def told(config: LearnConfig) -> list[str]:
+    """All settings, a line a group, for a person."""
+    groups: dict[str, list[str]] = {}
+    for name, one in SETTINGS.items():
+        if (value := getattr(config, name)) != "":
+            groups.setdefault(one.metadata["group"], []).append(f"{name} {value if isinstance(value, str) else _toml(value)}")
+    return [f"{group}: {', '.join(values)}" for group, values in groups.items()]

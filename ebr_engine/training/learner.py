@@ -1,0 +1,226 @@
+"""The state of a run and its step: EBR states, the frozen trunk, an optimizer for the prompt and its α only.
+
+Objective (arXiv 2604.04924 and 2604.10983): t = t_min + (T0 − t_min)·u^power, X_t on the bridge between a clean and a degraded
+latent, v* = (X_t − X0)/t. The velocity loss is the mean of (v − v*)²; the x0 loss weights it by t², which is the error of the
+clean estimate; the pixel loss is the same measured in pixels (`mini`'s codec is orthonormal up to its scale). On policy, X_t is
+what the sampler itself visits with the prompt as it stands; no gradient goes through its steps.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ebr_engine.backbones.loading import Backbone
+from ebr_engine.bridge import FAST_STEPS, PROCESSES, RELEASED_STEPS, StepTable, make_table
+from ebr_engine.errors import EbrError
+from ebr_engine.offload import BLOCK_LISTS
+from ebr_engine.prompts import Prompt
+from ebr_engine.sampler import sample
+from ebr_engine.training.config import FREE, LearnConfig
+from ebr_engine.training.data import seeded
+from ebr_engine.training.distributed import World
+from ebr_engine.training.live import live_conditioner
+
+INITIAL_STD = 0.02  # of the prompt
+# (numbers of samples, those of the batch that follows) → degraded and clean latents [B, C, f, h, w]
+Batch = Callable[[Sequence[int], Sequence[int]], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a step tells."""
+
+    loss: float
+    gradient: float  # norm over the prompt and α, before clipping
+    rate: float  # learning rate
+
+
+@dataclass
+class Learner:
+    """The only two parameters, their optimizer and their average; everything random follows from the seed and the iteration."""
+
+    config: LearnConfig
+    parts: Backbone
+    residual: Tensor  # [L, D] or [blocks, L, D] float32
+    alpha: Tensor  # [blocks] float32
+    optimizer: torch.optim.Optimizer
+    world: World
+    live: Callable[[Tensor, Tensor, Tensor], Any]
+    average: list[Tensor] | None = None
+    iteration: int = 0
+
+    @classmethod
+    def start(cls, config: LearnConfig, parts: Backbone, world: World | None = None) -> "Learner":
+        """A fresh run: P ~ N(0, 0.02²), α constant. `EbrError` where the configuration does not fit the backbone."""
+        world = world or World()
+        check_fits(config, parts, world)
+        parts = prepared(config, parts)
+        shape = (parts.blocks,) * config.per_block + (config.tokens, parts.width)
+        residual = torch.randn(shape, generator=torch.Generator().manual_seed(config.seed)) * INITIAL_STD
+        residual = residual.to(parts.device).requires_grad_()
+        alpha = torch.full((parts.blocks,), config.alpha, device=parts.device).requires_grad_()
+        live = live_conditioner(parts, config.tokens)
+        average = [residual.detach().clone(), alpha.detach().clone()] if config.ema else None
+        return cls(config, parts, residual, alpha, make_optimizer(config, [residual, alpha]), world, live, average)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The prompt and α."""
+        return [self.residual, self.alpha]
+
+    def numbers(self, iteration: int, part: int) -> list[int]:
+        """The samples that this process learns from in a part of an iteration; none after the last one."""
+        iteration, part = divmod(iteration * self.config.accumulate + part, self.config.accumulate)
+        if iteration >= self.config.iterations:
+            return []
+        share = self.config.batch // (self.world.size * self.config.accumulate)
+        first = iteration * self.config.batch + (self.world.rank * self.config.accumulate + part) * share
+        return list(range(first, first + share))
+
+    def step(self, batch: Batch) -> Progress:
+        """One iteration; the loss is the mean over all samples of all processes."""
+        total = torch.zeros((), device=self.parts.device)
+        for part in range(self.config.accumulate):
+            numbers = self.numbers(self.iteration, part)
+            following = self.numbers(self.iteration, part + 1)
+            degraded, clean = (latent.to(self.parts.device) for latent in batch(numbers, following))
+            loss = self.loss(*self.states(numbers, degraded, clean)) / self.config.accumulate
+            loss.backward()
+            total += loss.detach()
+        self.world.mean([*(parameter.grad for parameter in self.parameters), total])
+        limit = self.config.clip or math.inf
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        rate = self.config.learning_rate * rate_factor(self.iteration, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.iteration += 1
+        if self.average is not None:
+            decay = min(self.config.ema, self.iteration / (self.iteration + 9))
+            torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1 - decay)
+        return Progress(total.item(), norm.item(), rate)
+
+    def states(self, numbers: Sequence[int], degraded: Tensor, clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """States [B, C, f, h, w], their velocity targets and times [B] for the latents of samples `numbers`."""
+        config, times, noises = self.config, [], []
+        for number in numbers:
+            generator = seeded(config.seed, "state", number)
+            times.append(torch.rand((), generator=generator))
+            noises.append(torch.randn(clean.shape[1:], generator=generator))
+        noise = torch.stack(noises).to(clean)
+        if config.on_policy:
+            return self.visited(degraded, clean, noise)
+        t = config.t_min + (config.t0 - config.t_min) * torch.stack(times).to(clean) ** config.power
+        return *PROCESSES[config.bridge](clean, degraded, noise, t, config.t0), t
+
+    @torch.no_grad()
+    def visited(self, degraded: Tensor, clean: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the fast sampler reaches before one of its steps, the same for the whole batch."""
+        config = self.config
+        table = make_table("fast", config.t0, config.on_policy)
+        done = int(torch.randint(len(table), (1,), generator=seeded(config.seed, "visited", self.iteration)))
+        begun = StepTable(table.t0, table.times[: done + 1], table.coefficients[:done])
+        timesteps = torch.tensor(begun.times[:-1], device=clean.device) * 1000
+        steps = [self.live(t[None], self.residual, self.alpha) for t in timesteps]
+        state = sample(self.parts.velocity, steps, degraded, noise, begun)
+        t = clean.new_full((len(clean),), table.times[done])
+        return state, (state - clean) / table.times[done], t
+
+    def loss(self, state: Tensor, target: Tensor, t: Tensor) -> Tensor:
+        """The loss of states [B, C, f, h, w] at times [B]; differentiable in the prompt and α."""
+        error = self.parts.velocity(state, self.live(t * 1000, self.residual, self.alpha)) - target
+        if self.config.loss != "velocity":
+            error = error * t.view(-1, 1, 1, 1, 1)
+        if self.config.loss == "pixel":
+            error = error * self.parts.codec.scale.view(1, -1, 1, 1, 1)
+        return error.square().mean()
+
+    def prompt(self, training: dict | None = None) -> Prompt:
+        """The prompt as it stands, averaged if the run averages."""
+        config = self.config
+        residual, alpha = (part.detach().cpu().clone() for part in self.average or self.parameters)
+        steps = FAST_STEPS if config.backbone == "mini" else RELEASED_STEPS
+        where = {"task": config.task, "base_model": self.parts.identity, "t0": config.t0, "t_min": config.t_min}
+        summary = asdict(config) | (training or {})
+        return Prompt(residual, alpha, config.backbone, **where, steps=config.on_policy or steps, training=summary)
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resumed run needs to go on bit for bit."""
+        return {
+            "config": json.dumps(asdict(self.config)),
+            "residual": self.residual.detach(),
+            "alpha": self.alpha.detach(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "iteration": self.iteration,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from `state`; `EbrError` when it belongs to a run with other settings (those of `FREE` may differ)."""
+        saved, now = json.loads(state["config"]), json.loads(json.dumps(asdict(self.config)))
+        if other := [name for name in now if name not in FREE and saved.get(name) != now[name]]:
+            raise EbrError(f"the checkpoint was made with other settings ({', '.join(other)}); use --no-resume to start anew")
+        with torch.no_grad():
+            for parameter, name in zip(self.parameters, ("residual", "alpha")):
+                parameter.copy_(state[name])
+        if self.average is not None:
+            self.average = [part.to(self.parts.device) for part in state["average"]]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.iteration = state["iteration"]
+
+
+def check_fits(config: LearnConfig, parts: Backbone, world: World) -> None:
+    """`EbrError` where a configuration asks for what the backbone or the processes cannot do."""
+    if any(side % parts.multiple for side in config.crop):
+        raise EbrError(f"{parts.name} takes crops whose sides are multiples of {parts.multiple}, not {config.size}")
+    if (frames := parts.codec.frames(config.frames)) != config.frames:
+        raise EbrError(f"{parts.name} takes clips of 4n + 1 frames, not {config.frames}; use {frames}")
+    if config.batch % (world.size * config.accumulate):
+        shares = f"{world.size} process(es) in {config.accumulate} part(s)"
+        raise EbrError(f"a batch of {config.batch} cannot be divided among {shares}")
+    if parts.name == "flux" and config.tokens > len(parts.text["context"]):
+        raise EbrError(f"a prompt of {config.tokens} tokens does not fit on {len(parts.text['context'])} text tokens")
+
+
+def prepared(config: LearnConfig, parts: Backbone) -> Backbone:
+    """The backbone ready to learn on: its conditioner on the trunk's device, blocks checkpointed or compiled where asked."""
+    for part in (parts.conditioner, parts.trunk):
+        part.to(parts.device).requires_grad_(False)
+    if config.compile:
+        for block in blocks_of(parts.trunk):
+            block.compile(dynamic=False)
+    if config.checkpointing:
+        checkpoint_blocks(parts.trunk)
+    return replace(parts, text={name: tensor.to(parts.device) for name, tensor in parts.text.items()})
+
+
+def blocks_of(trunk: nn.Module) -> list[nn.Module]:
+    """The blocks of a trunk, in order."""
+    return [block for name in BLOCK_LISTS for block in getattr(trunk, name, ())]
+
+
+def checkpoint_blocks(trunk: nn.Module) -> None:
+    """Keep only what enters each block; the backward pass computes the rest again."""
+    for block in blocks_of(trunk):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def make_optimizer(config: LearnConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """Adam or AdamW on the prompt and α, the only tensors with optimizer state."""
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.Adam(parameters, lr=config.learning_rate)
+
+
+def rate_factor(iteration: int, config: LearnConfig) -> float:
+    """Linear warm-up, then a cosine to a twentieth."""
+    warm = min(1.0, (iteration + 1) / config.warmup)
+    return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / config.iterations))))
