@@ -57,7 +57,8 @@ def sheet(
     for name in tasks or ["haze"]:  # tells how to get prompts where there are none
         find_prompts(backbone, name)
     _check(source, out, overwrite)
-    pixels = _reduced(_read(source, start), side)
+    whole = _read(source, start)
+    pixels = _reduced(whole, side)
 
     from ebr_engine.engine import Restorer
     from ebr_engine.media.images import write_image
@@ -66,7 +67,7 @@ def sheet(
     started = time.perf_counter()
     loading = {"model": model, "revision": revision, "offline": offline, "context": context, "vae": vae}
     restorer = Restorer(backbone, **loading, device=device, precision=precision.value, offload=offload.value)
-    diagnosis = _diagnosis(pixels)
+    diagnosis = _diagnosis(whole)
     chosen = "+".join(diagnosis.tasks)
     if task is None and len(diagnosis.tasks) > 1 and set(diagnosis.tasks) <= set(tasks):
         tasks = [*tasks, chosen]
