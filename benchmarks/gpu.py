@@ -48,6 +48,8 @@ SECTIONS = {  # the most telling first: what there is no time for is left out
     "ops": Section("Operations at the models' shapes", "gpu_sections", "ops", 60),
     "steps-wan": Section("Wan 2.1 1.3B, 480 x 832, 33 frames", "gpu_models", "steps", 70, ("wan-1.3b",)),
     "steps-flux": Section("FLUX.1-dev, 1024 x 1024", "gpu_models", "steps", 100, ("flux-dev",)),
+    "graphs-wan": Section("Whole runs of Wan 2.1 1.3B: captured, compiled", "gpu_graphs", "graphs", 60, ("wan-1.3b",)),
+    "graphs-flux": Section("Whole runs of FLUX.1-dev: captured, compiled", "gpu_graphs", "graphs", 60, ("flux-dev",)),
     "linears": Section("Linear layers: bf16, and e4m3 by its two backends", "gpu_sections", "linears", 25),
     "cuda": Section("The CUDA extension's kernels", "gpu_sections", "cuda", 40, kernels="cuda"),
     "train-wan": Section("Learning a prompt for Wan 2.1 1.3B", "gpu_models", "train", 25, ("wan-1.3b",)),

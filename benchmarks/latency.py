@@ -13,12 +13,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from benchmarks.report import ROOT, provenance, spread, told, write_json
-
-if TYPE_CHECKING:  # what imports torch is imported where its time is taken
-    from ebr_engine.backbones.wan import WanConfig
+from benchmarks.report import ROOT, plot_bars, provenance, spread, told, write_json
 
 COMMAND = [sys.executable, "-c", "from ebr_engine.cli import main; main()"]
 TASK = "haze"
@@ -32,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=5, help="processes of each kind")
     parser.add_argument("--steps", type=int, help="runs of the transformer per picture (default: by schedule)")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32", "fp8"))
+    parser.add_argument("--compile", default="auto", choices=("auto", "off", "on"), help="as of ebr-engine restore")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the stages (PNG; needs matplotlib)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number")
     parser.add_argument("--stages", type=Path, nargs=2, metavar=("IN", "OUT"), help=argparse.SUPPRESS)
@@ -45,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(result))
     if options.json:
         write_json(options.json, result)
+    if options.plot:
+        stages = {name: stage["median"] * 1e3 for name, stage in result["stages"].items()}
+        plot_bars(options.plot, stages, f"One {options.size} x {options.size} JPEG with mini", "ms")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from ebr_engine.evaluation.photos import load_photo
     from ebr_engine.media.images import write_image
 
-    settings = ["--device", options.device, "--precision", options.precision]
+    settings = ["--device", options.device, "--precision", options.precision, "--compile", options.compile]
     settings += ["--steps", str(options.steps)] if options.steps else []
     whole, parts = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +83,7 @@ def timed_stages(photo: Path, out: Path, options: argparse.Namespace) -> dict[st
         from ebr_engine.engine import Restorer
         from ebr_engine.media.images import Picture, read_image, write_image
     with clock(seconds, "load weights"):
-        restorer = Restorer(device=options.device, precision=options.precision)
+        restorer = Restorer(device=options.device, precision=options.precision, compile=options.compile)
 
     def synchronise() -> None:
         if restorer.device.type == "cuda":
@@ -95,6 +97,8 @@ def timed_stages(photo: Path, out: Path, options: argparse.Namespace) -> dict[st
                 return function(*arguments, **settings)
 
         setattr(owner, name, watched)
+
+    from ebr_engine.measuring import run_flop
 
     transformer: list[dict[str, float]] = []
 
@@ -130,22 +134,6 @@ def clock(seconds: dict[str, float], name: str, synchronise: Any = None) -> Iter
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
 
 
-def run_flop(config: "WanConfig", latent: Any, step: Any) -> int:
-    """Floating-point operations of one run of the trunk on `latent` [B, C, F, H, W] with `step`'s tables."""
-    tokens = latent[0, 0].numel() // config.patch_volume
-    prompts, rows = step.prompt_key.shape[1], step.prompt_key.shape[3]
-    return latent.shape[0] * trunk_flop(config, tokens, step.text_key.shape[3] + prompts * rows)
-
-
-def trunk_flop(config: "WanConfig", tokens: int, context: int) -> int:
-    """Linear layers and attention of one sample, a multiply-add as two; `context`: rows that cross-attention reads."""
-    width, volume = config.width, config.patch_volume
-    ends = volume * (config.in_channels + config.out_channels) * width
-    linears = 6 * width**2 + 2 * width * config.ffn_dim  # QKV, out; cross q and out; up and down
-    attention = 2 * (tokens + context) * width  # scores and values, a number each
-    return 2 * tokens * (ends + config.num_layers * (linears + attention))
-
-
 def summary(options: argparse.Namespace, whole: list[float], parts: list[dict]) -> dict[str, Any]:
     """Medians, quartiles and shares, and on what they were measured."""
     total = spread(whole)
@@ -164,6 +152,7 @@ def summary(options: argparse.Namespace, whole: list[float], parts: list[dict]) 
         "device": parts[0]["device"],
         "dtype": parts[0]["dtype"],
         "precision": options.precision,
+        "compile": options.compile,
         "whole": total,
         "stages": stages,
         "transformer": {

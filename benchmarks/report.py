@@ -58,6 +58,39 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join((line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:])))) for line in lines)
 
 
+def plot_bars(path: Path, values: dict[str, float], title: str, unit: str) -> None:
+    """Draw one horizontal bar a name, the first on top, as a PNG."""
+    axes = _axes(title, height=1.2 + 0.3 * len(values))
+    axes.barh(list(values)[::-1], list(values.values())[::-1])
+    axes.set_xlabel(unit)
+    _save(axes, path)
+
+
+def plot_lines(path: Path, lines: dict[str, tuple[Sequence[float], Sequence[float]]], title: str, x: str, y: str) -> None:
+    """Draw one line a name through its points (x, y), as a PNG."""
+    axes = _axes(title)
+    for name, points in lines.items():
+        axes.plot(*points, marker="o", label=name)
+    axes.set(xlabel=x, ylabel=y, ylim=(0, None))
+    axes.legend()
+    _save(axes, path)
+
+
+def _axes(title: str, height: float = 4.0) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise SystemExit("error: a plot needs matplotlib: pip install matplotlib") from error
+    axes = Figure(figsize=(7, height), layout="constrained").subplots()
+    axes.set_title(title, fontsize="medium")
+    return axes
+
+
+def _save(axes: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    axes.figure.savefig(path, dpi=120)
+
+
 def write_json(path: Path, result: Any) -> None:
     """Write a result, making its folder; numbers at full precision."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ COMMANDS = {
     "prompts": ("prompts:app", "Restore"),
     "cache-text": ("cache_text:cache_text", "Restore"),
     "info": ("info:info", "Restore"),
+    "bench": ("bench:bench", "Restore"),
     "train": ("train:train", "Learn and measure"),
     "cache-latents": ("cache_latents:cache_latents", "Learn and measure"),
     "train-backbone": ("train_backbone:train_backbone", "Learn and measure"),

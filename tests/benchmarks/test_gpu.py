@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_cases, gpu_clock, gpu_models, gpu_sections
+from benchmarks import gpu, gpu_cases, gpu_clock, gpu_graphs, gpu_models, gpu_sections
 from ebr_engine.kernels import backend, scaled_linear
 
 CPU = torch.device("cpu")
@@ -269,6 +269,17 @@ def test_without_a_device_it_says_so(tmp_path, monkeypatch):
 
 
 def test_every_section_exists():
-    modules = {"gpu_sections": gpu_sections, "gpu_models": gpu_models}
+    modules = {"gpu_sections": gpu_sections, "gpu_models": gpu_models, "gpu_graphs": gpu_graphs}
     for section in gpu.SECTIONS.values():
         assert callable(getattr(modules[section.module], section.function))
+
+
+@pytest.mark.parametrize("model", ["wan-1.3b", pytest.param("flux-dev", marks=pytest.mark.slow)])
+def test_every_form_of_a_run_computes_the_same_with_one_graph_for_all_prompts(run, model):
+    gpu_graphs.graphs(run, model)
+    rows = {row["form"]: row for row in run.rows()}
+    assert list(rows) == ["plain", "captured", "compiled", "compiled and captured"]
+    assert not [row for row in rows.values() if "error" in row]
+    assert all(row["ok"] for form, row in rows.items() if form != "plain")
+    assert rows["captured"]["bits"]
+    assert rows["captured"]["graphs"] == 1

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import latency
 from ebr_engine.backbones.mini import MINI
 from ebr_engine.backbones.wan import WanConditioner, WanConfig, WanTrunk
+from ebr_engine.measuring import run_flop, trunk_flop
 
 TINY = WanConfig(
     num_attention_heads=2,
@@ -39,7 +40,7 @@ def test_a_tiny_photo_is_timed_from_start_to_file(tmp_path, capsys):
     assert sum(transformer["seconds"]["all"]) == pytest.approx(stages["denoise"]["median"])
     speeds = [transformer["gflop"] / 1e3 / seconds for seconds in transformer["seconds"]["all"]]
     assert transformer["tflop_per_second"]["all"] == pytest.approx(speeds)
-    assert transformer["gflop"] * 1e9 > 64 * latency.trunk_flop(MINI, 1, 0)  # 64 tokens, and they look at each other
+    assert transformer["gflop"] * 1e9 > 64 * trunk_flop(MINI, 1, 0)  # 64 tokens, and they look at each other
     for word in ("64 x 64", "whole process", *latency.STAGES, "TFLOP/s", result["commit"], torch.__version__, result["date"]):
         assert word in text
 
@@ -55,7 +56,7 @@ def test_operations_are_counted_as_torch_counts_them(batch, prompts):
     latent = torch.randn(batch, 8, 1, 6, 10)
     with FlopCounterMode(display=False) as counter:
         trunk(latent, step)  # with gradients, so that attention is explicit products, which torch counts
-    assert latency.run_flop(TINY, latent, step) == counter.get_total_flops()
+    assert run_flop(TINY, latent, step) == counter.get_total_flops()
 
 
 def test_medians_and_quartiles():

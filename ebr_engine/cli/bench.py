@@ -1,0 +1,96 @@
+"""`ebr-engine bench`: how fast restoring is on this machine, on one screen."""
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from ebr_engine.cli import options
+
+LARGE = 0.9  # share of the time from which on only the transformer is worth looking at
+
+
+def bench(
+    *,
+    task: Annotated[str, typer.Option("--task", "-t", metavar="NAME", help="The prompt to restore with.")] = "haze",
+    size: Annotated[int, typer.Option("--size", metavar="PIXELS", min=16, help="Side of the square picture.")] = 256,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Pictures in one run.")] = 1,
+    runs: Annotated[int, typer.Option("--runs", metavar="N", min=1, help="After the first; medians are told.")] = 3,
+    backbone: options.Backbone = "mini",
+    model: options.Model = None,
+    offline: options.Offline = False,
+    device: options.Device = "auto",
+    precision: options.TrunkPrecision = options.Precision.auto,
+    compile: options.Compile = options.CompileMode.auto,
+) -> None:
+    """Time the stages of restoring a picture here: what takes how long, at which rate, by which kernels.
+
+    [bold]ebr-engine bench[/]
+
+    [bold]ebr-engine bench --size 512 --batch 4 --compile on[/]
+    """
+    started = time.perf_counter()
+    import torch
+
+    from ebr_engine.engine import Restorer
+    from ebr_engine.kernels import backend
+    from ebr_engine.measuring import measured
+
+    imports = time.perf_counter() - started
+    started = time.perf_counter()
+    source = {"model": model, "offline": offline, "device": device, "precision": precision.value, "compile": compile.value}
+    restorer = Restorer(backbone, **source)
+    load = time.perf_counter() - started
+    found = measured(restorer, task, size, runs, batch)
+    about = [
+        f"{backbone}, {batch} x {size} x {size}, {found['steps']} evaluations, {dtype(restorer)} on {restorer.device}",
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {form(restorer)}",
+        "kernels: " + ", ".join(f"{one.name} ({one.reason})" for one in backend.backends() if one.available),
+    ]
+    _show(about, {"import": imports, "load": load} | found, batch)
+
+
+def dtype(restorer: Any) -> str:
+    """The transformer's precision by name."""
+    from ebr_engine.safety import precision
+
+    return precision(restorer.parts)
+
+
+def form(restorer: Any) -> str:
+    """How the transformer runs."""
+    runner = restorer.runner
+    parts = [*(["compiled"] if runner.compiled else []), *(["CUDA graphs"] if runner.graphs else [])]
+    return " and ".join(parts) or "not compiled"
+
+
+def slow(found: dict[str, Any]) -> str:
+    """What most of a picture's time goes into, in a sentence."""
+    name = max(("encode", "denoise", "decode"), key=found.get)
+    share = found[name] / found["whole"]
+    what = {"denoise": "the transformer", "encode": "encoding", "decode": "decoding"}[name]
+    hint = "; fewer --steps, a smaller picture or a faster precision help, nothing else does" if share > LARGE else ""
+    return f"{share:.0%} of a picture's time is {what}{hint if name == 'denoise' else ''}"
+
+
+def _show(about: list[str], found: dict[str, Any], batch: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    once, each = ("import", "load", "bake"), ("encode", "denoise", "decode")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right")
+    table.add_column()
+    for name in once:
+        table.add_row(name, f"{found[name] * 1e3:.0f} ms", "once")
+    table.add_row("first run", f"{found['first'] * 1e3:.0f} ms", "with all that is compiled or set up in it")
+    for name in each:
+        share = found[name] / found["whole"]
+        table.add_row(name, f"{found[name] * 1e3:.0f} ms", f"{'█' * round(share * 30)} {share:.0%}")
+    table.add_row("[bold]whole[/]", f"[bold]{found['whole'] * 1e3:.0f} ms[/]", f"{batch / found['whole']:.3g} pictures/s")
+    console = Console(highlight=False)
+    console.print("\n".join(about) + "\n", markup=False)
+    console.print(table)
+    rate = "" if found["tflops"] != found["tflops"] else f"{found['tflops']:.3g} TFLOP/s in the transformer; "
+    console.print(f"\n{rate}{slow(found)}", markup=False)
