@@ -40,6 +40,8 @@ def find_prompts(backbone: str, tasks: str) -> list[tuple[Path, float]]:
 
     Raises `PromptError` as `find_prompt` does, for a weight that is no finite number, and for a task that is named twice.
     """
+    if tasks == AUTO:
+        raise PromptError(f"task {AUTO} chooses for each file that is restored; name a task here")
     if tasks in prompt_files(backbone):  # whatever a user's file is called
         return [(find_prompt(backbone, tasks), 1.0)]
     found: dict[Path, float] = {}

@@ -91,6 +91,7 @@ def test_an_installed_prompt_may_be_called_anything():
         ("haze+", "unknown task ''"),
         ("haze:much", "haze:much"),
         ("haze:", "haze:"),
+        ("auto", "each file"),
         ("haze:nan+rain", "haze:nan"),
         ("haze+rain+haze:2", "twice"),
     ],

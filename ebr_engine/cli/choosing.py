@@ -9,15 +9,20 @@ from ebr_engine.errors import EbrError
 PROMPT_SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
-def chosen_prompts(backbone: str, task: str | None, texts: list[str]) -> list[tuple[Path, float]]:
+def chosen_prompts(backbone: str, task: str | None, texts: list[str], auto: bool = False) -> list[tuple[Path, float]]:
     """Prompt files and their weights; `EbrError` unless there is a task or a prompt, and not both, and the files exist.
 
+    `auto`: whether the task may be left to auto.
     Asked before any weights are: a prompt that is missing is told before a model is downloaded.
     """
+    from ebr_engine.catalogue import AUTO, find_prompts
+
     prompts = [_prompt(text) for text in texts]
     if bool(task) == bool(prompts):
         wrong = "both --task and --prompt" if task else "neither --task nor --prompt"
         raise EbrError(f"{wrong} given; say what to repair by one of them, for example --task haze")
+    if task == AUTO and not auto:
+        find_prompts(backbone, AUTO)  # which says why not
     if task:
         prompts_of(backbone, task)
     return prompts

@@ -108,10 +108,10 @@ def _choice(key: str | None, asked: Mapping[str, Any], texts: list[str]) -> Choi
             raise EbrError("an engine file holds its own prompt; leave the manifest's task column out")
         return Choice(None, [])
     if key is None:
-        return Choice(asked["task"], chosen_prompts(asked["backbone"], asked["task"], texts))
+        return Choice(asked["task"], chosen_prompts(asked["backbone"], asked["task"], texts, auto=True))
     if any(map(is_prompt, key.split(";"))):
         return Choice(None, chosen_prompts(asked["backbone"], None, key.split(";")))
-    return Choice(key, chosen_prompts(asked["backbone"], key, []))
+    return Choice(key, chosen_prompts(asked["backbone"], key, [], auto=True))
 
 
 def _digest(asked: Mapping[str, Any], choice: Choice) -> str:

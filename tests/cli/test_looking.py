@@ -190,6 +190,14 @@ def test_a_manifest_may_leave_it_to_auto(cli, engine, sees):
     assert '"note": "auto: haze 90%"' in stdout
 
 
+def test_nothing_can_be_built_for_auto(cli, engine):
+    for command in (["build", "-o", "a.ebr"], ["export", "-o", "a.onnx"]):
+        code, _, stderr = cli(*command, "--task", "auto")
+        assert code == 2
+        assert "name a task" in stderr
+    assert engine.made == []
+
+
 def test_auto_is_told_where_prompts_are_when_a_backbone_has_none(cli, engine, monkeypatch, tmp_path):
     monkeypatch.setenv("EBR_PROMPT_DIR", str(tmp_path / "prompts"))
     picture("a.png")
