@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,19 @@ from ebr_engine.classify import diagnose
 from ebr_engine.codecs import Codec
 from ebr_engine.errors import EngineError
 from ebr_engine.export.engine_file import load_engine, save_engine
+from ebr_engine.fitting import Fitting, costs_of, rungs_of
 from ebr_engine.kernels import backend
 from ebr_engine.media.arrays import to_tensor
 from ebr_engine.media.sizes import pad_frames, reduced, resized
 from ebr_engine.media.tiling import Tiles, crop, match_tones, pad_to_multiple, plan_tiles
+from ebr_engine.memory import Rung, Work, size_of
 from ebr_engine.offload import OFFLOADS, offloaded
 from ebr_engine.plan import Plan
 from ebr_engine.prompts import Prompt, load_prompt, mixed_weights
 from ebr_engine.runner import COMPILES, Runner, Tiling
 from ebr_engine.safety import Safety
 from ebr_engine.sampler import Callback, draw_noise
-from ebr_engine.tiled import BLENDS, in_pixels
+from ebr_engine.tiled import BLENDS, in_chunks, in_pixels, share
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32", "fp8")
 MIXES = ("residual", "velocity")
@@ -51,6 +54,9 @@ class Restorer:
     `cuda:1`. `precision`: `auto`, `bf16`, `fp16`, `fp32`, or `fp8` (linear layers in e4m3 with row scales). `offload`: what
     waits on the CPU while it is not needed: `none`, `codec`, or `blocks` (codec and transformer blocks, for small GPUs).
     `compile`: `auto`, `off` or `on`, see `runner.py`; compiled or captured pictures are run at a few sizes only.
+    `max_memory`: bytes, or `8G`, that runs fit into by what `memory.py` computes (of the device; on a CPU weights, pictures and
+    what is computed); `low_memory`: all that saves memory without smaller tiles or chunks. When memory runs out, a run is
+    made again in a way that needs less, and that is told.
     """
 
     def __init__(
@@ -67,6 +73,8 @@ class Restorer:
         precision: str = "auto",
         offload: str = "none",
         compile: str = "auto",
+        max_memory: str | int | None = None,
+        low_memory: bool = False,
     ):
         check_choice("backbone", backbone, BACKBONES)
         check_choice("precision", precision, PRECISIONS)
@@ -76,8 +84,9 @@ class Restorer:
         paths = (Path(path) if path else None for path in (context, vae))
         source = ModelSource(model, revision, offline, *paths, sample_latents)
         chosen = choose_device(device)
+        fitting = Fitting(None if max_memory is None else size_of(max_memory), low_memory)
         resident = torch.device("cpu") if offload == "blocks" else chosen
-        self._place(load_backbone(backbone, source, resident, precision), chosen, offload, compile)
+        self._start(load_backbone(backbone, source, resident, precision), chosen, offload, compile, fitting)
 
     @classmethod
     def from_engine(
@@ -88,6 +97,8 @@ class Restorer:
         device: str = "auto",
         offload: str = "none",
         compile: str = "auto",
+        max_memory: str | int | None = None,
+        low_memory: bool = False,
     ) -> "Restorer":
         """Start from an engine file (`build`): its prompt, steps and precision are fixed, so `restore` takes none of them.
 
@@ -102,15 +113,21 @@ class Restorer:
         if offload == "blocks" and not isinstance(file.backbone.trunk, torch.nn.Module):
             raise EngineError("an exported trunk has no blocks that could wait on the CPU; use offload codec or none")
         restorer = cls.__new__(cls)
-        restorer._place(file.backbone, chosen, offload, compile)
+        fitting = Fitting(None if max_memory is None else size_of(max_memory), low_memory)
+        restorer._start(file.backbone, chosen, offload, compile, fitting)
         restorer.built = Plan(file.table, [tables.to(chosen, file.backbone.dtype) for tables in file.tables])
         return restorer
 
-    def _place(self, parts: Backbone, device: torch.device, offload: str, compile: str) -> None:
-        self.parts = offloaded(parts, device, offload)
+    def _start(self, parts: Backbone, device: torch.device, offload: str, compile: str, fitting: Fitting) -> None:
+        self.fitting, self.asked_offload = fitting, offload
+        self.built: Plan | None = None
+        self._place(offloaded(parts, device, offload), offload, compile)
+        self.costs = costs_of(self.parts)
+
+    def _place(self, parts: Backbone, offload: str, compile: str) -> None:
+        self.parts, self.offload = parts, offload
         self.runner = Runner(self.parts, compile, offload == "blocks")
         self.safety = Safety(self.parts, offload == "blocks")
-        self.built: Plan | None = None
 
     @property
     def backbone(self) -> str:
@@ -318,17 +335,59 @@ class Restorer:
         backbone that knows nothing of time (mini, FLUX) restores a clip frame by frame, with the same noise in each.
         """
         check_choice("tile blend", tile_blend, BLENDS)
-        how = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend, "callback": callback}
         if pixels.ndim == 4:
+            how = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend, "callback": callback}
             return self.run(pixels.unsqueeze(2), plan, size=size, **how).squeeze(2)
         if size is not None:
             pixels = resized(pixels, *size)
+        rungs, work = self._rungs(pixels.shape, tile, tile_overlap, tile_blend)
+
+        def attempt(rung: Rung) -> Tensor:
+            self._apply(rung)
+            return self._run(pixels, plan, rung, seed, first, callback)
+
+        return self.fitting.run(rungs, self.costs, work, attempt, self._free)
+
+    def _rungs(self, shape: Sequence[int], tile: int | None, overlap: int | None, blend: str) -> tuple[list[Rung], Work]:
+        """The ways to restore pixels [B, 3, F, H, W], from the one that is asked for down, and what there is to do."""
+        batch, _, frames, height, width = shape
+        if self.codec.temporal == 1:  # a clip is a batch of pictures
+            batch, frames = 1, batch * frames
+        codec_tile = getattr(inner(self.codec), "asked_tile", None)
+        start = Rung(*self.tile_size(tile, overlap), blend, TILES_AT_ONCE, frames, codec_tile, self.asked_offload)
+        return rungs_of(self.parts, start, self.costs, self.runner.compile == "on"), Work(batch, frames, height, width)
+
+    def _apply(self, rung: Rung) -> None:
+        """Have codec and blocks be where a rung says, and the codec take tiles of its size."""
+        if OFFLOADS.index(rung.offload) > OFFLOADS.index(self.offload):
+            if rung.offload == "blocks":
+                self.parts.trunk.to("cpu")
+            parts = replace(self.parts, codec=inner(self.codec))
+            self._place(offloaded(parts, self.device, rung.offload), rung.offload, self.runner.compile)
+        if self.costs.tiles_codec:
+            inner(self.codec).set_tile(rung.codec_tile)
+
+    def _free(self) -> None:
+        """Drop what a run left behind: recorded graphs, compiled code, and the transformer in other precisions."""
+        self._place(self.parts, self.offload, self.runner.compile)
+
+    def _run(self, pixels: Tensor, plan: Plan, rung: Rung, seed: int, first: int = 0, callback: Callback | None = None) -> Tensor:
         batch, _, frames, height, width = pixels.shape
-        if self.codec.temporal == 1 and frames > 1:
-            restored = self.run(pixels.transpose(1, 2).flatten(0, 1), plan, **how)
-            return restored.unflatten(0, (batch, frames)).transpose(1, 2)
-        padded, noise = self._ready(pixels, seed, first, self.tile_size(tile, tile_overlap)[0])
-        tiles = self.tiles(*padded.shape[-2:], tile, tile_overlap)
+        if self.codec.temporal == 1 and (frames > 1 or batch > rung.frames):
+            groups = pixels.transpose(1, 2).flatten(0, 1).unsqueeze(2).split(rung.frames)
+            parts = [self._run(x, plan, rung, seed, 0, share(callback, i, len(groups))) for i, x in enumerate(groups)]
+            return torch.cat(parts).squeeze(2).unflatten(0, (batch, frames)).transpose(1, 2)
+        if frames > rung.frames:
+            shared = min(DEFAULT_CHUNK[self.backbone][1], rung.frames - 1)
+            return in_chunks(
+                lambda chunk, start, callback: self._run(chunk, plan, rung, seed, first + start, callback),
+                pixels,
+                rung.frames,
+                shared,
+                callback,
+            )
+        padded, noise = self._ready(pixels, seed, first, rung.tile)
+        tiles = self.tiles(*padded.shape[-2:], rung.tile, rung.overlap)
         whole = partial(self._run_whole, plan=plan)
         if len(tiles) == 1:
             restored = whole(padded, noise, callback)
@@ -338,10 +397,10 @@ class Restorer:
             fixed, smallest = self.parts.fixed, max(side, SMALLEST_GUIDE)
             small = resized(padded, *fixed[1:]) if fixed else reduced(padded, smallest, self.parts.multiple)
             guide = crop(whole(*self._ready(small, seed, first, 0), None), *small.shape[-2:])
-            if tile_blend == "pixel":
+            if rung.blend == "pixel":
                 restored = in_pixels(whole, padded, noise, tiles, self.codec.spatial, callback)
             else:
-                restored = whole(padded, noise, callback, tiling=Tiling(tiles, TILES_AT_ONCE))
+                restored = whole(padded, noise, callback, tiling=Tiling(tiles, rung.at_once))
             by_frame = (x.transpose(1, 2).flatten(0, 1) for x in (restored, guide))
             matched = match_tones(*by_frame, side // TONE_CELLS)
             restored = matched.unflatten(0, (len(padded), -1)).transpose(1, 2)
@@ -389,9 +448,12 @@ class Restorer:
             latent = self.safety.run(plan, degraded, noise, tiling)
         return self.codec.decode(latent).cpu()
 
-    def chunk_size(self, frames: int | None, overlap: int | None) -> tuple[int, int]:
+    def chunk_size(
+        self, frames: int | None, overlap: int | None, size: tuple[int, int] | None = None, tile: int | None = None
+    ) -> tuple[int, int]:
         """Length and overlap of a clip's chunks in frames, with the backbone's defaults.
 
+        For frames of `size` (height, width) they are no longer than memory allows, where it is limited.
         Raises `EngineError` for a length that the codec does not take.
         """
         length, shared = DEFAULT_CHUNK[self.backbone]
@@ -400,12 +462,15 @@ class Restorer:
         length = length if frames is None else frames
         if self.codec.frames(length) != length:
             raise EngineError(f"{self.backbone} takes chunks of 4n + 1 frames, not {length}; use {self.codec.frames(length)}")
+        if size is not None and self.codec.temporal > 1 and not self.parts.fixed:
+            rungs, work = self._rungs((1, 3, length, *size), tile, None, "latent")
+            length = rungs[self.fitting.rung(rungs, self.costs, work)].frames
         return length, min(shared, length - 1) if overlap is None else overlap
 
     def tile_size(self, tile: int | None, overlap: int | None) -> tuple[int, int]:
         """Side and overlap of the tiles in pixels, checked, with the backbone's defaults; a side of 0 never tiles."""
         multiple, fixed = self.parts.multiple, self.parts.fixed
-        if fixed and tile is not None:
+        if fixed and tile not in (None, min(fixed[1:])):
             raise EngineError(f"this graph runs tiles of {fixed[1]} x {fixed[2]} pixels only; leave the tile size out")
         tile = (min(fixed[1:]) if fixed else DEFAULT_TILE[self.backbone]) if tile is None else tile
         if tile < 0 or tile % multiple:
@@ -432,6 +497,11 @@ def seen(pictures: Tensor) -> str:
     if not diagnosis.tasks:
         raise EngineError(f"auto sees {diagnosis}; name a task")
     return "+".join(diagnosis.tasks)
+
+
+def inner(codec: Codec) -> Codec:
+    """The codec itself, where one waits on the CPU."""
+    return getattr(codec, "codec", codec)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

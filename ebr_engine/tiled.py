@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebr_engine.media.tiling import Tiles
+from ebr_engine.media.tiling import Tiles, plan_tiles
 from ebr_engine.sampler import Callback, Velocity
 
 BLENDS = ("latent", "pixel")
@@ -49,9 +49,26 @@ def in_pixels(run: Run, pixels: Tensor, noise: Tensor, tiles: Tiles, cell: int, 
     scaled, count = tiles.scaled(cell), len(tiles)
     total = torch.zeros(pixels.shape, dtype=torch.float32)
     for i in range(count):
-
-        def told(done: int, steps: int, i: int = i) -> None:
-            callback(i * steps + done, count * steps)
-
-        scaled.add(run(scaled.cut(pixels, i), tiles.cut(noise, i), told if callback else None), i, total)
+        scaled.add(run(scaled.cut(pixels, i), tiles.cut(noise, i), share(callback, i, count)), i, total)
     return total
+
+
+def in_chunks(
+    run: Callable[[Tensor, int, Callback | None], Tensor], pixels: Tensor, length: int, overlap: int, callback: Callback | None
+) -> Tensor:
+    """Restore a clip [B, 3, F, H, W] in chunks of `length` frames that fade over the `overlap` or more that they share.
+
+    `run(chunk, first, callback)` restores one whose first frame is the clip's frame `first`.
+    """
+    chunks = plan_tiles(pixels.shape[2], 1, (length, 1), overlap)
+    total = torch.zeros(pixels.shape, dtype=torch.float32)
+    for i, (start, weights) in enumerate(zip(chunks.tops, chunks.row_weights)):
+        part = slice(start, start + chunks.tile_height)
+        restored = run(pixels[:, :, part], start, share(callback, i, len(chunks)))
+        total[:, :, part] += restored * torch.tensor(weights)[:, None, None]
+    return total
+
+
+def share(callback: Callback | None, index: int, count: int) -> Callback | None:
+    """The callback of part `index` of `count`, for which the whole's hears of the steps of all parts."""
+    return callback and (lambda done, steps: callback(index * steps + done, count * steps))

@@ -85,14 +85,20 @@ class VaeCodec(ABC):
         self.vae = vae.eval().requires_grad_(False)
         self.mean, self.std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (mean, std))
         self.asked_dtype, self.sample_latents, self.seed = dtype, sample_latents, seed
-        self.tile, side = tile, tile or self.default_tile
-        self.overlap = min(self.default_overlap, side // 2 // self.spatial * self.spatial) if overlap is None else overlap
-        if not 0 <= self.overlap < side or side % self.spatial or self.overlap % self.spatial:
+        self.asked_tile, self.asked_overlap = tile, overlap
+        self.set_tile(tile)
+        self.to("cpu")
+
+    def set_tile(self, tile: int | None) -> None:
+        """Take tiles of another side in pixels from now on; `EbrError` for one that cannot be."""
+        side, overlap = tile or self.default_tile, self.asked_overlap
+        overlap = min(self.default_overlap, side // 2 // self.spatial * self.spatial) if overlap is None else overlap
+        if not 0 <= overlap < side or side % self.spatial or overlap % self.spatial:
             raise EbrError(
                 f"the codec's tile and overlap must be multiples of {self.spatial} pixels, and the overlap the smaller: "
-                f"got {side} and {self.overlap}"
+                f"got {side} and {overlap}"
             )
-        self.to("cpu")
+        self.tile, self.overlap = tile, overlap
 
     @property
     def dtype(self) -> torch.dtype:
@@ -250,6 +256,11 @@ class VaeCodec(ABC):
             raise EbrError("the codec gave values that are not finite, in float32 too: its input or its weights are damaged")
         return result
 
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Channels at the picture's resolution."""
+
     @abstractmethod
     def _encode_fine(self, x: Tensor, cache: Cache) -> Tensor:
         """Pixels [1, 3, frames of a group, H, W] in [-1, 1] → features [1, C, 1, h, w]."""
@@ -285,6 +296,11 @@ class WanCodec(VaeCodec):
         self.spatial, self.temporal = 2 ** (len(config.dim_mult) - 1), 2 ** sum(config.temperal_downsample)
         self.channels = config.z_dim
         super().__init__(vae, config.latents_mean, config.latents_std, **options)
+
+    @property
+    def width(self) -> int:
+        """See `VaeCodec`."""
+        return self.vae.config.base_dim
 
     def _encode_fine(self, x: Tensor, cache: Cache) -> Tensor:
         encoder, layer = self.vae.encoder, [0]
@@ -328,6 +344,11 @@ class FluxCodec(VaeCodec):
         self.spatial, self.channels = 2 ** (len(config.block_out_channels) - 1), config.latent_channels
         mean, std = config.shift_factor or 0.0, 1 / config.scaling_factor
         super().__init__(vae, [mean] * self.channels, [std] * self.channels, **options)
+
+    @property
+    def width(self) -> int:
+        """See `VaeCodec`."""
+        return self.vae.config.block_out_channels[0]
 
     def _encode_fine(self, x: Tensor, cache: Cache) -> Tensor:
         encoder = self.vae.encoder

@@ -1,8 +1,10 @@
 """The part of `ebr-engine restore` that does clips: frames in, chunks through the engine, frames out."""
 
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +15,14 @@ from ebr_engine.cli.outcome import Outcome
 from ebr_engine.cli.overlap import Behind, ahead
 from ebr_engine.cli.progress import Progress
 from ebr_engine.cli.recipe import Recipe
+from ebr_engine.errors import EbrError
+from ebr_engine.version import __version__
 
 if TYPE_CHECKING:
     from ebr_engine.media.chunking import Chunk
     from ebr_engine.media.files import Job
+    from ebr_engine.media.video import Frame
+    from ebr_engine.media.video.parts import Parts
 
 
 def restore_clip(
@@ -28,14 +34,16 @@ def restore_clip(
     commit: "Callable[[Path, Path], None] | None" = None,
 ) -> Outcome:
     """Restore one clip. A file under the final name is always whole, and given it by `commit(part, path)`."""
-    from ebr_engine.media.chunking import chunked, cross_fade
+    from ebr_engine.media.chunking import blend, chunked
     from ebr_engine.media.video import open_video, write_video
+    from ebr_engine.media.video.parts import Parts
 
     started = time.perf_counter()
     recipe = auto.settled(recipe, lambda: auto.frames_of(job.source, recipe.clips))
     options = recipe.clips
-    length, overlap = restorer.chunk_size(options.chunk_frames, options.chunk_overlap)
     with open_video(job.source, start=options.start, frames=options.frames, deinterlace=options.deinterlace) as reader:
+        frame = recipe.size or (reader.info.height, reader.info.width)
+        length, overlap = restorer.chunk_size(options.chunk_frames, options.chunk_overlap, frame, recipe.run.get("tile"))
         job.target.parent.mkdir(parents=True, exist_ok=True)
         total = reader.info.expected_frames
         total = total if options.frames is None or total is None else min(total, options.frames)
@@ -52,35 +60,86 @@ def restore_clip(
             size=recipe.size,
             commit=commit,
         )
+        parts = Parts(job.target, _key(job, recipe, target, length, overlap), total) if recipe.keep_parts else None
+        warnings = [reader.warnings, target.warnings, parts.warnings if parts else []]
         chunks = ahead(chunked(reader, length, overlap, restorer.codec.frames))
-        with target as writer, closing(chunks), Behind() as encoder:
-            for frame in cross_fade(_restored(restorer, chunks, recipe, total, progress, interrupts)):
-                encoder.call(writer.write, frame.pixels, frame)
-    warnings = [*reader.warnings, *target.warnings]
+        try:
+            with target as writer, closing(chunks), Behind() as encoder:
+                tail = []
+                if parts and parts.chunks:
+                    progress.line(f"{job.source}: goes on at frame {parts.frames + 1}")
+                    _write_stored(parts, writer, encoder, interrupts)
+                    tail = parts.tail(reader.info.time_base)
+
+                def write(frame: "Frame") -> None:
+                    picture = writer.prepare(frame.pixels)
+                    writer.write_prepared(picture, frame)
+                    if parts:
+                        parts.add(picture, frame)
+
+                begun = time.perf_counter()
+                first = parts.chunks if parts else 0
+                for index, chunk in enumerate(chunks):
+                    if index < first:
+                        continue
+                    shown = _shown(chunk, total, begun, parts.frames if parts else 0, progress, interrupts)
+                    settled, tail = blend(chunk, _restored(restorer, chunk, recipe, shown), tail)
+                    while settled:
+                        encoder.call(write, settled.popleft())
+                    if parts:
+                        encoder.call(parts.settle, index + 1, tail)
+                    del chunk  # before the next one is waited for
+                for frame in tail:
+                    encoder.call(write, frame)
+                encoder.call(writer.drain)
+        except EbrError as error:
+            if parts and not isinstance(error.__cause__, OSError):  # which another run may not meet
+                parts.remove()
+            raise
+        if parts:
+            parts.remove()
     if job.compare:
-        warnings += compare(job, recipe, total, progress, interrupts, commit)
-    for warning in warnings:
+        warnings.append(compare(job, recipe, total, progress, interrupts, commit))
+    for warning in chain(*warnings):
         progress.error(warning, "warning")
     info, seconds = reader.info, time.perf_counter() - started
     return Outcome(job, seconds, info.width, info.height, info.bits, writer.frames, recipe.note)
 
 
-def _restored(
-    restorer: Any, chunks: "Iterator[Chunk]", recipe: Recipe, total: int | None, progress: Progress, interrupts: Interrupts
-) -> "Iterator[tuple[Chunk, Any]]":
+def _key(job: "Job", recipe: Recipe, target: Any, length: int, overlap: int) -> str:
+    """What has to agree for the parts of an earlier run to be those of this one."""
+    status = job.source.stat()
+    source = [job.source.name, status.st_size, status.st_mtime_ns]
+    return json.dumps([__version__, recipe.settings, source, length, overlap, target.pixel_format, target.height, target.width])
+
+
+def _write_stored(parts: "Parts", writer: Any, encoder: Behind, interrupts: Interrupts) -> None:
+    # In the encoder's thread, as all frames: x264 gives other bytes in one that has run the transformer.
+    for picture, frame in parts.stored(writer.width, writer.height, writer.pixel_format, writer.info.time_base):
+        interrupts.check()
+        encoder.call(writer.write_prepared, picture, frame)
+
+
+def _restored(restorer: Any, chunk: "Chunk", recipe: Recipe, callback: Callable[[int, int], None]) -> Any:
+    """The restoration of a chunk, [F, H, W, 3]."""
     import torch
 
-    settings = dict(recipe.run) | ({"size": recipe.size} if recipe.size else {})
-    started = time.perf_counter()
-    for chunk in chunks:
+    size = {"size": recipe.size} if recipe.size else {}
+    clip = torch.from_numpy(chunk.pixels).movedim(-1, 0)[None]  # [1, 3, F, H, W]
+    restored = restorer.run(clip, callback=callback, first=chunk.start, **recipe.run, **size)
+    return recoloured(restored, clip, recipe)
 
-        def told(index: int, steps: int, chunk: "Chunk" = chunk) -> None:
-            interrupts.check()
-            done = chunk.start + len(chunk.frames) * index / steps
-            frames = f"frames {chunk.start + 1} to {chunk.start + len(chunk.frames)}" + (f" of {total}" if total else "")
-            rate = done / (time.perf_counter() - started)
-            progress.share(done / total if total else 0, f"{frames}, step {index}/{steps}, {rate:.2g} fps")
 
-        clip = torch.from_numpy(chunk.pixels).movedim(-1, 0)[None]  # [1, 3, F, H, W]
-        restored = restorer.run(clip, callback=told, first=chunk.start, **settings)
-        yield chunk, recoloured(restored, clip, recipe)
+def _shown(
+    chunk: "Chunk", total: int | None, begun: float, before: int, progress: Progress, interrupts: Interrupts
+) -> Callable[[int, int], None]:
+    """What is called after each step on a chunk: shows where the clip is, and stops there when that is asked for."""
+    frames = f"frames {chunk.start + 1} to {chunk.start + len(chunk.frames)}" + (f" of {total}" if total else "")
+
+    def told(index: int, steps: int) -> None:
+        interrupts.check()
+        done = chunk.start + len(chunk.frames) * index / steps
+        rate = max(0.0, done - before) / (time.perf_counter() - begun)
+        progress.share(done / total if total else 0, f"{frames}, step {index}/{steps}, {rate:.2g} fps")
+
+    return told

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ebr_engine.cli.choosing import chosen_prompts
 from ebr_engine.cli.group import tell
-from ebr_engine.cli.restore import chosen_prompts
 from ebr_engine.errors import EbrError
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ def evaluate_files(request: Request, tasks: list[str], texts: list[str], how: di
     names = tuple(name for name in METRICS if name in (wanted := [part.strip() for part in request.metrics.split(",")]))
     make_scores(wanted)  # refuses what is unknown or not installed before anything is read
     items = _items(request)
+    if all(item.target is None for item in items) and all(METRICS[name].needs_target for name in names):
+        learned = ", ".join(name for name, metric in METRICS.items() if not metric.needs_target)
+        raise EbrError(f"nothing here has a target; give --target, or --metrics that need none: {learned}")
     restoring = _restoring(request, items, tasks, texts, how)
 
     from ebr_engine.evaluation.protocols import protocol_for

@@ -126,6 +126,11 @@ class Offload(str, Enum):
     blocks = "blocks"
 
 
+class Blend(str, Enum):
+    latent = "latent"
+    pixel = "pixel"
+
+
 class Size(str, Enum):
     native = "native"
     released = "released"
@@ -193,6 +198,21 @@ TileOverlap = Annotated[
     int | None,
     _computing("--tile-overlap", min=0, metavar="PIXELS", show_default="by backbone", help="What neighbouring tiles share."),
 ]
+
+TileBlend = Annotated[
+    Blend,
+    _computing("--tile-blend", help="latent: tiles agree in every step; pixel: each runs alone, with less memory."),
+]
+MaxMemory = Annotated[
+    str | None,
+    _computing(
+        "--max-memory",
+        metavar="SIZE",
+        show_default="all there is",
+        help="Such as 8G: choose tiles, chunks and what waits in main memory so that this is enough.",
+    ),
+]
+LowMemory = Annotated[bool, _computing("--low-memory", help="All that saves memory without smaller tiles or chunks; slower.")]
 
 Start = Annotated[float | None, _clip("--start", metavar="SECONDS", min=0, help="Begin there.")]
 Frames = Annotated[int | None, _clip("--frames", metavar="N", min=1, help="Restore so many frames only.")]

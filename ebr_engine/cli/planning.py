@@ -64,7 +64,10 @@ def plan_work(asked: Mapping[str, Any]) -> Work:
         check_writable(folder)
         journal = Journal(folder)
     finished = {job for job in jobs if journal and journal.finished(job, digests[job.task])}
-    check_jobs(jobs, asked["overwrite"], finished.__contains__, journal.knows if journal else lambda path: False)
+    if journal:
+        check_jobs(jobs, asked["overwrite"], lambda job, path: journal.vouches(path, job, digests[job.task]), journal.knows)
+    else:
+        check_jobs(jobs, asked["overwrite"])
     left = [job for job in jobs if job not in finished]
     return Work(left, choices, digests, len(finished), journal)
 

@@ -70,6 +70,9 @@ def restore(
     compile: options.Compile = options.CompileMode.auto,
     tile: options.Tile = None,
     tile_overlap: options.TileOverlap = None,
+    tile_blend: options.TileBlend = options.Blend.latent,
+    max_memory: options.MaxMemory = None,
+    low_memory: options.LowMemory = False,
 ) -> None:
     """Restore pictures and clips: of any size, depth and length; alpha, EXIF, colour profile, sound and times are kept.
 
@@ -111,8 +114,10 @@ def restore(
 
         from ebr_engine.engine import RELEASED_SIZES, Restorer
 
+        placed = {"device": device, "offload": offload.value, "compile": compile.value}
+        placed |= {"max_memory": max_memory, "low_memory": low_memory}
         if engine:
-            restorer = Restorer.from_engine(engine, vae=vae, device=device, offload=offload.value, compile=compile.value)
+            restorer = Restorer.from_engine(engine, vae=vae, **placed)
         else:
             restorer = Restorer(
                 backbone,
@@ -122,17 +127,15 @@ def restore(
                 context=context,
                 vae=vae,
                 sample_latents=sample_latents,
-                device=device,
                 precision=chosen,
-                offload=offload.value,
-                compile=compile.value,
+                **placed,
             )
         bake = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value, "strength": strength}
         restorer.tile_size(tile, tile_overlap)  # refuses impossible ones before any picture is read
         fixed = RELEASED_SIZES.get(restorer.backbone) if size is options.Size.released else None
         if restorer.backbone == "flux" and any(job.is_clip for job in work.jobs) and not per_frame:
             raise EbrError("flux knows no time; add --per-frame to restore a clip frame by frame, or use --backbone wan")
-        run = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap}
+        run = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend.value}
         common = Recipe(
             run,
             quality,

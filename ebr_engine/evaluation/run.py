@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebr_engine.catalogue import find_prompt
+from ebr_engine.catalogue import find_prompts
 from ebr_engine.engine import Plan, Restorer
 from ebr_engine.errors import EbrError
 from ebr_engine.evaluation.metrics import METRICS, make_scores
@@ -117,8 +117,8 @@ class Measurer:
         how = {"seed": restoring.seed, "tile": restoring.tile, "tile_overlap": restoring.tile_overlap}
         peak = 2 ** (_bits(source) if protocol.size is None else 8) - 1
 
-        def run(clip: Tensor) -> Tensor:  # [1, 3, F, H, W]
-            restored = self.restorer.run(clip, self.plan, **how)
+        def run(clip: Tensor, first: int = 0) -> Tensor:  # [1, 3, F, H, W]
+            restored = self.restorer.run(clip, self.plan, first=first, **how)
             return (restored * peak).round() / peak if protocol.rounded else restored
 
         frames = (protocol.prepared(as_frame(pixels)) for pixels in source.frames(protocol.frames))
@@ -129,7 +129,7 @@ class Measurer:
         stream = (Frame(frame[0].permute(1, 2, 0).numpy(), i, Fraction(1, 24)) for i, frame in enumerate(frames))
         chunks = chunked(stream, length, overlap, self.restorer.codec.frames)
         pixels = ((chunk, torch.from_numpy(chunk.pixels).movedim(-1, 0)[None]) for chunk in chunks)
-        for frame in cross_fade((chunk, run(clip)[0].movedim(0, -1).numpy()) for chunk, clip in pixels):
+        for frame in cross_fade((chunk, run(clip, chunk.start)[0].movedim(0, -1).numpy()) for chunk, clip in pixels):
             yield as_frame(frame.pixels)
 
 
@@ -203,7 +203,7 @@ def _model_stamps(restoring: Restoring | None) -> list:
         return []
     paths = [restoring.model, restoring.engine, restoring.context, *(path for path, _ in restoring.prompts)]
     if restoring.task:
-        paths.append(find_prompt(restoring.backbone, restoring.task))
+        paths += [path for path, _ in find_prompts(restoring.backbone, restoring.task)]
     return [(str(path), Path(path).stat().st_mtime_ns) for path in paths if path and Path(path).is_file()]
 
 

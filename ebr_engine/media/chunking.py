@@ -7,7 +7,7 @@ Everything streams: not more than two chunks are held at any time.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -83,32 +83,39 @@ def chunked(frames: Iterable[Frame], length: int, overlap: int, rule: Callable[[
 
 
 def cross_fade(restored: Iterable[tuple[Chunk, np.ndarray]]) -> Iterator[Frame]:
-    """Blend chunks, each with its restoration [F, H, W, 3] (F counts the padding), into the frames of the clip, in order.
-
-    The weights of the two sides sum to one; where both agree, the result is exactly what they agree on.
-    """
+    """Blend chunks, each with its restoration [F, H, W, 3] (F counts the padding), into the frames of the clip, in order."""
     tail: list[Frame] = []
     for chunk, pixels in restored:
-        if len(pixels) != len(chunk):
-            raise ValueError(f"the chunk has {len(chunk)} frames, its restoration {len(pixels)}")
-        if not chunk.overlap:
-            yield from tail
-            tail = []
-        fading, tail = tail, []
-        last = len(chunk.frames) - chunk.hold
-        for index in range(chunk.skip, len(chunk.frames)):
-            picture, position = pixels[index], index - chunk.skip
-            if position < chunk.overlap:
-                weight = np.float32(0.5 - 0.5 * np.cos(np.pi * (position + 0.5) / chunk.overlap))
-                before = fading[position].pixels
-                picture = before + weight * (picture - before)
-            frame = replace(chunk.frames[index], pixels=picture)
-            if index < last:
-                yield frame
-            else:
-                tail.append(replace(frame, pixels=np.array(picture)))  # a view would keep the whole chunk
-        del chunk, pixels, fading, frame, picture  # before the next ones are made
+        settled, tail = blend(chunk, pixels, tail)
+        del chunk, pixels  # before the next ones are made
+        while settled:
+            yield settled.popleft()
     yield from tail
+
+
+def blend(chunk: Chunk, pixels: np.ndarray, tail: Sequence[Frame]) -> tuple[deque[Frame], list[Frame]]:
+    """Fade the frames that the chunk before held back, `tail`, into a chunk's restoration [F, H, W, 3].
+
+    Gives the frames that are final now, and those that this chunk holds back for the next one, or for the end.
+    The weights of the two sides sum to one; where both agree, the result is exactly what they agree on.
+    """
+    if len(pixels) != len(chunk):
+        raise ValueError(f"the chunk has {len(chunk)} frames, its restoration {len(pixels)}")
+    settled = deque([] if chunk.overlap else tail)
+    held = []
+    last = len(chunk.frames) - chunk.hold
+    for index in range(chunk.skip, len(chunk.frames)):
+        picture, position = pixels[index], index - chunk.skip
+        if position < chunk.overlap:
+            weight = np.float32(0.5 - 0.5 * np.cos(np.pi * (position + 0.5) / chunk.overlap))
+            before = tail[position].pixels
+            picture = before + weight * (picture - before)
+        frame = replace(chunk.frames[index], pixels=picture)
+        if index < last:
+            settled.append(frame)
+        else:
+            held.append(replace(frame, pixels=np.array(picture)))  # a view would keep the whole chunk
+    return settled, held
 
 
 def scenes(frames: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:

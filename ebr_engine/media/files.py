@@ -89,16 +89,16 @@ def pair_rows(rows: Sequence[Row], folder: Path, compare: bool = False) -> list[
 def check_jobs(
     jobs: Sequence[Job],
     overwrite: bool = False,
-    finished: Callable[[Job], bool] = lambda job: False,
+    ours: Callable[[Job, Path], bool] = lambda job, path: False,
     known: Callable[[Path], bool] = lambda path: False,
 ) -> None:
     """Raise MediaError unless every job can be done as planned; nothing is created.
 
     That is for two inputs with one output, an output that would replace an input, or an existing one without `overwrite`
-    (but for the jobs that are `finished`), a format that cannot be written, and a folder that cannot be written. `known`
-    tells outputs that an earlier run has made.
+    (but for those that are `ours`: another run would make the same), a format that cannot be written, and a folder that
+    cannot be written. `known` tells outputs that an earlier run has made.
     """
-    if (existing := _check_outputs(jobs, finished)) and not overwrite:
+    if (existing := _check_outputs(jobs, ours)) and not overwrite:
         more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
         how = ", made with other settings or from an input that has changed" if known(existing[0]) else ""
         raise MediaError(f"{existing[0]}: exists{more}{how}; replace it with --overwrite")
@@ -167,8 +167,8 @@ def is_file_name(inputs: Sequence[Path], out: str) -> bool:
     return False
 
 
-def _check_outputs(jobs: Sequence[Job], finished: Callable[[Job], bool]) -> list[Path]:
-    """The outputs that exist, but for those of jobs that are finished."""
+def _check_outputs(jobs: Sequence[Job], ours: Callable[[Job, Path], bool]) -> list[Path]:
+    """The outputs that exist, but for those that are `ours`."""
     inputs = {_identity(job.source): job.source for job in jobs}
     writers: dict[str, Path] = {}
     existing = []
@@ -187,7 +187,7 @@ def _check_outputs(jobs: Sequence[Job], finished: Callable[[Job], bool]) -> list
                 raise MediaError(f"{path}: is an input; it is never overwritten, choose another output")
             if path.is_dir():
                 raise MediaError(f"{path}: is a folder")
-            if not finished(job):
+            if not ours(job, path):
                 existing.append(path)
     return existing
 

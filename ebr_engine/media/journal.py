@@ -65,7 +65,7 @@ class Journal:
 
     def finished(self, job: Job, settings: str) -> bool:
         """Whether all outputs of a job are there, from the same settings and the same source."""
-        return all(self._vouches(path, job, settings) for path in job.outputs)
+        return all(self.vouches(path, job, settings) for path in job.outputs)
 
     def knows(self, path: Path) -> bool:
         """Whether an output was made by an earlier run, from whatever settings."""
@@ -81,7 +81,8 @@ class Journal:
 
         return rename
 
-    def _vouches(self, path: Path, job: Job, settings: str) -> bool:
+    def vouches(self, path: Path, job: Job, settings: str) -> bool:
+        """Whether this output of a job is there, from the same settings and the same source."""
         entry = self._entries.get(self._key(path))
         if entry is None or (entry.name, entry.settings) != (job.source.name, settings):
             return False

@@ -36,7 +36,7 @@ class FakeRestorer:
     def tile_size(self, *sizes):
         pass
 
-    def chunk_size(self, frames, overlap):
+    def chunk_size(self, frames, overlap, *size):
         return frames or 2, overlap or 0
 
     class codec:

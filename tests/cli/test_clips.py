@@ -1,6 +1,10 @@
 """`ebr-engine restore` on clips: every frame comes out, in its place, with the sound; what cannot be done is one line."""
 
 import os
+import subprocess
+import sys
+import time
+import types
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,7 +13,8 @@ import pytest
 
 pytest.importorskip("av")
 
-from ebr_engine.media.video import VideoInfo, open_video, write_video
+from ebr_engine.errors import EbrError
+from ebr_engine.media.video import VideoInfo, open_video, parts, write_video
 
 
 def clip(path, frames=6, height=16, width=24):
@@ -71,3 +76,140 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(cli, arguments, word
     for word in words:
         assert word in stderr
     assert os.listdir() == ["in.mkv"]
+
+
+SCRIPT = """
+import sys, types
+sys.path.insert(0, {folder!r})
+import conftest
+from ebr_engine.media.video import parts
+parts.SECONDS = 0.0
+class Uneven(conftest.FakeRestorer):
+    def run(self, clip, *, plan, callback, **settings):
+        callback(1, 1)
+        return (clip * (0.5 + clip[:, :, :1].mean() + clip[:, :, -1:].std() / 4)).clamp(0, 1)
+if {fake}:
+    fake = types.ModuleType("ebr_engine.engine")
+    fake.Restorer, fake.RELEASED_SIZES = Uneven, {{}}
+    sys.modules["ebr_engine.engine"] = fake
+from ebr_engine.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "fake"),
+    [
+        ("clip.mp4", True),
+        pytest.param("clip.mkv", True, marks=pytest.mark.slow),
+        pytest.param("clip.mp4", False, marks=pytest.mark.slow),  # with mini
+    ],
+)
+def test_a_killed_run_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch, name, fake):
+    monkeypatch.chdir(tmp_path)
+    moving_clip(name, frames=60, height=48, width=64)
+    command = [sys.executable, "-c", SCRIPT.format(folder=str(Path(__file__).parent), fake=fake), "restore", name]
+    command += ["--task", "haze", "--steps", "2", "--chunk-frames", "6", "--chunk-overlap", "2", "--device", "cpu", "-o"]
+    assert subprocess.run([*command, "whole" + name], capture_output=True, timeout=200).returncode == 0
+    process = subprocess.Popen([*command, "out/" + name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(Path().glob("out/.ebr-*.parts/part-000002")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert not Path("out", name).exists()
+    again = subprocess.run([*command, "out/" + name], capture_output=True, text=True, timeout=200)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "goes on at frame" in again.stdout
+    assert Path("out", name).read_bytes() == Path("whole" + name).read_bytes()
+    assert not list(Path("out").glob("*.parts"))
+
+
+@pytest.fixture
+def uneven(engine, monkeypatch):
+    """The stand-in engine with a result that depends on the chunk; `stop_at` is the chunk that Ctrl-C comes in."""
+    engine.stop_at = None
+    engine.runs = 0
+
+    def run(self, clip, *, plan, callback, **settings):
+        engine.runs += 1
+        if engine.runs == engine.stop_at:
+            raise KeyboardInterrupt
+        return (clip * (0.5 + clip[:, :, :1].mean() + clip[:, :, -1:].std() / 4)).clamp(0, 1)
+
+    monkeypatch.setattr(engine, "run", run)
+    monkeypatch.setattr(parts, "SECONDS", 0.0)
+    return engine
+
+
+RUN = ["restore", "in.mp4", "--task", "haze", "--chunk-frames", "6", "--chunk-overlap", "2", "-o"]
+
+
+@pytest.mark.parametrize("damage", ["nothing", "part", "tail", "input", "settings", "only the last tail is there"])
+def test_parts_are_used_only_when_they_are_whole_and_of_the_same_run(cli, uneven, damage):
+    moving_clip("in.mp4", frames=30, height=16, width=32)
+    assert cli(*RUN, "whole.mp4")[0] == 0
+    total, uneven.runs, uneven.stop_at = uneven.runs, 0, 5
+    code, _, stderr = cli(*RUN, "out.mp4")
+    assert (code, stderr.count("error: ")) == (130, 1)
+    (folder,) = Path().glob(".ebr-*.parts")
+    assert sorted(os.listdir(folder)) == ["part-000000", "part-000001", "part-000002", "part-000003", "tail-000003"]
+    left, more = 4 if damage == "nothing" else 0, []  # of a damaged part, the tail before is gone
+    if damage in ("part", "tail"):
+        file = folder / {"part": "part-000001", "tail": "tail-000003"}[damage]
+        content = bytearray(file.read_bytes())
+        content[-9] ^= 1
+        file.write_bytes(content)
+    elif damage == "input":
+        os.utime("in.mp4", (1, 1))
+    elif damage == "settings":
+        more = ["--seed", "7"]
+    elif damage != "nothing":
+        os.unlink(folder / "part-000003")
+    uneven.runs, uneven.stop_at = 0, None
+    assert cli(*RUN, "out.mp4", *more)[0] == 0
+    assert uneven.runs == total - left
+    assert Path("out.mp4").read_bytes() == Path("whole.mp4").read_bytes()
+    assert sorted(os.listdir()) == ["in.mp4", "out.mp4", "whole.mp4"]
+
+
+def test_a_disk_without_room_for_parts_costs_the_parts_only(cli, uneven, monkeypatch):
+    moving_clip("in.mp4", frames=20, height=16, width=32)
+    monkeypatch.setattr(parts.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
+    code, _, stderr = cli(*RUN, "out.mp4")
+    assert code == 0
+    assert "warning: out.mp4: its parts are not kept" in stderr
+    assert names() == ["in.mp4", "out.mp4"]
+
+
+def test_without_resume_nothing_is_kept(cli, uneven):
+    moving_clip("in.mp4", frames=20, height=16, width=32)
+    uneven.stop_at = 3
+    assert cli(*RUN, "out.mp4", "--no-resume")[0] == 130
+    assert names() == ["in.mp4"]
+
+
+def test_a_clip_that_cannot_be_finished_leaves_no_parts(cli, uneven, monkeypatch):
+    moving_clip("in.mp4", frames=20, height=16, width=32)
+
+    def wrong(self, clip, **settings):
+        uneven.runs += 1
+        if uneven.runs == 3:
+            raise EbrError("no")
+        return clip
+
+    monkeypatch.setattr(uneven, "run", wrong)
+    assert cli(*RUN, "out.mp4")[0] == 1
+    assert names() == ["in.mp4"]
+
+
+def names():
+    return sorted(os.listdir())
+
+
+def moving_clip(path, frames, height, width):
+    info = VideoInfo(width, height, Fraction(10), Fraction(1, 10))
+    noise = np.random.default_rng(0).random((height, width + frames, 3), np.float32)
+    with write_video(path, info, crf=5) as writer:
+        for i in range(frames):
+            writer.write(noise[:, i : i + width] * 0.5 + 0.2)

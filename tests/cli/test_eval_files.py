@@ -65,6 +65,7 @@ def test_a_file_that_fails_is_told_and_gives_exit_code_1(cli, pairs):
         ("--input in --target gt --restored in --task rain -o out", ["--restored", "leave --task"]),
         ("--input in --target gone --task rain -o out", ["gone", "no such"]),
         ("--target gt -o out", ["--target alone"]),
+        ("--input in --task rain -o out", ["has a target", "--target", "musiq"]),
         ("--list list.json --input in --task rain -o out", ["--list", "--input"]),
         ("--restored in --target gt --metrics sharpness -o out", ["sharpness", "psnr"]),
         ("--restored in --target gt -o list.json", ["list.json", "folder"]),

@@ -83,6 +83,7 @@ def test_settings_reach_the_engine(cli, engine):
         "seed": 5,
         "tile": 64,
         "tile_overlap": 8,
+        "tile_blend": "latent",
         "mix": "velocity",
         "strength": 0.5,
     }
@@ -327,4 +328,5 @@ def test_an_engine_file_needs_no_task_and_takes_none(cli, engine, monkeypatch):
     picture("in.png")
     failed(cli("restore", "in.png", "-o", "out.png", "--engine", "x.ebr", "--task", "haze"), 2, "its own prompt")
     assert cli("restore", "in.png", "-o", "out.png", "--engine", "x.ebr", "--device", "cpu")[0] == 0
-    assert engine.made == [{"engine": Path("x.ebr"), "vae": None, "device": "cpu", "offload": "none", "compile": "auto"}]
+    placed = {"device": "cpu", "offload": "none", "compile": "auto", "max_memory": None, "low_memory": False}
+    assert engine.made == [{"engine": Path("x.ebr"), "vae": None, **placed}]

@@ -63,6 +63,7 @@ class VideoWriter:
         self._commit = commit or os.replace
         self.warnings: list[str] = []
         self.frames = 0
+        self._drained = False
         self.info = source if isinstance(source, VideoInfo) else source.info
         self._reader = source if isinstance(source, VideoReader) else None
         suffix = path.suffix.lower()
@@ -94,13 +95,25 @@ class VideoWriter:
             raise
         return self
 
+    @property
+    def pixel_format(self) -> str:
+        """FFmpeg's name of what the encoder gets."""
+        return self._pixel_format.name
+
     def write(self, pixels: np.ndarray, frame: Frame | None = None) -> None:
         """Encode [H, W, 3] float32 RGB in [0, 1], shown at the time of `frame`, or after the one before without."""
+        self.write_prepared(self.prepare(pixels), frame)
+
+    def prepare(self, pixels: np.ndarray):
+        """[H, W, 3] float32 RGB in [0, 1] as the encoder gets it."""
         if pixels.shape != (self.height, self.width, 3):
             raise ValueError(f"the video is made for {(self.height, self.width, 3)}, not {pixels.shape}")
         if not np.isfinite(pixels).all():
             raise MediaError(f"{self.path}: not written: frame {self.frames + 1} has values that are not finite numbers")
-        picture = from_rgb(pixels, self._pixel_format, self._colour, centred=self._centred)
+        return from_rgb(pixels, self._pixel_format, self._colour, centred=self._centred)
+
+    def write_prepared(self, picture, frame: Frame | None = None) -> None:
+        """Encode what `prepare` made."""
         time = self.frames / self.info.fps if frame is None else frame.time
         tick = round(time / self._time_base)
         picture.pts = tick if self._last is None else max(tick, self._last + 1)
@@ -111,6 +124,12 @@ class VideoWriter:
         self._last, self._end = picture.pts, time + length
         self._encode(picture)
         self.frames += 1
+
+    def drain(self) -> None:
+        """Encode what the encoder holds back: after the last frame, and before the exit, which does it otherwise."""
+        if self.frames and not self._drained:
+            self._drained = True
+            self._encode(None)
 
     def __exit__(self, kind, error, traceback) -> None:
         try:
@@ -123,7 +142,8 @@ class VideoWriter:
         av = pyav()
         try:
             open(self._part, "wb").close()  # FFmpeg would find out later, and not say why
-            self._output = av.open(f"file:{os.fspath(self._part)}", "w", format=self._format)
+            name, reproducible = f"file:{os.fspath(self._part)}", {"fflags": "+bitexact"}  # no random identifiers
+            self._output = av.open(name, "w", format=self._format, container_options=reproducible)
         except UnicodeEncodeError as error:
             raise MediaError(f"{str(self.path)!a}: its name is not valid text; choose another") from error
         except OSError as error:
@@ -257,7 +277,7 @@ class VideoWriter:
     def _finish(self) -> None:
         if not self.frames:
             raise MediaError(f"{self.path}: not written: there are no frames")
-        self._encode(None)
+        self.drain()
         try:
             if self._copier is not None:
                 self._copier.advance(None if self._reader.exhausted else self._end)

@@ -1,0 +1,89 @@
+"""B. Does a prompt learned on the bridge (EBR) beat one learned by the naive process, or by DDBM's bridge, at the same budget?
+
+Every prompt also runs through another process's sampler: what matters, the states that it learned on, or the sampler?
+"""
+
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.claims.common import Study, arguments, study_of
+from benchmarks.claims.reporting import command_of, finish
+from ebr_engine.bridge import FAST_POWER, flow_table, power_times
+from ebr_engine.catalogue import TASKS
+from ebr_engine.evaluation.photos import Case
+from ebr_engine.prompts import Prompt
+from ebr_engine.sampler import draw_noise
+
+SEED = 42
+REFERENCE = "EBR prompt, EBR sampler"
+
+
+def ddbm_weights(t: float, t0: float) -> tuple[float, float, float]:
+    """Weights of the clean latent, the degraded one and the noise in DDBM's state at t; see `bridge.ddbm_state`."""
+    ratio = ((1 - t0) / t0) ** 2 * (t / (1 - t)) ** 2
+    return (1 - t) * (1 - ratio), ratio * (1 - t), t * max(1 - ratio, 0.0) ** 0.5
+
+
+def ddbm_sample(velocity, conditioning: Sequence, degraded: Tensor, noise: Tensor, times: Sequence[float], t0: float) -> Tensor:
+    """The restored latent by DDBM's bridge, deterministic after its first step (DBIM, Zheng et al., arXiv 2405.15885).
+
+    It starts at the scaled degraded latent, without noise: the first step, which knows none, draws it; later ones keep that
+    of the state. `times` decrease from T0 to 0; `conditioning` has an entry for each but the last.
+    """
+    state = (1 - t0) * degraded
+    for i, (t, s) in enumerate(zip(times, times[1:])):
+        clean = state - t * velocity(state, conditioning[i])
+        a, b, c = ddbm_weights(t, t0)
+        drawn = noise if i == 0 else (state - a * clean - b * degraded) / c
+        a, b, c = ddbm_weights(s, t0)
+        state = a * clean + b * degraded + c * drawn
+    return state
+
+
+@torch.no_grad()
+def restore_ddbm(study: Study, case: Case, prompt: Prompt) -> Tensor:
+    """A case restored by a prompt and DDBM's sampler."""
+    parts, t0 = study.restorer.parts, prompt.t0
+    times = power_times(study.steps, t0, FAST_POWER)
+    conditioning = parts.bake(torch.tensor(times[:-1]) * 1000, [(prompt.residual, prompt.alpha)])
+    degraded = parts.codec.encode(case.degraded.unsqueeze(2).to(parts.device))
+    noise = draw_noise(degraded.shape, SEED, parts.device)
+    restored = ddbm_sample(parts.velocity, conditioning, degraded, noise, times, t0)
+    return parts.codec.decode(restored).squeeze(2).clamp(0, 1).cpu()
+
+
+def arms(study: Study) -> dict:
+    """Prompt and sampler of every arm."""
+    t0 = study.learning.t0
+    ebr, naive = study.ebr_table(t0), flow_table(power_times(study.steps, t0, FAST_POWER), t0)
+
+    def prompted(bridge: str, table):
+        return lambda case, seed: study.restore(case, study.prompt(case.task, seed, bridge=bridge), table)
+
+    return {
+        "input": lambda case, seed: case.degraded,
+        "empty prompt, EBR sampler": lambda case, seed: study.restore(case, None, ebr),
+        "naive prompt, naive sampler": prompted("naive", naive),
+        "naive prompt, EBR sampler": prompted("naive", ebr),
+        "EBR prompt, naive sampler": prompted("ebr", naive),
+        "DDBM prompt, DDBM sampler": lambda case, seed: restore_ddbm(study, case, study.prompt(case.task, seed, bridge="ddbm")),
+        "DDBM prompt, EBR sampler": prompted("ddbm", ebr),
+        "EBR prompt, DDBM sampler": lambda case, seed: restore_ddbm(study, case, study.prompt(case.task, seed, bridge="ebr")),
+        REFERENCE: prompted("ebr", ebr),
+    }
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Measure what the store lacks, write the table and the plot."""
+    study = study_of("b_process", arguments(__doc__).parse_args(given), TASKS)
+    rows = study.measure(arms(study))
+    question = "B. The process: EBR, naive, DDBM"
+    notes = ["the naive sampler takes Euler steps; DDBM's draws its noise in the first step and is deterministic after it"]
+    finish(study, question, rows, REFERENCE, command_of(__file__, given, sys.argv[1:]), notes)
+
+
+if __name__ == "__main__":
+    main()

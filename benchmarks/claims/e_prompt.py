@@ -1,0 +1,47 @@
+"""E. What a prompt is made of: tokens, the strengths' first value, one for all blocks or one each, loss, spread of times."""
+
+import sys
+from collections.abc import Sequence
+
+from benchmarks.claims.common import Study, arguments, learner_knows, study_of, variants
+from benchmarks.claims.reporting import command_of, finish
+
+SWEEP = {
+    "tokens": (1, 4, 16, 64, 226),
+    "alpha": (0.0, 0.1, 1.0),
+    "per_block": (False, True),
+    "loss": ("pixel", "x0", "velocity"),
+    "power": (0.5, 1.0, 2.0),
+}
+QUICK = {"tokens": (1, 4), "alpha": (0.0, 0.1), "loss": ("pixel", "velocity")}
+
+
+def arms(study: Study) -> dict:
+    """The base settings, and one of them changed at a time."""
+    learning = study.learning
+    sweep = {name: values for name, values in (QUICK if study.quick else SWEEP).items() if learner_knows(name)}
+    table = study.ebr_table(learning.t0)
+
+    def learned(changes: dict):
+        return lambda case, seed: study.restore(case, study.prompt(case.task, seed, **changes), table)
+
+    return {base_name(study): learned({})} | {name: learned(changes) for name, changes in variants(learning, **sweep)}
+
+
+def base_name(study: Study) -> str:
+    """What the arm is called that the others differ from."""
+    learning = study.learning
+    shared = f"tokens {learning.tokens}, alpha {learning.alpha:g}, loss {learning.loss}, power {learning.power:g}"
+    return f"base: {shared}"
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Measure what the store lacks, write the table and the plot."""
+    study = study_of("e_prompt", arguments(__doc__).parse_args(given), ("haze", "rain", "lowlight"))
+    rows = study.measure(arms(study))
+    question = "E. The prompt: tokens, initial strength, sharing, loss, times"
+    finish(study, question, rows, base_name(study), command_of(__file__, given, sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""What the experiments' tests share: scenes rendered in this process, photos decoded once."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from benchmarks.claims import common
+from ebr_engine.evaluation import photos
+from ebr_engine.training import scenes
+
+
+@pytest.fixture(scope="package", autouse=True)
+def in_this_process():
+    """No child process is started, and no photo decoded twice."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "set_num_threads", lambda count: None)
+        patch.setattr(scenes, "_start", scenes._render_into)
+        patch.setattr(scenes, "_run", lambda processes: None)
+        patch.setattr(scenes, "render", cache(scenes.render))
+        patch.setattr(common, "load_photo", cache(photos.load_photo))
+        yield
+
+
+@pytest.fixture
+def quick(tmp_path, monkeypatch):
+    """Run an experiment's quick form in a folder of its own; gives what it wrote: table, plot, store."""
+    import json
+
+    def run(module, *arguments):
+        module.main(["--quick", "--work", str(tmp_path), *arguments])
+        name = module.__name__.rpartition(".")[2]
+        folder = tmp_path / "quick"
+        store = json.loads((folder / f"{name}.json").read_text())
+        rows = [row for run in store.values() for row in run["rows"]]
+        return (folder / f"{name}.md").read_text(), (folder / f"{name}.svg").read_text(), rows
+
+    return run

@@ -1,0 +1,124 @@
+"""When memory runs out, a run goes on with less; where it is limited, a way that fits is taken from the start."""
+
+import pytest
+import torch
+
+from ebr_engine import Restorer
+from ebr_engine.bridge import make_table
+from ebr_engine.errors import EngineError, EngineWarning
+from ebr_engine.memory import Rung, Work, peak
+
+SIDE = 136
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return torch.rand(3, SIDE, SIDE + 24, generator=torch.Generator().manual_seed(3))
+
+
+class Exhausted:
+    """A velocity function that runs out of memory for its first `times` runs, as torch does, and then computes."""
+
+    def __init__(self, velocity, times, error):
+        self.velocity, self.left, self.error = velocity, times, error
+        self.shapes = []
+
+    def __call__(self, latent, step):
+        if self.left:
+            self.left -= 1
+            raise self.error
+        self.shapes.append(tuple(latent.shape))
+        return self.velocity(latent, step)
+
+
+CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory")
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(
+    "error", [CPU, MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("std::bad_alloc")]
+)
+def test_out_of_memory_steps_down_says_so_and_goes_on(picture, monkeypatch, times, error):
+    restorer = Restorer("mini", precision="fp32")
+    plan = restorer.plan("haze", steps=1)
+    alone = restorer.restore(picture, plan=plan, tile=64, tile_overlap=16)
+    exhausted = Exhausted(restorer.parts.velocity, times, error)
+    monkeypatch.setattr(restorer.parts, "velocity", exhausted)
+    with pytest.warns(EngineWarning, match="not enough memory") as told:
+        restored = restorer.restore(picture, plan=plan, tile=64, tile_overlap=16)
+    assert len(told) == times
+    assert f"{2 // times} at once" in str(told[-1].message)
+    torch.testing.assert_close(restored, alone, atol=1e-4, rtol=0)
+    assert restorer.fitting.reached >= times
+    again = restorer.restore(picture, plan=plan, tile=64, tile_overlap=16)  # begins where it got to, without a word
+    torch.testing.assert_close(again, alone, atol=1e-4, rtol=0)
+
+
+def test_what_never_fits_is_an_error_after_the_smallest_way_was_tried(picture, monkeypatch):
+    restorer = Restorer("mini", precision="fp32")
+    exhausted = Exhausted(restorer.parts.velocity, 99, CPU)
+    monkeypatch.setattr(restorer.parts, "velocity", exhausted)
+    with pytest.warns(EngineWarning, match="tiles of 128 pixels"), pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        restorer.restore(picture, "haze", steps=1)
+    assert exhausted.left == 97  # in one piece, and in tiles: nothing else needs less for so small a picture
+
+
+def test_another_error_is_no_reason_to_try_again(picture, monkeypatch):
+    restorer = Restorer("mini", precision="fp32")
+    exhausted = Exhausted(restorer.parts.velocity, 99, RuntimeError("a bug"))
+    monkeypatch.setattr(restorer.parts, "velocity", exhausted)
+    with pytest.raises(RuntimeError, match="a bug"):
+        restorer.restore(picture, "haze", steps=1)
+    assert exhausted.left == 98
+
+
+def test_a_limit_chooses_the_way_and_the_least_that_would_do_is_told(picture):
+    free = Restorer("mini", precision="fp32")
+    start, work = Rung(64, 16), Work(1, 1, SIDE, SIDE + 24)
+    need = peak(free.costs, start, work)
+    limited = Restorer("mini", precision="fp32", max_memory=need - 1)
+    shapes = []
+    velocity = limited.parts.velocity
+    limited.parts.velocity = lambda latent, step: shapes.append(latent.shape[0]) or velocity(latent, step)
+    restored = limited.restore(picture, "haze", steps=1, tile=64, tile_overlap=16)
+    assert max(shapes) < 4  # tiles at once
+    expected = free.restore(picture, "haze", steps=1, tile=64, tile_overlap=16)
+    torch.testing.assert_close(restored, expected, atol=1e-4, rtol=0)
+    small = Restorer("mini", precision="fp32", max_memory="1M")
+    with pytest.raises(EngineError, match=r"need .* MB at least, more than the 1 MB"):
+        small.restore(picture, "haze", steps=1)
+
+
+def test_low_memory_changes_no_tile():
+    restorer = Restorer("mini", low_memory=True)
+    rungs, work = restorer._rungs((1, 3, 1, 900, 900), None, None, "latent")
+    chosen = rungs[restorer.fitting.rung(rungs, restorer.costs, work)]
+    assert (chosen.tile, chosen.blend, chosen.at_once) == (512, "pixel", 1)
+
+
+def test_pictures_that_do_not_fit_together_run_one_by_one(monkeypatch):
+    restorer = Restorer("mini", precision="fp32")
+    pictures = torch.rand(3, 3, 32, 40, generator=torch.Generator().manual_seed(1))
+    plan = restorer.plan("rain", steps=2)
+    together = restorer.restore(pictures, plan=plan)
+    exhausted = Exhausted(restorer.parts.velocity, 1, CPU)
+    monkeypatch.setattr(restorer.parts, "velocity", exhausted)
+    steps = []
+    with pytest.warns(EngineWarning):
+        apart = restorer.restore(pictures, plan=plan, callback=lambda done, total: steps.append((done, total)))
+    assert {shape[0] for shape in exhausted.shapes} == {1}
+    torch.testing.assert_close(apart, together, atol=1e-4, rtol=0)
+    assert steps == [(i + 1, 6) for i in range(6)]
+
+
+def test_the_tables_of_a_run_survive_a_move_of_the_codec():
+    restorer = Restorer("mini", precision="fp32")
+    clip = torch.rand(1, 3, 32, 32)
+    plan = restorer.bake(restorer.prompt("haze", None), make_table("fast", 0.05, 2))
+    before = restorer.run(clip, plan)
+    restorer._apply(Rung(512, 64, offload="codec"))
+    assert restorer.offload == "codec"
+    torch.testing.assert_close(restorer.run(clip, plan), before)
+    restorer._apply(Rung(512, 64, offload="blocks"))
+    assert restorer.offload == "blocks"
+    torch.testing.assert_close(restorer.run(clip, plan), before)
