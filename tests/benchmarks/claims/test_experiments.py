@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from benchmarks.claims import a_space, b_process, c_secretly_knows, d_schedule, e_prompt, f_mixtures, g_baselines
+from benchmarks.claims import __main__ as estimate
+from benchmarks.claims import a_space, b_process, c_secretly_knows, common, d_schedule, e_prompt, f_mixtures, g_baselines
 from benchmarks.claims.b_process import ddbm_sample, ddbm_weights
 from benchmarks.claims.common import TINY
 from ebr_engine.bridge import ddbm_state, power_times
@@ -82,3 +83,18 @@ def test_mixtures_take_no_tasks(capsys):
     with pytest.raises(SystemExit):
         f_mixtures.main(["--quick", "--tasks", "haze"])
     assert "--tasks" in capsys.readouterr().err
+
+
+def test_the_estimate_counts_the_arms_that_there_are(tmp_path, capsys):
+    study = common.Study("t", common.WEIGHTS, tmp_path, tmp_path, ("haze",))
+    each = estimate.SEEDS * estimate.PHOTOS
+    assert (len(study.seeds), len(study.photos)) == (estimate.SEEDS, estimate.PHOTOS)
+    for module, tasks in ((a_space, 3), (b_process, 5), (d_schedule, 3), (g_baselines, 5)):
+        name = module.__name__.rpartition(".")[2]
+        assert estimate.WORK[name][1] == tasks * len(module.arms(study)) * each
+    backbones = dict.fromkeys(("one", "two", "three"), common.WEIGHTS)
+    assert estimate.WORK["c_secretly_knows"][1] == 5 * len(c_secretly_knows.arms(study, backbones)) * each
+    estimate.main(["--quick", "--size", "32"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in estimate.WORK)
+    assert "core minutes, estimated" in text
