@@ -57,9 +57,7 @@ def main(given: Sequence[str] | None = None) -> None:
         lines.append([name, str(prompts), str(pictures), f"{minutes:.0f}"])
     print(columns(["experiment", "prompts", "restorations", "core minutes, estimated"], lines))
     print(f"a run of learning {learn:.0f} s, a restoration {restore:.2f} s of processor time")
-    print(
-        "shared prompts are learned once; c_secretly_knows also pre-trains a backbone"
-    )
+    print("shared prompts are learned once; c_secretly_knows also pre-trains a backbone")
     print("\n".join(told(provenance())))
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.evaluation.photos import NAMES, STRENGTH, Case, load_photo
 from ebr_engine.media.images import write_atomically
 from ebr_engine.prompts import Prompt, load_prompt
+from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.degradations import degrade, seeds
-from ebr_engine.training.learning import LearnConfig, learn
+from ebr_engine.training.loop import learn
 from ebr_engine.training.pretrain import Pretrainee, finished
 
 Row = dict[str, Any]  # arm, task, photo, seed, psnr, ssim
@@ -164,12 +165,7 @@ class Store:
 
 def learn_prompt(settings: dict[str, Any], path: Path, model: Path, precision: str) -> None:
     """Learn a prompt into `path`: the only place that knows how the engine is asked to. An interrupted run goes on."""
-    learn(LearnConfig(**settings, precision=precision), path, model=model)
-
-
-def learner_knows(setting: str) -> bool:
-    """Whether the engine's learner has a setting of this name."""
-    return setting in {each.name for each in fields(LearnConfig)}
+    learn(LearnConfig(**settings, model=str(model), precision=precision), path)
 
 
 def make_case(photo: str, task: str, size: int, storm: int, how: Degrade | None = None) -> Case:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from benchmarks.claims.common import Study, arguments, learner_knows, study_of, variants
+from benchmarks.claims.common import Study, arguments, study_of, variants
 from benchmarks.claims.reporting import command_of, finish
 
 SWEEP = {
@@ -13,13 +13,13 @@ SWEEP = {
     "loss": ("pixel", "x0", "velocity"),
     "power": (0.5, 1.0, 2.0),
 }
-QUICK = {"tokens": (1, 4), "alpha": (0.0, 0.1), "loss": ("pixel", "velocity")}
+QUICK = {"tokens": (1, 4), "alpha": (0.0, 0.1), "per_block": (True,), "loss": ("pixel", "velocity")}
 
 
 def arms(study: Study) -> dict:
     """The base settings, and one of them changed at a time."""
     learning = study.learning
-    sweep = {name: values for name, values in (QUICK if study.quick else SWEEP).items() if learner_knows(name)}
+    sweep = QUICK if study.quick else SWEEP
     table = study.ebr_table(learning.t0)
 
     def learned(changes: dict):

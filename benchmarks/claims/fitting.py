@@ -1,6 +1,6 @@
 """Learning of anything by the bridge's objective: for what the engine's learner has no setting for.
 
-The objective, the draws of times and the schedule of the learning rate are those of `ebr_engine.training.learning`, the loss is
+The objective, the draws of times and the schedule of the learning rate are those of `ebr_engine.training.learner`, the loss is
 that of the clean estimate in pixels.
 """
 

@@ -15,7 +15,7 @@ from ebr_engine.bridge import ddbm_state, power_times
     [
         (a_space, ["empty text", "best words", "token embeddings", "encoder's output, replaced"]),
         (b_process, ["input", "naive prompt, EBR sampler", "EBR prompt, naive sampler", "DDBM prompt, DDBM sampler"]),
-        (e_prompt, ["tokens 1", "alpha 0.0", "loss velocity"]),
+        (e_prompt, ["tokens 1", "alpha 0.0", "per_block True", "loss velocity"]),
         (c_secretly_knows, ["input", "clean only: empty prompt", "random: learned prompt", "degraded seen: learned prompt"]),
         (
             f_mixtures,
@@ -89,7 +89,7 @@ def test_the_estimate_counts_the_arms_that_there_are(tmp_path, capsys):
     study = common.Study("t", common.WEIGHTS, tmp_path, tmp_path, ("haze",))
     each = estimate.SEEDS * estimate.PHOTOS
     assert (len(study.seeds), len(study.photos)) == (estimate.SEEDS, estimate.PHOTOS)
-    for module, tasks in ((a_space, 3), (b_process, 5), (d_schedule, 3), (g_baselines, 5)):
+    for module, tasks in ((a_space, 3), (b_process, 5), (d_schedule, 3), (e_prompt, 3), (g_baselines, 5)):
         name = module.__name__.rpartition(".")[2]
         assert estimate.WORK[name][1] == tasks * len(module.arms(study)) * each
     backbones = dict.fromkeys(("one", "two", "three"), common.WEIGHTS)
