@@ -21,6 +21,7 @@ MAX_MEGAPIXELS = 300
 
 _MAX_SIDE = {".jpg": 65535, ".jpeg": 65535, ".webp": 16383, ".avif": 16384}
 _KEPT_FIELDS = ("icc-profile-data", "exif-data", "xmp-data", "iptc-data", "image-description", "resolution-unit")
+_NAMES = {".jpg": "JPEG", ".webp": "WebP", ".tif": "TIFF"}
 _LUMA = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)  # Rec. 709
 
 
@@ -71,7 +72,8 @@ def read_image(path: str | os.PathLike, max_megapixels: float = MAX_MEGAPIXELS) 
         image = _to_rgb_or_grey(path, image.autorot())
         stored = image.numpy()
     except vips.Error as error:
-        raise MediaError(f"{path}: the {kind[1:].upper()} data is damaged or cut short") from error
+        name = _NAMES.get(kind, kind[1:].upper())
+        raise MediaError(f"{path}: the {name} data is damaged or cut short, or of a kind that is not read") from error
     stored = stored.reshape(image.height, image.width, image.bands)
     scaled = stored.astype(np.float32) / np.float32(np.iinfo(stored.dtype).max)
     grey = image.bands < 3
