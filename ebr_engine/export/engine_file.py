@@ -100,7 +100,7 @@ def load_engine(path: Path, device: torch.device, vae: Path | None = None, verif
             trunk = _trunk(name, config, _part(tensors, "trunk."), device)
             dtype = next(p.dtype for p in trunk.parameters())
         codec = PixelCodec(tensors["codec.mean"], tensors["codec.scale"]) if name == "mini" else None
-    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, StopIteration) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, StopIteration, ArithmeticError) as error:
         if isinstance(error, EngineError):
             raise
         raise EngineError(f"{path} is damaged: {' '.join(str(error).split())}") from error
@@ -115,7 +115,10 @@ def read_about(path: Path) -> dict:
     """What an engine file says of itself, without reading its tensors."""
     _, metadata = _read(_tables_of(path), tensors=False)
     known = {name: metadata.get(name, "") for name in ("version", "backbone", "identity", "t0")}
-    return known | json.loads(metadata.get("about", "{}"))
+    try:
+        return known | dict(json.loads(metadata.get("about", "{}")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise EngineError(f"{path} is damaged: what it says of itself cannot be read") from error
 
 
 def _tables_of(path: Path) -> Path:
