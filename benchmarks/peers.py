@@ -36,6 +36,7 @@ from ebr_engine.backbones.wan_weights import diffusers_state_dict, load_wan
 from ebr_engine.bridge import StepTable, make_table, released_timesteps
 from ebr_engine.catalogue import TASKS
 from ebr_engine.kernels import backend
+from ebr_engine.runner import compile_trunk
 from ebr_engine.sampler import draw_noise, sample
 
 STEPS, T0 = 20, 0.4
@@ -189,12 +190,12 @@ def ladder(case: Case, steps: int, compiled: bool) -> Iterator[Rung]:
     if cuda:
         yield Rung("+ fused kernels", ours(trunk, tables, table), steps)
     if compiled:
-        trunk = torch.compile(case.trunk, dynamic=False)
+        trunk = compile_trunk(case.trunk, case.degraded.device)
         yield Rung("+ torch.compile", ours(trunk, tables, table), steps)
     if cuda and backend.has_fp8(case.degraded.device):
         narrow = copy.deepcopy(case.trunk)
         quantize_trunk(narrow)
-        trunk = torch.compile(narrow, dynamic=False) if compiled else narrow
+        trunk = compile_trunk(narrow, case.degraded.device) if compiled else narrow
         yield Rung("+ fp8", ours(trunk, tables, table), steps)
     exact = make_table("exact", case.t0, steps - 1)
     exact_tables = case.bake(exact, released_timesteps(exact.times, case.backbone))

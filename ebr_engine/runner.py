@@ -61,13 +61,16 @@ class Runner:
         if graphs is None and possible and parts.device.type == "cuda":
             graphs = Graphs(CudaRecorder(parts.device))
         self.graphs = graphs if possible else None
-        self.compiled = compile_trunk(parts) if compile == "on" else None
+        self.compiled = self._compiled() if compile == "on" else None
         self._tables: weakref.WeakValueDictionary[Any, _Shared] = weakref.WeakValueDictionary()
 
     def expect(self, pictures: int) -> None:
         """Say how many pictures are to come: with `auto`, many are worth compiling for."""
         if self.compile == "auto" and not self._refused and self.compiled is None and pictures >= MANY:
-            self.compiled = compile_trunk(self.parts)
+            self.compiled = self._compiled()
+
+    def _compiled(self) -> Backbone:
+        return replace(self.parts, trunk=compile_trunk(self.parts.trunk, self.parts.device))
 
     @property
     def static(self) -> bool:
@@ -162,12 +165,12 @@ class _Shared:
     loaded: Any  # a weak reference to a plan
 
 
-def compile_trunk(parts: Backbone) -> Backbone:
-    """The backbone with its transformer to be compiled, once a shape, when it first runs."""
+def compile_trunk(trunk: nn.Module, device: torch.device) -> Any:
+    """A transformer to be compiled, once a shape, when it first runs; call it as the transformer."""
     settings.keep_compiled()
-    weights = sum(x.nbytes for x in parts.trunk.state_dict().values())
-    options = {"freezing": True} if parts.device.type == "cpu" and weights <= PACKED else None
-    return replace(parts, trunk=torch.compile(parts.trunk, fullgraph=True, dynamic=False, options=options))
+    weights = sum(x.nbytes for x in trunk.state_dict().values())
+    options = {"freezing": True} if device.type == "cpu" and weights <= PACKED else None
+    return torch.compile(trunk, fullgraph=True, dynamic=False, options=options)
 
 
 def capturing(x: Tensor) -> bool:
