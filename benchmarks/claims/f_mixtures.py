@@ -16,6 +16,7 @@ from benchmarks.claims.common import Degrade, Study, arguments, fingerprint, key
 from benchmarks.claims.fitting import fit
 from benchmarks.claims.reporting import command_of, finish
 from ebr_engine.catalogue import TASKS
+from ebr_engine.classify import diagnose
 from ebr_engine.evaluation.photos import STRENGTH, Case
 from ebr_engine.prompts import Prompt, load_prompt
 from ebr_engine.training.degradations import degrade
@@ -86,6 +87,13 @@ def mixed_arms(study: Study, tasks: Sequence[str]) -> dict[str, Callable[[Case, 
             picture = restorer.run(picture, restorer.bake([(study.prompt(task, seed), 1.0)], table))
         return picture
 
+    def chosen(case: Case, seed: int) -> Tensor:
+        tasks = diagnose(list(case.degraded)).tasks  # as `--task auto` does, with the study's own prompts
+        if not tasks:
+            return case.degraded
+        prompts = [(study.prompt(task, seed), 1.0) for task in tasks]
+        return restorer.run(case.degraded, restorer.bake(prompts, table))
+
     own = cache(lambda seed: mixture_prompt(study, tasks, seed))
     return {
         REFERENCE: lambda case, seed: case.degraded,
@@ -95,6 +103,7 @@ def mixed_arms(study: Study, tasks: Sequence[str]) -> dict[str, Callable[[Case, 
         "residuals, weights 1": mixed("residual", 1.0),
         "residuals, weights 0.5": mixed("residual", 0.5),
         "one after the other": in_turn,
+        "automatic choice": chosen,
         "prompt learned on the mixture": lambda case, seed: study.restore(case, own(seed), table),
     }
 

@@ -19,7 +19,7 @@ from ebr_engine.bridge import ddbm_state, power_times
         (c_secretly_knows, ["input", "clean only: empty prompt", "random: learned prompt", "degraded seen: learned prompt"]),
         (
             f_mixtures,
-            ["velocity mean (released)", "residuals, weights 1", "prompt learned on the mixture"],
+            ["velocity mean (released)", "automatic choice", "prompt learned on the mixture"],
         ),
         (d_schedule, ["T0 0.2, 2 steps, order 2", "T0 0.4, 1 steps, order 1"]),
         (g_baselines, ["input", "classical", "U-Net, same data and time", "EBR prompt"]),
@@ -37,6 +37,7 @@ def test_quick_forms_measure_every_arm(quick, module, arms):
     for arm in found:
         assert f"| {arm} |" in text
     assert plot.count("<circle") == len(found) - 1
+    found.pop("automatic choice", None)  # which may choose what another arm has
     values = {arm: [row["psnr"] for row in rows if row["arm"] == arm] for arm in found}
     assert len({tuple(value) for value in values.values()}) == len(values)  # no arm is another under a second name
 
@@ -92,6 +93,8 @@ def test_the_estimate_counts_the_arms_that_there_are(tmp_path, capsys):
     for module, tasks in ((a_space, 3), (b_process, 5), (d_schedule, 3), (e_prompt, 3), (g_baselines, 5)):
         name = module.__name__.rpartition(".")[2]
         assert estimate.WORK[name][1] == tasks * len(module.arms(study)) * each
+    mixed, alone = f_mixtures.mixed_arms(study, ("haze", "rain")), f_mixtures.unseen_arms(study)
+    assert estimate.WORK["f_mixtures"][1] == (len(f_mixtures.MIXTURES) * len(mixed) + len(alone)) * each
     backbones = dict.fromkeys(("one", "two", "three"), common.WEIGHTS)
     assert estimate.WORK["c_secretly_knows"][1] == 5 * len(c_secretly_knows.arms(study, backbones)) * each
     estimate.main(["--quick", "--size", "32"])
