@@ -101,7 +101,8 @@ def costs_of(parts: Backbone) -> Costs:
     waiting = max(0, sum(blocks) - 2 * max(blocks, default=0))
     trunk = (_bytes(parts.trunk), waiting) if module else (0, 0)
     made = costs(parts.name, parts.trunk.config, precision(parts), parts.device.type, vae, trunk)
-    return replace(made, codec=codec.parameters_bytes)
+    beside = _bytes(parts.conditioner) if parts.conditioner is not None and not made.cuda else 0
+    return replace(made, trunk=made.trunk + beside, codec=codec.parameters_bytes)
 
 
 def costs(
