@@ -1,8 +1,8 @@
 """`python -m benchmarks.memory`: the memory model against measured peaks on a CPU.
 
 Every setting is a process of its own. Measured is how far its resident memory rose at most above what it was with the
-libraries imported and nothing loaded, so weights count; predicted is what `ebr_engine.memory.peak` computes. `mini` runs as it is;
-Wan at a middle size, with random weights: the architecture at width 512 with 8 blocks, and a VAE of a third of the channels.
+libraries imported and nothing loaded, so weights count; predicted is what `ebr_engine.memory.peak` computes. `mini` runs as it
+is; Wan at a middle size, with random weights: the architecture at width 512 with 8 blocks, and a VAE of a third of the channels.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def measure(case: str) -> None:
     import torch
 
     import ebr_engine.engine
-    import ebr_engine.vae  # noqa: F401
+    import ebr_engine.vae  # noqa: F401 (what they import is no part of a run)
 
     case = Case(**json.loads(case))
     if case.backbone == "wan":
@@ -86,14 +86,13 @@ def measure(case: str) -> None:
     warm(torch.rand(512, 64))
     Path("/proc/self/clear_refs").write_text("5")  # begins to look for the peak anew
     before = _status("VmRSS")
-    from ebr_engine.memory import Rung, Work, peak
+    from ebr_engine.memory import peak
 
     restorer = restorer_of(case)
     plan = restorer.plan("haze", steps=2) if case.backbone == "mini" else restorer.plan(t0=0.4, steps=2)
     pixels = torch.rand(1, 3, case.frames, case.height, case.width)
     restorer.run(pixels, plan, tile=case.tile, tile_blend=case.blend)
     rungs, work = restorer._rungs(pixels.shape, case.tile, None, case.blend)
-    assert isinstance(rungs[0], Rung) and isinstance(work, Work)
     print(json.dumps({"predicted": peak(restorer.costs, rungs[0], work), "measured": _status("VmHWM") - before}))
 
 

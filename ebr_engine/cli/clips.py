@@ -41,7 +41,8 @@ def restore_clip(
     started = time.perf_counter()
     recipe = auto.settled(recipe, lambda: auto.frames_of(job.source, recipe.clips))
     options = recipe.clips
-    with open_video(job.source, start=options.start, frames=options.frames, deinterlace=options.deinterlace) as reader:
+    cut = {"start": options.start, "frames": options.frames, "deinterlace": options.deinterlace, "fps": options.fps}
+    with open_video(job.source, **cut) as reader:
         frame = recipe.size or (reader.info.height, reader.info.width)
         length, overlap = restorer.chunk_size(options.chunk_frames, options.chunk_overlap, frame, recipe.run.get("tile"))
         job.target.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +50,7 @@ def restore_clip(
         total = total if options.frames is None or total is None else min(total, options.frames)
         restorer.expect(total or 0)
         target = write_video(
-            job.target,
+            f"{job.target}/" if job.frames and not job.target.suffix else job.target,
             reader,
             codec=options.codec,
             pix_fmt=options.pix_fmt,
@@ -60,7 +61,8 @@ def restore_clip(
             size=recipe.size,
             commit=commit,
         )
-        parts = Parts(job.target, _key(job, recipe, target, length, overlap), total) if recipe.keep_parts else None
+        keep = recipe.keep_parts and not (job.frames or job.source.is_dir())
+        parts = Parts(job.target, _key(job, recipe, target, length, overlap), total) if keep else None
         warnings = [reader.warnings, target.warnings, parts.warnings if parts else []]
         chunks = ahead(chunked(reader, length, overlap, restorer.codec.frames))
         try:

@@ -224,6 +224,8 @@ ChunkOverlap = Annotated[
     int | None,
     _clip("--chunk-overlap", metavar="N", min=0, show_default="by backbone", help="Frames over which they fade into each other."),
 ]
+AsClip = Annotated[bool, _clip("--as-clip", help="The folder's pictures are the frames of one clip.")]
+FrameRate = Annotated[float, _clip("--fps", metavar="X", min=0.01, help="Of a folder of frames, which knows no time.")]
 PerFrame = Annotated[bool, _clip("--per-frame", help="Restore a clip frame by frame with flux, which knows no time.")]
 Deinterlace = Annotated[bool, _clip("--deinterlace", help="Make whole frames of an interlaced clip.")]
 VideoCodec = Annotated[

@@ -56,7 +56,7 @@ def plan_work(asked: Mapping[str, Any]) -> Work:
     texts = [*(asked["prompt"] or []), *filter(is_prompt, words)]
     if asked["engine"] and (asked["task"] or texts):
         raise EbrError("an engine file holds its own prompt; leave --task and --prompt out, or build another one")
-    jobs, folder = _pair(inputs, asked["manifest"], asked["out"], bool(asked["compare"] or asked["compare_as"]))
+    jobs, folder = _pair(inputs, asked, bool(asked["compare"] or asked["compare_as"]))
     choices = {key: _choice(key, asked, texts) for key in dict.fromkeys(job.task for job in jobs)}
     digests = {key: _digest(asked, choice) for key, choice in choices.items()}
     journal = None
@@ -72,11 +72,12 @@ def plan_work(asked: Mapping[str, Any]) -> Work:
     return Work(left, choices, digests, len(finished), journal)
 
 
-def _pair(inputs: Sequence[Path], manifest: Path | None, out: str | None, compare: bool) -> "tuple[list[Job], Path | None]":
+def _pair(inputs: Sequence[Path], asked: Mapping[str, Any], compare: bool) -> "tuple[list[Job], Path | None]":
     """The jobs, and the folder of their journal: None where the output is one file, whose folder is the user's own."""
-    from ebr_engine.media.files import is_file_name, pair_inputs, pair_rows
+    from ebr_engine.media.files import is_file_name, is_frames, pair_inputs, pair_rows
     from ebr_engine.media.manifest import read_manifest
 
+    manifest, out = asked["manifest"], asked["out"]
     if manifest is None:
         if not inputs:
             raise EbrError(
@@ -84,6 +85,8 @@ def _pair(inputs: Sequence[Path], manifest: Path | None, out: str | None, compar
             )
         if out is None:
             raise EbrError("say where to write it: --out FILE or --out FOLDER")
+        if asked["as_clip"] or (len(inputs) == 1 and is_frames(inputs[0], out)):
+            return pair_inputs(inputs, out, compare, asked["as_clip"]), None
         return pair_inputs(inputs, out, compare), None if is_file_name(inputs, out) else Path(out)
     if inputs:
         raise EbrError(f"{inputs[0]}: name inputs or a --manifest, not both")

@@ -25,6 +25,7 @@ class ClipOptions:
     encoder: tuple[str, ...] = ()  # KEY=VALUE each
     copy_audio: bool = True
     copy_subtitles: bool = True
+    fps: float = 24  # of a folder of frames
 
     @property
     def encoder_options(self) -> dict[str, str]:

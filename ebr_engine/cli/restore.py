@@ -41,6 +41,8 @@ def restore(
     frames: options.Frames = None,
     chunk_frames: options.ChunkFrames = None,
     chunk_overlap: options.ChunkOverlap = None,
+    as_clip: options.AsClip = False,
+    fps: options.FrameRate = 24,
     per_frame: options.PerFrame = False,
     deinterlace: options.Deinterlace = False,
     codec: options.VideoCodec = None,
@@ -103,6 +105,7 @@ def restore(
         tuple(encoder or ()),
         copy_audio,
         copy_subtitles,
+        fps,
     )
     clips.encoder_options  # noqa: B018 (refuses what is not KEY=VALUE before any work)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from ebr_engine.media.images import SUFFIXES, MediaError
 from ebr_engine.media.manifest import Row
 from ebr_engine.media.video import video_suffixes
+from ebr_engine.media.video.folder import frames_of, names_frames
 
 ALL_SUFFIXES = (*SUFFIXES, *video_suffixes())
 
@@ -26,7 +27,13 @@ class Job:
 
     @property
     def is_clip(self) -> bool:
-        return is_clip(self.source)
+        """Whether the source is a video, or a folder of frames that is one clip."""
+        return is_clip(self.source) or self.source.is_dir()
+
+    @property
+    def frames(self) -> bool:
+        """Whether the target is a folder of frames, or names them by a pattern."""
+        return names_frames(self.target) or (self.source.is_dir() and self.target.suffix.lower() not in video_suffixes())
 
     @property
     def outputs(self) -> tuple[Path, ...]:
@@ -45,14 +52,19 @@ def plan_jobs(inputs: Sequence[Path], out: str, compare: bool = False, overwrite
     return jobs
 
 
-def pair_inputs(inputs: Sequence[Path], out: str, compare: bool = False) -> list[Job]:
+def pair_inputs(inputs: Sequence[Path], out: str, compare: bool = False, as_clip: bool = False) -> list[Job]:
     """Pair every picture and clip with its output.
 
     Inputs are files; folders, which are walked (hidden files and folders, and `out` itself, left aside); and patterns
     such as `photos/**/*.jpg`. `out` is a file when the only input is one file and `out` names an image or a video;
-    otherwise a folder that mirrors the input folders, for a pattern the folder before its first wildcard.
+    otherwise a folder that mirrors the input folders, for a pattern the folder before its first wildcard. A folder of
+    frames is one clip where `out` is a video, or with `as_clip`; `out` may also be `frames/%06d.png` for a clip's frames.
     Raises MediaError for an input that is missing or holds nothing.
     """
+    if len(inputs) == 1 and (as_clip or is_frames(inputs[0], out)):
+        return [_frames_job(inputs[0], out)]
+    if as_clip:
+        raise MediaError("one folder of frames is one clip; name a single folder")
     found = [each for item in inputs for each in _gather(item, Path(out))]
     if is_file_name(inputs, out):
         targets = [Path(out)]
@@ -65,6 +77,23 @@ def pair_inputs(inputs: Sequence[Path], out: str, compare: bool = False) -> list
 
 def _compare_path(source: Path, target: Path) -> Path:
     return target.with_name(f"{target.stem}_compare{target.suffix if is_clip(source) else '.png'}")
+
+
+def is_frames(source: Path, out: str) -> bool:
+    """Whether a folder is asked to become a video, or a clip to become frames."""
+    if source.is_dir():
+        return Path(out).suffix.lower() in video_suffixes(writable=True) and not Path(out).is_dir()
+    return is_clip(source) and names_frames(out)
+
+
+def _frames_job(source: Path, out: str) -> Job:
+    if not source.exists():
+        raise MediaError(f"{source}: no such file or folder")
+    if not (source.is_dir() or is_clip(source)):
+        raise MediaError(f"{source}: a clip is a video or a folder of frames")
+    if source.is_dir() and Path(out).exists() and Path(out).is_dir() and Path(out).samefile(source):
+        raise MediaError(f"{out}: is the input; it is never overwritten, choose another output")
+    return Job(source, Path(out) / source.name if is_clip(source) and Path(out).is_dir() else Path(out))
 
 
 def pair_rows(rows: Sequence[Row], folder: Path, compare: bool = False) -> list[Job]:
@@ -167,12 +196,30 @@ def is_file_name(inputs: Sequence[Path], out: str) -> bool:
     return False
 
 
+def _existing_frames(job: Job) -> list[Path]:
+    """The frames in the way of a job that writes frames; one that reads from the same folder is refused."""
+    pattern = names_frames(job.target)
+    folder = job.target.parent if pattern else job.target
+    if pattern and job.target.suffix.lower() not in SUFFIXES:
+        raise MediaError(f"{job.target}: frames are written as {' '.join(SUFFIXES)}")
+    if folder.exists() and not folder.is_dir():
+        raise MediaError(f"{folder}: is a file, not a folder for frames")
+    if job.source.is_dir() and _same(folder, job.source):
+        raise MediaError(f"{folder}: is an input; it is never overwritten, choose another output")
+    if pattern:
+        return frames_of(job.target)
+    return sorted(folder.iterdir())[:1] if folder.is_dir() else []
+
+
 def _check_outputs(jobs: Sequence[Job], ours: Callable[[Job, Path], bool]) -> list[Path]:
     """The outputs that exist, but for those that are `ours`."""
     inputs = {_identity(job.source): job.source for job in jobs}
     writers: dict[str, Path] = {}
     existing = []
     for job in jobs:
+        if job.frames:
+            existing += _existing_frames(job)
+            continue
         for path in job.outputs:
             if path.suffix.lower() not in (video_suffixes(writable=True) if job.is_clip else SUFFIXES):
                 kind = path.suffix or "a file without suffix"

@@ -94,6 +94,22 @@ class FolderWriter:
         write_image(self._part / name, Picture(np.asarray(pixels, np.float32), bits=8 if self.info.bits == 8 else 16))
         self._names.append(name)
 
+    @property
+    def frames(self) -> int:
+        """How many have been written."""
+        return len(self._names)
+
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        """As `VideoWriter.prepare`; pictures need no preparation."""
+        return pixels
+
+    def write_prepared(self, pixels: np.ndarray, frame: Frame | None = None) -> None:
+        """As `VideoWriter.write_prepared`."""
+        self.write(pixels, frame)
+
+    def drain(self) -> None:
+        """As `VideoWriter.drain`; nothing waits."""
+
     def __exit__(self, kind, error, traceback) -> None:
         try:
             if kind is None:
@@ -104,10 +120,22 @@ class FolderWriter:
             shutil.rmtree(self._part, ignore_errors=True)
 
 
+def names_frames(path: str | os.PathLike) -> bool:
+    """Whether an output path holds a number pattern, as in `out/%06d.png`."""
+    return _PATTERN.search(os.path.basename(os.fspath(path))) is not None
+
+
+def frames_of(pattern: Path) -> list[Path]:
+    """The files that are there already under names that a pattern gives."""
+    parts = (re.escape(part) for part in _PATTERN.split(pattern.name)[::2])
+    name = re.compile(r"\d+".join(parts))
+    return sorted(path for path in pattern.parent.glob("*") if name.fullmatch(path.name))
+
+
 def is_frame_target(path: str | os.PathLike) -> bool:
     """Whether an output path means a folder of frames: it ends in a slash, is a folder, or holds a number pattern."""
     text = os.fspath(path)
-    return text.endswith(("/", os.sep)) or os.path.isdir(text) or _PATTERN.search(os.path.basename(text)) is not None
+    return text.endswith(("/", os.sep)) or os.path.isdir(text) or names_frames(text)
 
 
 def by_number(name: str) -> list:
