@@ -28,7 +28,7 @@ from ebr_engine.sampler import Callback, Velocity, sample
 from ebr_engine.tiled import tiled
 
 COMPILES = ("auto", "off", "on")
-MANY = 32  # pictures from which on `auto` compiles; `python -m benchmarks.throughput --compile off on` tells a CPU's break-even
+MANY = 100  # pictures from which on `auto` compiles; `python -m benchmarks.throughput --compile off on` tells a CPU's break-even
 SHAPES = 64  # that one transformer is compiled for, before torch gives up
 PACKED = 2**28  # bytes of weights up to which a CPU's compiled graph keeps a copy of its own, packed for its products
 WARM_STEPS = 3  # that meet every kernel of a run, the solver's differences too
