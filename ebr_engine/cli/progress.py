@@ -140,7 +140,7 @@ class Progress(AbstractContextManager):
     def stopping(self, text: str) -> None:
         """Say that the run is about to stop: from a signal, which may have come in the middle of any other line."""
         if self._bar:
-            self._bar.tasks[0].description = text  # shown with the next refresh
+            self._bar.tasks[0].fields["step"] = text  # shown with the next refresh
         elif not self.quiet:
             os.write(2, f"{text}\n".encode())
 
