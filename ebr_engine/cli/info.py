@@ -39,6 +39,7 @@ def collect() -> dict[str, Any]:
         "cuda": _cuda_devices(torch),
         "kernels": [{"name": b.name, "available": b.available, "reason": b.reason} for b in backend.backends()],
         "backbones": _backbones(),
+        "memory": _memory(),
         "tasks": _tasks(settings.prompt_dir()),
         "folders": {"cache": str(settings.cache_dir()), "prompts": str(settings.prompt_dir())},
         "versions": {
@@ -75,6 +76,7 @@ def _show(facts: dict[str, Any]) -> None:
     )
     section("Kernels", {k["name"]: _yes_no(k["available"], k["reason"]) for k in facts["kernels"]})
     section("Backbones", {name: _sizes(**sizes) for name, sizes in facts["backbones"].items()})
+    section("Memory on a GPU, computed (bf16)", {name: _needs(**needs) for name, needs in facts["memory"].items()})
     section("Tasks", {name: ", ".join(tasks) for name, tasks in facts["tasks"].items()} or {"none": "no prompt found"})
     section("Folders", facts["folders"])
     section("Versions", {name: version or "[dim]not installed[/]" for name, version in facts["versions"].items()})
@@ -89,6 +91,34 @@ def _backbones() -> dict[str, dict[str, int]]:
     from ebr_engine.backbones.registry import CONFIGS
 
     return {name: memory(config, torch.bfloat16) for name, config in CONFIGS.items()}
+
+
+def _memory() -> dict[str, dict[str, int]]:
+    """Bytes that a run of every backbone's default size needs on a GPU, by the memory model: as it is, and at the least."""
+    from ebr_engine.backbones.registry import CONFIGS
+    from ebr_engine.engine import DEFAULT_CHUNK, DEFAULT_OVERLAP, DEFAULT_TILE, RELEASED_SIZES
+    from ebr_engine.fitting import costs
+    from ebr_engine.memory import Rung, Work, gentle, ladder, peak
+
+    needs = {}
+    for name, config in CONFIGS.items():
+        family = name.partition("-")[0]
+        height, width = RELEASED_SIZES.get(family, (DEFAULT_TILE[family], DEFAULT_TILE[family]))
+        frames = DEFAULT_CHUNK[family][0] if family == "wan" else 1
+        model = costs(family, config, "bf16", "cuda")
+        rungs = ladder(Rung(DEFAULT_TILE[family], DEFAULT_OVERLAP, frames=frames), model)
+        work = Work(1, frames, height, width)
+        chosen = {"bytes": rungs[0], "low_bytes": rungs[gentle(rungs)], "least_bytes": rungs[-1]}
+        needs[name] = {"frames": frames, "height": height, "width": width}
+        needs[name] |= {key: peak(model, rung, work) for key, rung in chosen.items()}
+    return needs
+
+
+def _needs(frames: int, height: int, width: int, bytes: int, low_bytes: int, least_bytes: int) -> str:
+    from ebr_engine.memory import told
+
+    size = f"{width} x {height}" + (f", {frames} frames" if frames > 1 else "")
+    return f"{size}: {told(bytes)}; {told(low_bytes)} with --low-memory, {told(least_bytes)} at the least (--max-memory)"
 
 
 def _sizes(trunk_parameters: int, trunk_bytes: int, conditioner_parameters: int, conditioner_bytes: int) -> str:

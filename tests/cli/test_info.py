@@ -73,3 +73,10 @@ def test_a_missing_package_is_told_not_raised(cli, monkeypatch):
     monkeypatch.setattr(info, "PACKAGES", ("torch", "surely-not-installed"))
     assert json.loads(cli("info", "--json")[1])["versions"]["surely-not-installed"] is None
     assert "not installed" in cli("info")[1]
+
+
+def test_every_backbone_tells_the_memory_that_it_needs_and_the_least(cli):
+    needs = json.loads(cli("info", "--json")[1])["memory"]
+    assert set(needs) >= {"mini", "wan-1.3b", "wan-14b", "flux-dev"}
+    assert all(0 < n["least_bytes"] <= n["low_bytes"] < n["bytes"] for n in needs.values())
+    assert "832 x 480, 33 frames" in cli("info")[1]
