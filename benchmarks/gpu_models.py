@@ -10,16 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from benchmarks.gpu_clock import Run, captured, ceilings, milliseconds, relative_rms
 from benchmarks.roofline import FLUX_TEXT, WAN_TEXT, Workload, analyse, workload
+from benchmarks.training_memory import learning_memory
 from ebr_engine.backbones.flux import FluxConditioner, FluxConfig, FluxTrunk
+from ebr_engine.backbones.loading import Backbone
 from ebr_engine.backbones.quantized import quantize_trunk
 from ebr_engine.backbones.wan import WanConditioner, WanTrunk
 from ebr_engine.bridge import make_table
 from ebr_engine.kernels import backend
 from ebr_engine.sampler import draw_noise, sample
+from ebr_engine.training.learner import checkpoint_blocks
+from ebr_engine.training.live import live_conditioner
 
 T0 = 0.4
 BLOCKS = ("blocks", "double_blocks", "single_blocks", "transformer_blocks", "single_transformer_blocks")  # ours, diffusers'
@@ -237,35 +240,33 @@ def free(run: Run) -> None:
 
 
 def train(run: Run, name: str) -> None:
-    """A step of prompt learning: time and peak memory, without and, if that does not fit, with checkpointed blocks."""
+    """A step of prompt learning: time, times a forward pass, peak memory beside that on paper; blocks checkpointed if need be."""
     model = random_model(run, name)
-    for form, prepare in (("all activations kept", lambda: None), ("checkpointed blocks", lambda: checkpoint_blocks(model))):
-        prepare()
+    paper = learning_memory(model.work)
+    for form in ("all activations kept", "checkpointed blocks"):
+        if form == "checkpointed blocks":
+            checkpoint_blocks(model.trunk)
         free(run)
         try:
             for row in learned(run, model):
-                run.add(model=name, form=form, **row)
+                bytes_on_paper = paper.kept if form == "all activations kept" else paper.checkpointed
+                run.add(model=name, form=form, **row, **{"paper GB": bytes_on_paper / 1e9})
             return
         except torch.OutOfMemoryError:
             run.add(model=name, form=form, error="does not fit into the device's memory")
 
 
-def checkpoint_blocks(model: Model) -> None:
-    """Keep only what enters each block; the backward pass computes the rest again."""
-    for name in BLOCKS:
-        for block in getattr(model.trunk, name, ()):
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-
-
 def learned(run: Run, model: Model) -> Iterator[dict[str, Any]]:
-    """The row of a step: conditioner, trunk, velocity loss, backward, Adam on the prompt and its α."""
+    """The row of a step: live conditioner, trunk, velocity loss, backward, Adam on the prompt and its α."""
+    halves, kind = (model.conditioner, model.trunk), "flux" if model.flux else "wan"
+    parts = Backbone(kind, *halves, None, model.text, run.device, torch.bfloat16)
+    live = live_conditioner(parts, len(model.prompt[0]))
     residual, alpha = (part.clone().requires_grad_() for part in model.prompt)
     optimizer = torch.optim.Adam([residual, alpha], lr=1e-3)
     target, timestep = torch.randn_like(model.degraded), torch.tensor([300.0], device=run.device)
 
     def step() -> Tensor:
-        tables = model.bake(timestep, [(residual, alpha)])
-        loss = (model.trunk(model.degraded, tables[0]) - target).square().mean()
+        loss = (model.trunk(model.degraded, live(timestep, residual, alpha)) - target).square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -277,8 +278,10 @@ def learned(run: Run, model: Model) -> Iterator[dict[str, Any]]:
     loss = step().item()
     if not torch.isfinite(torch.tensor(loss)) or torch.equal(weights, residual):
         raise AssertionError(f"the prompt did not move (loss {loss})")
-    found = milliseconds(step, run.device)
-    row = {"ms": found["median"], "quartiles": found["quartiles"], "loss": loss}
+    found, tables = milliseconds(step, run.device), model.bake(timestep, [model.prompt])[0]
+    with torch.no_grad():
+        forward = milliseconds(lambda: model.trunk(model.degraded, tables), run.device)["median"]
+    row = {"ms": found["median"], "quartiles": found["quartiles"], "x forward": found["median"] / forward, "loss": loss}
     if run.device.type == "cuda":
         row["peak GB"] = torch.cuda.max_memory_allocated(run.device) / 1e9
     yield row

@@ -196,7 +196,9 @@ def table(result: dict[str, Any]) -> str:
     told_goals = f"goals: a step at most {AT_MOST} forward passes ({verdict(step['x forward'] <= AT_MOST)})"
     told_goals += f", at least {AT_LEAST} times as fast as diffusers ({verdict(fastest >= AT_LEAST)}: {fastest:.2f})"
     shape = " x ".join(map(str, result["latent"]))
-    return f"{result['case']}: {CASES[result['case']]}; latent {shape}, {result['dtype']}\n\n{columns(header, rows)}\n{told_goals}"
+    return (
+        f"{result['case']}: {CASES[result['case']]}; latent {shape}, {result['dtype']}\n\n{columns(header, rows)}\n{told_goals}"
+    )
 
 
 def verdict(met: bool) -> str:

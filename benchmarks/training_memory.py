@@ -1,21 +1,32 @@
-"""Memory of a step of prompt learning on the real models, on paper.
+"""Memory of a step of prompt learning on the real models, on paper: nothing is computed, every tensor is a shape.
 
-Weights: trunk and conditioner in bf16 (Wan's conditioner float32). Activations: what autograd keeps for the backward pass of
-frozen layers, that is the inputs of what is not linear, and not those of the linear layers, whose weights get no gradient.
-Counted for the fused operations as they are registered (a GPU), in bytes of the stored dtype. With checkpointed blocks only
-what enters each block is kept, and one block's activations while it is computed again. Prompt, α and their optimizer state
-are counted too, and are nothing beside the rest. The codec and the text encoder are not: latents and the text are made before.
+Weights: trunk in bf16, conditioner in bf16 (FLUX) or float32 (Wan). Activations: every tensor that autograd keeps for the
+backward pass of the frozen trunk with its operations as they are registered (a GPU), counted once however often it is kept, at
+the real sizes; Wan's first block keeps less than the others, because nothing before its prompt needs a gradient. With
+checkpointed blocks only what enters the blocks and what lies between them is kept, and one block's while it is computed again.
+The prompt's part is its five copies (value, gradient, two moments, average) and its rows in every block. The codec and the text
+encoders are not counted: latents and the text are made before. What a block needs for a moment comes on top.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.report import columns
-from benchmarks.roofline import BF16, FLUX_TEXT, WAN_TEXT, Workload, workload
-from ebr_engine.backbones.flux import MLP_RATIO, FluxConfig, FluxConditioner, FluxTrunk
-from ebr_engine.backbones.wan import WanConditioner, WanTrunk
+from benchmarks.roofline import WAN_DISTINCT, WAN_TEXT, Workload, workload
+from ebr_engine.backbones.flux import DOUBLE_MODULATIONS, SINGLE_MODULATIONS, FluxConditioner, FluxConfig, FluxTrunk
+from ebr_engine.backbones.flux_tables import FluxStep
+from ebr_engine.backbones.wan import MODULATIONS, WanConditioner, WanStep, WanTrunk
+from ebr_engine.kernels import backend
+from ebr_engine.training.learner import blocks_of
 
-FP32 = 4
 CASES = (("wan-1.3b", "Wan 2.1 1.3B"), ("flux-dev", "FLUX.1-dev"))
+COPIES = 5  # of prompt and α: value, gradient, two moments, average
 
 
 @dataclass(frozen=True)
@@ -23,83 +34,122 @@ class Memory:
     """Bytes of a step, by what they are for."""
 
     weights: int
-    block: int  # activations that the largest block keeps
-    blocks: int  # and all blocks
-    entrances: int  # what enters the blocks: all that checkpointing keeps
-    prompt: int  # prompt, gradient, two moments, average; its keys and values or rows and what their backward pass keeps
+    prompt: int
+    between: int  # activations that enter the blocks or lie between them
+    blocks: int  # those inside all blocks
+    block: int  # and inside the largest one
 
     @property
     def kept(self) -> int:
         """With all activations kept."""
-        return self.weights + self.blocks + self.prompt
+        return self.weights + self.prompt + self.between + self.blocks
 
     @property
     def checkpointed(self) -> int:
         """With checkpointed blocks."""
-        return self.weights + self.entrances + self.block + self.prompt
+        return self.weights + self.prompt + self.between + self.block
 
 
-def wan_block(work: Workload) -> int:
-    """Bytes that a block of Wan keeps.
-
-    In residual streams (N·D of bf16) unless said otherwise: qkv before norm and rotation (3), q, k and v as attention takes
-    them (3), its output (1), x and the branch of each of three residual norms (6), q of the cross-attention before its norm in
-    float32 (2) and after (1), its output is linear's input (0); the feed-forward's hidden layer before GELU (ffn/D).
-    """
-    stream = BF16 * work.tokens * work.config.width
-    sums = FP32 * work.tokens * work.config.num_attention_heads * 3  # log-sums: self-attention, text, prompt
-    return stream * (3 + 3 + 1 + 6 + 3) + BF16 * work.tokens * work.config.ffn_dim + sums
-
-
-def flux_blocks(work: Workload) -> tuple[int, int]:
-    """Bytes that a double-stream and a single-stream block of FLUX keep.
-
-    Double: qkv (3), joined q, k and v (3), output (1), two residual norms (4), hidden before GELU (4). Single: qkv (3), q, k
-    and v (3), output (1), hidden before GELU (4), one residual norm (2).
-    """
-    tokens = work.tokens + work.text
-    stream, sums = BF16 * tokens * work.config.width, FP32 * tokens * work.config.num_attention_heads
-    return stream * (3 + 3 + 1 + 4 + MLP_RATIO) + sums, stream * (3 + 3 + 1 + 2 + MLP_RATIO) + sums
+def wan_tables(work: Workload, batch: int, rows: Callable[..., Tensor]) -> tuple[WanStep, list[Tensor]]:
+    """The tables of a step of Wan, and those of them that come from the prompt; `rows(*shape)` makes them."""
+    config = work.config
+    blocks, heads, head, width = config.num_layers, config.num_attention_heads, config.attention_head_dim, config.width
+    text = torch.empty(blocks, 1, heads, WAN_DISTINCT, head, dtype=torch.bfloat16)
+    live = [rows(blocks, 1, heads, WAN_TEXT, head) for _ in range(2)]
+    weight = torch.empty(blocks, 1, requires_grad=True)
+    modulations = torch.empty(batch, blocks, MODULATIONS, width), torch.empty(batch, 2, width)
+    return WanStep(*modulations, text, text.clone(), torch.empty(WAN_DISTINCT), *live, weight), live
 
 
-def parameters(work: Workload) -> tuple[int, int]:
-    """Parameters of conditioner and trunk."""
-    import torch
+def flux_tables(work: Workload, batch: int, rows: Callable[..., Tensor]) -> tuple[FluxStep, list[Tensor]]:
+    """The same of FLUX."""
+    config = work.config
+    doubles, singles, width = config.num_layers, config.num_single_layers, config.width
+    live = [rows(count, work.text, 3 * width) for count in (doubles, singles)]
+    text = torch.empty(work.text, width, dtype=torch.bfloat16)
+    double = torch.empty(batch, doubles, 2, DOUBLE_MODULATIONS, width)
+    return FluxStep(
+        double, torch.empty(batch, singles, SINGLE_MODULATIONS, width), torch.empty(batch, 2, width), text, *live
+    ), live
 
-    flux = isinstance(work.config, FluxConfig)
-    with torch.device("meta"):
-        halves = (FluxConditioner, FluxTrunk) if flux else (WanConditioner, WanTrunk)
-        return tuple(sum(p.numel() for p in half(work.config).parameters()) for half in halves)
+
+class Kept:
+    """What autograd keeps of a trunk's run, by storage: between the blocks, and inside each."""
+
+    def __init__(self, trunk: torch.nn.Module):
+        self.frozen = {parameter.untyped_storage()._cdata for parameter in trunk.parameters()}
+        self.between: dict[int, int] = {}
+        self.inside: list[dict[int, int]] = []
+        self.where, self.alive = self.between, []
+        for block in blocks_of(trunk):
+            block.register_forward_pre_hook(self.enter)
+            block.register_forward_hook(self.leave)
+
+    def enter(self, _: torch.nn.Module, inputs: Any) -> None:
+        """A block begins: what enters it is kept when it is checkpointed."""
+        self.where = self.between
+        for tensor in torch.utils._pytree.tree_leaves(inputs):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                self.keep(tensor)
+        self.inside.append({})
+        self.where = self.inside[-1]
+
+    def leave(self, *_: Any) -> None:
+        """A block ends."""
+        self.where = self.between
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Count a tensor's storage where it is first kept."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.frozen and storage._cdata not in self.between:
+            self.where[storage._cdata] = storage.nbytes()
+        self.alive.append(tensor)  # or another one might get its address
+        return tensor
+
+
+def in_bf16(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    """A module made in bf16: shapes alone cannot be converted afterwards."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        return make()
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def learning_memory(work: Workload, batch: int = 1) -> Memory:
     """The memory of a step for a batch of a workload."""
-    config, (conditioner, trunk) = work.config, parameters(work)
-    if isinstance(config, FluxConfig):
-        double, single = flux_blocks(work)
-        blocks, tokens, count = config.num_layers * double + config.num_single_layers * single, FLUX_TEXT, config.blocks
-        largest, stream = double, BF16 * (work.tokens + work.text) * config.width
-        # a stream and its unadded branch, and their norm, enter a block
-        entrances = count * 3 * stream
-        weights, rows = BF16 * (conditioner + trunk), BF16 * count * tokens * 4 * config.width
-    else:
-        largest, tokens, count = wan_block(work), WAN_TEXT, config.num_layers
-        blocks, stream = count * largest, BF16 * work.tokens * config.width
-        entrances = count * 2 * stream
-        # keys and values, before and after their norm, and the frozen part of the product; the weights of K and V once more
-        rows = count * tokens * 2 * config.width * (2 * FP32 + 2 * BF16) + BF16 * count * 2 * config.width**2
-        weights = FP32 * conditioner + BF16 * trunk
-    prompt = 5 * FP32 * (tokens * config.width + count) + rows
-    return Memory(weights, batch * largest, batch * blocks, batch * entrances, prompt)
+    config, flux = work.config, isinstance(work.config, FluxConfig)
+
+    def rows(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.bfloat16, requires_grad=True)
+
+    with FakeTensorMode(), patch.object(backend, "FORCED", True):
+        conditioner = (FluxConditioner if flux else WanConditioner)(config)
+        trunk = in_bf16(lambda: (FluxTrunk if flux else WanTrunk)(config)).requires_grad_(False)
+        step, live = (flux_tables if flux else wan_tables)(work, batch, rows)
+        kept = Kept(trunk)
+        with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor):
+            trunk(torch.empty(batch, *work.latent), step)
+        prompted = sum(table.nbytes for table in live)
+        tables = {table.untyped_storage()._cdata for table in (*step, *live)}
+        between, *inside = (
+            sum(size for storage, size in part.items() if storage not in tables) for part in (kept.between, *kept.inside)
+        )
+        sizes = [sum(parameter.numel() for parameter in half.parameters()) for half in (conditioner, trunk)]
+    weights = (2 if flux else 4) * sizes[0] + 2 * sizes[1]
+    tokens, count = (work.text, config.blocks) if flux else (WAN_TEXT, config.num_layers)
+    # Rows and their gradients; Wan's keys and values are kept before their norm too, in float32, with the text's frozen part.
+    prompt = COPIES * 4 * (tokens * config.width + count) + prompted * (2 if flux else 6)
+    return Memory(weights, prompt, between, sum(inside), max(inside))
 
 
 def memory_table() -> str:
     """The memory of both real models at their published sizes, in GB."""
-    header = ["model", "size", "weights", "a block", "all blocks", "prompt", "all kept", "checkpointed"]
+    header = ["model", "size", "weights", "prompt", "between blocks", "in a block", "in all", "all kept", "checkpointed"]
     rows = []
     for name, title in CASES:
         work = workload(name)
         found = learning_memory(work)
-        numbers = (found.weights, found.block, found.blocks, found.prompt, found.kept, found.checkpointed)
+        numbers = (found.weights, found.prompt, found.between, found.block, found.blocks, found.kept, found.checkpointed)
         rows.append([title, work.description, *(f"{number / 1e9:.1f}" for number in numbers)])
     return "GB on paper, one sample a step, bf16:\n\n" + columns(header, rows)

@@ -15,7 +15,7 @@ NAMES |= {"psnr": "validation/psnr", "ssim": "validation/ssim"}
 def check_installed(config: LearnConfig) -> None:
     """`EbrError` with the install line where a configuration asks for a tracker that is missing."""
     if config.tensorboard and find_spec("tensorboard") is None:
-        raise EbrError("tensorboard is not installed: pip install 'ebr-engine[metrics]'")
+        raise EbrError("tensorboard is not installed: pip install 'ebr-engine[curves]'")
     if config.wandb and find_spec("wandb") is None:
         raise EbrError("wandb is not installed: pip install wandb")
 
