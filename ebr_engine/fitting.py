@@ -1,5 +1,6 @@
 """Fitting runs into memory: the rung of the ladder that a limit allows, and the next one when memory runs out after all."""
 
+import ctypes
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from ebr_engine.vae import FluxCodec, WanCodec
 Result = TypeVar("Result")
 CELL = 8  # pixels that a latent cell of either VAE spans
 FEATURES = 4  # times the channels at full resolution: those between a VAE's halves
+M_MMAP_THRESHOLD, LARGE = -3, 2**17  # of glibc's malloc.h; bytes
 FLUX_TEXT = 512  # rows of FLUX's empty text, which run beside a picture's tokens
 
 
@@ -44,7 +46,7 @@ VAES = {
     "flux": Vae(5, 8, FluxCodec.whole_area, FluxCodec.default_tile, 1, 128, 83_819_683),
 }
 MINI_CODEC = (24, 12)  # bytes that `mini`'s codec needs of a pixel to encode and to decode
-OVERHEAD = {"cpu": 0, "cuda": 2**29}  # of the device, beside what is computed: context, libraries and their workspaces
+OVERHEAD = {"cpu": 2**25, "cuda": 2**29}  # beside what is computed: libraries, their workspaces, a GPU's context
 
 
 class Fitting:
@@ -54,6 +56,8 @@ class Fitting:
     def __init__(self, limit: int | None = None, low: bool = False):
         self.limit, self.low = limit, low
         self.reached = 0
+        if limit is not None or low:
+            give_back_at_once()
 
     def rung(self, rungs: list[Rung], costs: Costs, work: Work) -> int:
         """Number of the rung to run on; `EngineError` says the least memory that would do."""
@@ -161,6 +165,17 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether torch (on any device) or Python ran out of memory."""
     words = str(error)
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in words or "bad_alloc" in words
+
+
+def give_back_at_once() -> None:
+    """Have glibc take every large block from the system and give it back when it is freed, for the whole process.
+
+    Otherwise it keeps blocks of up to 32 MB in its heap, which grew by a half beyond what was alive, and no limit holds.
+    """
+    try:
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+    except (AttributeError, OSError, TypeError):  # another C library: nothing to be done
+        return
 
 
 def release() -> None:
