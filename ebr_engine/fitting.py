@@ -15,7 +15,7 @@ from ebr_engine.backbones.loading import Backbone
 from ebr_engine.backbones.wan import WanConfig
 from ebr_engine.codecs import BLOCK
 from ebr_engine.errors import warn
-from ebr_engine.memory import FLOAT, Costs, Rung, Work, choose, gentle, ladder, peak, token_bytes
+from ebr_engine.memory import FLOAT, Costs, Rung, Work, below, choose, gentle, ladder, limits_of, peak, token_bytes
 from ebr_engine.offload import BLOCK_LISTS
 from ebr_engine.safety import precision
 from ebr_engine.vae import FluxCodec, WanCodec
@@ -55,13 +55,13 @@ class Fitting:
 
     def __init__(self, limit: int | None = None, low: bool = False):
         self.limit, self.low = limit, low
-        self.reached = 0
+        self.reached: tuple[float, ...] = ()  # by other ladders too: those of clips of other lengths
         if limit is not None or low:
             give_back_at_once()
 
     def rung(self, rungs: list[Rung], costs: Costs, work: Work) -> int:
         """Number of the rung to run on; `EngineError` says the least memory that would do."""
-        return choose(rungs, costs, work, self.limit, max(self.reached, gentle(rungs) if self.low else 0))
+        return choose(rungs, costs, work, self.limit, max(below(rungs, self.reached), gentle(rungs) if self.low else 0))
 
     def run(
         self, rungs: list[Rung], costs: Costs, work: Work, attempt: Callable[[Rung], Result], free: Callable[[], None]
@@ -82,7 +82,8 @@ class Fitting:
             free()
             release()
             warn(f"not enough memory for {work}; going on with {rungs[lower]}")
-            index = self.reached = lower
+            index, found = lower, limits_of(rungs, lower)
+            self.reached = tuple(map(min, self.reached or found, found))
 
     def _below(self, rungs: list[Rung], costs: Costs, work: Work, index: int) -> int | None:
         """The next rung on which this work needs less; None on the smallest."""

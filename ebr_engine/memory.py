@@ -106,11 +106,12 @@ def size_of(text: str | int) -> int:
 
 
 def told(size: float) -> str:
-    """A size for people: 1.5 GB (of 2³⁰ bytes, as graphics cards have them)."""
+    """A size for people: 1.5 GB (of 2³⁰ bytes, as graphics cards have them), rounded up: so much is enough."""
     for unit in ("G", "M", "K"):
-        if size >= UNITS[unit]:
-            return f"{size / UNITS[unit]:.3g} {unit}B"
-    return f"{size:.0f} bytes"
+        if (count := size / UNITS[unit]) >= 1:
+            scale = 10 ** max(0, 2 - int(math.log10(count)))  # three digits
+            return f"{math.ceil(count * scale) / scale:g} {unit}B"
+    return f"{math.ceil(size)} bytes"
 
 
 def token_bytes(family: str, device: str, precision: str, width: int, hidden: int) -> float:
@@ -150,9 +151,9 @@ def choose(rungs: list[Rung], costs: Costs, work: Work, limit: int | None, first
     """The first rung from `first` on that fits into `limit` bytes (None: any); `EngineError` says the least that would do."""
     if limit is None:
         return first
-    needs = [peak(costs, rung, work) for rung in rungs]
-    for index in range(first, len(rungs)):
-        if needs[index] <= limit:
+    needs = [peak(costs, rung, work) for rung in rungs[first:]]
+    for index, need in enumerate(needs, first):
+        if need <= limit:
             return index
     raise EngineError(f"{work} need {told(min(needs))} at least, more than the {told(limit)} that are allowed")
 
@@ -168,6 +169,23 @@ def ladder(start: Rung, costs: Costs, blocks: bool = True, fixed: bool = False) 
         if rung != rungs[-1]:
             rungs.append(rung)
     return rungs
+
+
+def below(rungs: list[Rung], limits: tuple[float, ...]) -> int:
+    """The first rung that keeps to the `limits_of` rungs of other ladders; the last where there is none."""
+    return next((i for i, rung in enumerate(rungs) if all(a <= b for a, b in zip(_asks(rung), limits))), len(rungs) - 1)
+
+
+def limits_of(rungs: list[Rung], index: int) -> tuple[float, ...]:
+    """What a rung has less of than the ladder's first, and infinity for the rest."""
+    return tuple(after if after < before else math.inf for before, after in zip(_asks(rungs[0]), _asks(rungs[index])))
+
+
+def _asks(rung: Rung) -> tuple[float, ...]:
+    """All that a rung can have less of."""
+    tile, codec_tile = rung.tile or math.inf, rung.codec_tile or math.inf
+    keeps = rung.offload == "none", rung.offload != "blocks", rung.blend == "latent"
+    return tile, codec_tile, rung.at_once, rung.frames, *keeps
 
 
 def gentle(rungs: list[Rung]) -> int:

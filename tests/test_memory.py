@@ -35,6 +35,11 @@ def test_sizes_are_told_in_their_unit():
     assert [told(x) for x in (3 * GB // 2, 900 * 2**20, 2048, 5)] == ["1.5 GB", "900 MB", "2 KB", "5 bytes"]
 
 
+@pytest.mark.parametrize("size", [1, 1023, 1025, 1010 * 2**20, 2**30 - 1, 2**30 + 1, 12.34 * 2**30, 1234567890123])
+def test_a_size_that_is_told_is_enough_when_it_is_given_back(size):
+    assert size <= size_of(told(size).replace(" bytes", "")) <= 1.011 * size
+
+
 @pytest.mark.parametrize("name", ["wan", "flux", "mini"])
 @pytest.mark.parametrize("frames", [1, 33])
 @pytest.mark.parametrize("size", [(480, 832), (2160, 3840)])
@@ -72,7 +77,9 @@ def test_what_cannot_fit_is_refused_with_the_least_that_would_do():
     picture = Work(1, 1, 1024, 1024)
     with pytest.raises(EngineError, match=r"1024 x 1024 pixels need .* at least, more than the 100 MB") as refused:
         choose(rungs, FLUX, picture, 100 * 2**20)
-    assert told(min(peak(FLUX, rung, picture) for rung in rungs)) in str(refused.value)
+    least = told(min(peak(FLUX, rung, picture) for rung in rungs))
+    assert least in str(refused.value)
+    assert rungs[choose(rungs, FLUX, picture, size_of(least))]  # and would do
 
 
 def test_a_fixed_graph_keeps_its_tile_and_a_cpu_has_nothing_to_offload():

@@ -87,6 +87,26 @@ def test_ramps_and_patches_survive_lossless_encoding_within_one_value(make_clip,
         assert again.info.colour == colour
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+@pytest.mark.parametrize(
+    ("colour", "pix_fmt"),
+    [
+        (Colour(9, 16, 9, False), "yuv420p10le"),  # BT.2020 with PQ
+        (Colour(9, 18, 9, True), "yuv420p10le"),  # and with HLG
+        (Colour(5, 4, 5, False), "yuv420p"),  # PAL
+        (Colour(12, 13, 1, True), "yuv420p"),  # Display P3 with sRGB's curve
+    ],
+)
+def test_primaries_curve_matrix_and_range_are_told_as_they_were(make_clip, tmp_path, suffix, colour, pix_fmt):
+    tags = {"colorspace": colour.matrix, "color_range": 2 if colour.full_range else 1}
+    tags |= {"color_primaries": colour.primaries, "color_trc": colour.transfer}
+    source = make_clip("in.mkv", 2, codec="libx264", pix_fmt=pix_fmt, context=tags)
+    reader, _, _ = copy(source, tmp_path / f"out{suffix}")
+    assert reader.info.colour == colour
+    with open_video(tmp_path / f"out{suffix}") as again:
+        assert again.info.colour == colour
+
+
 @pytest.mark.parametrize(
     ("suffix", "bits", "expected"),
     [
