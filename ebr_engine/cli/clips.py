@@ -108,6 +108,24 @@ def restore_clip(
     return Outcome(job, seconds, info.width, info.height, info.bits, writer.frames, recipe.note)
 
 
+def compare_only(
+    job: "Job",
+    recipe: Recipe,
+    progress: Progress,
+    interrupts: Interrupts,
+    commit: "Callable[[Path, Path], None] | None" = None,
+) -> Outcome:
+    """Only the comparison of a clip that an earlier run has restored, and then was killed."""
+    from ebr_engine.media.video import open_video
+
+    started = time.perf_counter()
+    with open_video(job.target) as reader:
+        info = reader.info
+    for warning in compare(job, recipe, info.expected_frames, progress, interrupts, commit):
+        progress.error(warning, "warning")
+    return Outcome(job, time.perf_counter() - started, info.width, info.height, info.bits, info.expected_frames, recipe.note)
+
+
 def _key(job: "Job", recipe: Recipe, target: Any, length: int, overlap: int) -> str:
     """What has to agree for the parts of an earlier run to be those of this one."""
     status = job.source.stat()

@@ -45,10 +45,12 @@ class Work:
 def plan_work(asked: Mapping[str, Any]) -> Work:
     """Find and check everything that `restore` was asked for, by its parameters; nothing is created, no model loaded.
 
+    What runs that were killed at their end have left behind is deleted.
     Raises EbrError for what cannot be met.
     """
     from ebr_engine.media.files import check_jobs, check_writable
     from ebr_engine.media.journal import Journal
+    from ebr_engine.media.video.parts import forget_finished
 
     # Prompt files may follow one --prompt, where the parser can only see more inputs.
     words = asked["inputs"] or []
@@ -63,6 +65,9 @@ def plan_work(asked: Mapping[str, Any]) -> Work:
     if asked["resume"] and folder is not None:
         check_writable(folder)
         journal = Journal(folder)
+    for job in jobs:
+        if job.is_clip:
+            forget_finished(job.target)
     finished = {job for job in jobs if journal and journal.finished(job, digests[job.task])}
     if journal:
         check_jobs(jobs, asked["overwrite"], lambda job, path: journal.vouches(path, job, digests[job.task]), journal.knows)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ebr_engine.cli import pictures
 from ebr_engine.cli.auto import settled
-from ebr_engine.cli.clips import restore_clip
+from ebr_engine.cli.clips import compare_only, restore_clip
 from ebr_engine.cli.group import one_line, out_of_memory
 from ebr_engine.cli.interrupts import Interrupted, Interrupts
 from ebr_engine.cli.outcome import Outcome
@@ -100,7 +100,9 @@ class _Run:
                 raise source
             if job.is_clip:
                 self.writer.wait()
-                outcome = restore_clip(self.restorer, job, recipe, self.progress, self.interrupts, self._commit(job))
+                shared = job, recipe, self.progress, self.interrupts, self._commit(job)
+                made = self.journal is not None and self.journal.vouches(job.target, job, recipe.settings)
+                outcome = compare_only(*shared) if made else restore_clip(self.restorer, *shared)
                 self._finished(outcome)
                 return
             picture, commit = source

@@ -173,6 +173,43 @@ def test_parts_are_used_only_when_they_are_whole_and_of_the_same_run(cli, uneven
     assert sorted(os.listdir()) == ["in.mp4", "out.mp4", "whole.mp4"]
 
 
+@pytest.mark.parametrize("out", ["out.mp4", "out/"])
+def test_a_run_killed_when_all_was_done_leaves_its_parts_to_the_next_one(cli, uneven, monkeypatch, out):
+    moving_clip("in.mp4", frames=20, height=16, width=32)
+    with monkeypatch.context() as killed:
+        killed.setattr(parts.Parts, "remove", lambda self: None)
+        assert cli(*RUN, out)[0] == 0
+    assert len(list(Path().rglob(".ebr-*.parts"))) == 1
+    code, _, stderr = cli(*RUN, out)
+    assert (code, "--overwrite" in stderr) == ((2, True) if out == "out.mp4" else (0, False))
+    assert not list(Path().rglob(".ebr-*.parts"))
+
+
+def test_parts_that_are_newer_than_an_old_output_stay(cli, uneven):
+    moving_clip("in.mp4", frames=20, height=16, width=32)
+    Path("out.mp4").write_bytes(b"old")
+    os.utime("out.mp4", (1, 1))
+    uneven.stop_at = 3
+    assert cli(*RUN, "out.mp4", "--overwrite")[0] == 130
+    total, uneven.runs, uneven.stop_at = uneven.runs, 0, None
+    assert cli(*RUN, "out.mp4")[0] == 2
+    code, stdout, _ = cli(*RUN, "out.mp4", "--overwrite")
+    assert (code, total) == (0, 3)
+    assert "goes on at frame" in stdout
+
+
+def test_a_run_killed_before_its_comparison_makes_that_only(cli, uneven):
+    moving_clip("in.mp4", frames=20, height=16, width=32)
+    assert cli(*RUN, "out/", "--compare")[0] == 0
+    made, compared = Path("out/in.mp4").read_bytes(), Path("out/in_compare.mp4").read_bytes()
+    os.unlink("out/in_compare.mp4")
+    uneven.runs = 0
+    code, stdout, stderr = cli(*RUN, "out/", "--compare")
+    assert (code, stderr, uneven.runs) == (0, "", 0)
+    assert "20 frames" in stdout
+    assert (Path("out/in.mp4").read_bytes(), Path("out/in_compare.mp4").read_bytes()) == (made, compared)
+
+
 def test_a_disk_without_room_for_parts_costs_the_parts_only(cli, uneven, monkeypatch):
     moving_clip("in.mp4", frames=20, height=16, width=32)
     monkeypatch.setattr(parts.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))

@@ -124,8 +124,8 @@ def test_ten_times_the_frames_take_no_more_memory(tmp_path):
     result = run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
     _, _, few, before, many, after = map(int, result.stdout.split()[-6:])
-    assert many <= few + 2
-    assert few < 60
+    # One chunk of nine each is read, waits, is restored and goes to the encoder; which of them at once is the threads' affair.
+    assert max(few, many) <= 4 * 9 + 2 + 2  # with the last fade, and what looking for cuts reads ahead
     assert after - before < 40 * 96 * 160 * 3 * 4  # forty frames, of nine hundred more
     with open_video(tmp_path / "out-long.mp4") as reader:
         assert sum(1 for _ in reader) == 1000

@@ -33,8 +33,7 @@ class Parts:
     """
 
     def __init__(self, target: Path, key: str, expected: int | None = None) -> None:
-        name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]  # a long name leaves no room for an addition
-        self.folder = target.with_name(f".ebr-{name}.parts")
+        self.folder = _folder_of(target)
         self.warnings: list[str] = []
         self.chunks = self.frames = 0
         self._target, self._key, self._expected = target, key, expected
@@ -162,6 +161,22 @@ class Parts:
             return (head, body) if check.hexdigest().encode() == told and head["key"] == self._key else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+
+def forget_finished(target: Path) -> None:
+    """Delete the parts of an output that is whole: of a run that was killed after it had given the output its name."""
+    folder = _folder_of(target)
+    try:
+        finished = target.stat().st_mtime_ns
+        if target.is_file() and all(path.stat().st_mtime_ns <= finished for path in folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError:  # no output, or no parts
+        return
+
+
+def _folder_of(target: Path) -> Path:
+    name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]  # a long name leaves no room for an addition
+    return target.with_name(f".ebr-{name}.parts")
 
 
 _NO_PIXELS = np.empty((0, 0, 3), np.float32)
