@@ -58,6 +58,7 @@ def restorer_of(case: Case) -> Any:
     from ebr_engine.backbones.registry import CONFIGS
     from ebr_engine.backbones.wan import WanConditioner, WanTrunk
     from ebr_engine.fitting import Fitting
+    from ebr_engine.pipeline import Pipeline
     from ebr_engine.vae import WanCodec
 
     torch.manual_seed(0)
@@ -66,9 +67,7 @@ def restorer_of(case: Case) -> Any:
     codec = WanCodec(diffusers.AutoencoderKLWan(base_dim=32))
     text = {"context": torch.randn(2, config.text_dim)}
     parts = Backbone("wan", *halves, codec, text, torch.device("cpu"), torch.float32)
-    restorer = Restorer.__new__(Restorer)
-    restorer._start(parts, torch.device("cpu"), "none", "off", Fitting(2**40))
-    return restorer
+    return Restorer.over(Pipeline(parts, torch.device("cpu"), "none", "off", Fitting(2**40)))
 
 
 def measure(case: str) -> None:
@@ -93,8 +92,8 @@ def measure(case: str) -> None:
     plan = restorer.plan("haze", steps=2) if case.backbone == "mini" else restorer.plan(t0=0.4, steps=2)
     pixels = torch.rand(1, 3, case.frames, case.height, case.width)
     restorer.run(pixels, plan, tile=case.tile, tile_blend=case.blend)
-    rungs, work = restorer._rungs(pixels.shape, case.tile, None, case.blend)
-    print(json.dumps({"predicted": peak(restorer.costs, rungs[0], work), "measured": _status("VmHWM") - before}))
+    rungs, work = restorer.pipeline.rungs(pixels.shape, case.tile, None, case.blend)
+    print(json.dumps({"predicted": peak(restorer.pipeline.costs, rungs[0], work), "measured": _status("VmHWM") - before}))
 
 
 def _status(field: str) -> int:

@@ -8,6 +8,7 @@ from ebr_engine.settings import prompt_dir
 
 BACKBONES = ("mini", "wan", "flux")
 TASKS = ("haze", "rain", "snow", "blur", "lowlight")
+RELEASED_SIZES = {"wan": (480, 832), "flux": (1024, 1024)}  # height and width of the published protocol
 AUTO = "auto"  # in a task's place: whatever the classifier sees
 ASSETS = Path(__file__).parent / "assets"
 PUBLISHED = "github.com/sudraj2002/YPT, folder ckpts"  # for wan and flux; without a licence, so never bundled

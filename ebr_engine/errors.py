@@ -1,6 +1,7 @@
 """Errors meant for people: what was wrong, with which file or value, and what to do."""
 
 import warnings
+from collections.abc import Sequence
 
 LONGEST = 300  # characters of a warning: what compilers say fills pages
 
@@ -29,3 +30,9 @@ def warn(line: str) -> None:
     """Tell of something in one line, as an `EngineWarning`."""
     words = " ".join(line.split())
     warnings.warn(words if len(words) <= LONGEST else f"{words[: LONGEST - 1]}…", EngineWarning, stacklevel=3)
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """`EngineError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise EngineError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")

@@ -15,8 +15,8 @@ from ebr_engine.backbones.loading import Backbone
 from ebr_engine.backbones.wan import WanConfig
 from ebr_engine.codecs import BLOCK
 from ebr_engine.errors import warn
-from ebr_engine.memory import FLOAT, Costs, Rung, Work, below, choose, gentle, ladder, limits_of, peak, token_bytes
-from ebr_engine.offload import BLOCK_LISTS
+from ebr_engine.memory import FLOAT, Costs, Rung, Work, below, choose, gentle, ladder, limits_of, peak, size_of, token_bytes
+from ebr_engine.offload import BLOCK_LISTS, inner
 from ebr_engine.safety import precision
 from ebr_engine.vae import FluxCodec, WanCodec
 
@@ -50,11 +50,11 @@ OVERHEAD = {"cpu": 2**25, "cuda": 2**29}  # beside what is computed: libraries, 
 
 
 class Fitting:
-    """Where on the ladder a restorer runs. `limit`: bytes of the device (on a CPU of the process), None for all there is;
+    """Where on the ladder a restorer runs. `limit`: bytes (or `8G`) of the device, on a CPU of the process, None for all;
     `low`: all that saves memory without making tiles and chunks smaller. It never climbs up again."""
 
-    def __init__(self, limit: int | None = None, low: bool = False):
-        self.limit, self.low = limit, low
+    def __init__(self, limit: str | int | None = None, low: bool = False):
+        self.limit, self.low = None if limit is None else size_of(limit), low
         self.reached: tuple[float, ...] = ()  # by other ladders too: those of clips of other lengths
         if limit is not None or low:
             give_back_at_once()
@@ -98,7 +98,7 @@ def rungs_of(parts: Backbone, start: Rung, costs: Costs, compiled: bool) -> list
 
 def costs_of(parts: Backbone) -> Costs:
     """What a loaded backbone costs; see `memory.Costs`."""
-    codec = getattr(parts.codec, "codec", parts.codec)
+    codec = inner(parts.codec)
     module = isinstance(parts.trunk, nn.Module)
     lists = [getattr(parts.trunk, name) for name in BLOCK_LISTS if hasattr(parts.trunk, name)] if module else []
     blocks = [_bytes(block) for blocks in lists for block in blocks]

@@ -57,6 +57,11 @@ class OffloadedCodec:
             self.codec.to("cpu")
 
 
+def inner(codec: "Codec") -> "Codec":
+    """The codec itself, where one waits on the CPU."""
+    return getattr(codec, "codec", codec)
+
+
 class BlockOffload:
     """Blocks whose weights lie in (pinned) host memory; the next block's are copied while one computes: two at most are there.
 

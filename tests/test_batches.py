@@ -100,7 +100,7 @@ def test_compiled_the_same_request_gives_the_same_bytes(weights, tmp_path, monke
 def test_how_many_tiles_run_at_once_changes_nothing_but_rounding(restorer, plan, monkeypatch):  # noqa: F811
     results = []
     for at_once in (1, 4):
-        monkeypatch.setattr("ebr_engine.engine.TILES_AT_ONCE", at_once)
+        monkeypatch.setattr("ebr_engine.pipeline.TILES_AT_ONCE", at_once)
         results.append(restorer.restore(picture(40, 72), plan=plan, tile=32, tile_overlap=8))
     torch.testing.assert_close(*results, atol=ROUNDING, rtol=0)
 
@@ -109,7 +109,7 @@ def test_how_many_tiles_run_at_once_changes_nothing_but_rounding(restorer, plan,
 def captured(weights):  # noqa: F811
     """An engine whose runs are recorded, with the recorder that counts."""
     one, recorder = Restorer(model=weights, device="cpu", precision="fp32"), CallAgain()
-    one.runner = Runner(one.parts, "auto", graphs=Graphs(recorder))
+    one.pipeline.runner = Runner(one.parts, "auto", graphs=Graphs(recorder))
     return one, recorder
 
 

@@ -7,7 +7,6 @@ import torch
 
 from ebr_engine import Restorer
 from ebr_engine.backbones.registry import CONFIGS
-from ebr_engine.bridge import make_table
 from ebr_engine.errors import EngineError, EngineWarning
 from ebr_engine.fitting import Fitting, costs
 from ebr_engine.memory import Rung, Work, ladder, peak
@@ -79,7 +78,7 @@ def test_another_error_is_no_reason_to_try_again(picture, monkeypatch):
 def test_a_limit_chooses_the_way_and_the_least_that_would_do_is_told(picture):
     free = Restorer("mini", precision="fp32")
     start, work = Rung(64, 16), Work(1, 1, SIDE, SIDE + 24)
-    need = peak(free.costs, start, work)
+    need = peak(free.pipeline.costs, start, work)
     limited = Restorer("mini", precision="fp32", max_memory=need - 1)
     shapes = []
     velocity = limited.parts.velocity
@@ -119,8 +118,8 @@ def test_what_a_long_clip_has_taught_holds_for_pictures_and_other_clips():
 
 def test_low_memory_changes_no_tile():
     restorer = Restorer("mini", low_memory=True)
-    rungs, work = restorer._rungs((1, 3, 1, 900, 900), None, None, "latent")
-    chosen = rungs[restorer.fitting.rung(rungs, restorer.costs, work)]
+    rungs, work = restorer.pipeline.rungs((1, 3, 1, 900, 900), None, None, "latent")
+    chosen = rungs[restorer.pipeline.fitting.rung(rungs, restorer.pipeline.costs, work)]
     assert (chosen.tile, chosen.blend, chosen.at_once) == (512, "pixel", 1)
 
 
@@ -142,11 +141,11 @@ def test_pictures_that_do_not_fit_together_run_one_by_one(monkeypatch):
 def test_the_tables_of_a_run_survive_a_move_of_the_codec():
     restorer = Restorer("mini", precision="fp32")
     clip = torch.rand(1, 3, 32, 32)
-    plan = restorer.bake(restorer.prompt("haze", None), make_table("fast", 0.05, 2))
+    plan = restorer.plan("haze", t0=0.05, steps=2)
     before = restorer.run(clip, plan)
-    restorer._apply(Rung(512, 64, offload="codec"))
-    assert restorer.offload == "codec"
+    restorer.pipeline.apply(Rung(512, 64, offload="codec"))
+    assert restorer.pipeline.offload == "codec"
     torch.testing.assert_close(restorer.run(clip, plan), before)
-    restorer._apply(Rung(512, 64, offload="blocks"))
-    assert restorer.offload == "blocks"
+    restorer.pipeline.apply(Rung(512, 64, offload="blocks"))
+    assert restorer.pipeline.offload == "blocks"
     torch.testing.assert_close(restorer.run(clip, plan), before)

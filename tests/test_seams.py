@@ -40,12 +40,12 @@ def seam(restored, tiles):
 @pytest.mark.parametrize("kind", ["smooth", "textured"])
 def test_tiles_leave_no_seam(restorer, kind, blend):
     restored = restorer.restore(scene(kind), task="haze", steps=2, tile=TILE, tile_overlap=64, tile_blend=blend)
-    assert seam(restored, restorer.tiles(HEIGHT, WIDTH, TILE, 64).scaled(CELL)) < 1.1
+    assert seam(restored, restorer.pipeline.geometry.tiles(HEIGHT, WIDTH, TILE, 64).scaled(CELL)) < 1.1
 
 
 def test_a_tile_a_twentieth_brighter_would_be_seen(restorer):
     restored = restorer.restore(scene("smooth"), task="haze", steps=2, tile=0)
-    tiles = restorer.tiles(HEIGHT, WIDTH, TILE, 64).scaled(CELL)
+    tiles = restorer.pipeline.geometry.tiles(HEIGHT, WIDTH, TILE, 64).scaled(CELL)
     restored[:, :, tiles.lefts[1] :] += 0.05
     assert seam(restored, tiles) > 1.1
 

@@ -95,8 +95,10 @@ def export(
     if out.exists() and not overwrite:
         raise EbrError(f"{out} exists; add --overwrite to replace it")
 
-    from ebr_engine.engine import DEFAULT_CHUNK, DEFAULT_TILE, RELEASED_SIZES, Restorer
+    from ebr_engine.catalogue import RELEASED_SIZES
+    from ebr_engine.engine import Restorer
     from ebr_engine.export.exporting import ExportOptions, check_request, export_trunk
+    from ebr_engine.geometry import DEFAULT_CHUNK, DEFAULT_TILE
 
     check_request(out, chosen)
     started = time.perf_counter()

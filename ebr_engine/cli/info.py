@@ -27,7 +27,7 @@ def collect() -> dict[str, Any]:
 
     from ebr_engine import settings
     from ebr_engine.backbones.quantized import trunk_dtype
-    from ebr_engine.engine import choose_device
+    from ebr_engine.devices import choose_device
     from ebr_engine.kernels import backend
     from ebr_engine.version import __version__
 
@@ -96,8 +96,9 @@ def _backbones() -> dict[str, dict[str, int]]:
 def _memory() -> dict[str, dict[str, int]]:
     """Bytes that a run of every backbone's default size needs on a GPU, by the memory model: as it is, and at the least."""
     from ebr_engine.backbones.registry import CONFIGS
-    from ebr_engine.engine import DEFAULT_CHUNK, DEFAULT_OVERLAP, DEFAULT_TILE, RELEASED_SIZES
+    from ebr_engine.catalogue import RELEASED_SIZES
     from ebr_engine.fitting import costs
+    from ebr_engine.geometry import DEFAULT_CHUNK, DEFAULT_OVERLAP, DEFAULT_TILE
     from ebr_engine.memory import Rung, Work, gentle, ladder, peak
 
     needs = {}

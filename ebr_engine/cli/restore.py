@@ -115,7 +115,8 @@ def restore(
             progress.summary(0, [], work.skipped, 0, 0.0)
             return
 
-        from ebr_engine.engine import RELEASED_SIZES, Restorer
+        from ebr_engine.catalogue import RELEASED_SIZES
+        from ebr_engine.engine import Restorer
 
         placed = {"device": device, "offload": offload.value, "compile": compile.value}
         placed |= {"max_memory": max_memory, "low_memory": low_memory}

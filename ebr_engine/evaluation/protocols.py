@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ebr_engine.engine import RELEASED_SIZES
+from ebr_engine.catalogue import RELEASED_SIZES
 from ebr_engine.errors import EbrError
 
 METRIC_SIDE = 512

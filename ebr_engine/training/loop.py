@@ -82,7 +82,7 @@ def learn(
 
 def load_parts(config: LearnConfig, device: str) -> Backbone:
     """The backbone that a configuration names."""
-    from ebr_engine.engine import choose_device
+    from ebr_engine.devices import choose_device
 
     paths = (Path(name) if name else None for name in (config.context, config.vae))
     source = ModelSource(config.model or None, config.revision or None, config.offline, *paths)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from ebr_engine import catalogue
 from ebr_engine.cli import app
 from ebr_engine.errors import EbrError
 
@@ -61,9 +62,9 @@ class FakeRestorer:
 def engine(monkeypatch):
     """The stand-in in the engine's place; its `made` and `calls` start empty."""
     fake = types.ModuleType("ebr_engine.engine")
-    fake.RELEASED_SIZES = {"wan": (4, 6)}
     fake.Restorer = type("Restorer", (FakeRestorer,), {"made": [], "calls": [], "expected": []})
     monkeypatch.setitem(sys.modules, "ebr_engine.engine", fake)
+    monkeypatch.setattr(catalogue, "RELEASED_SIZES", {"wan": (4, 6)})
     return fake.Restorer
 
 

@@ -1,13 +1,13 @@
 """Comparisons, previews, colours and auto as `ebr-engine restore` does them, with a stand-in for the engine that inverts."""
 
 import os
-import sys
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ebr_engine import catalogue
 from ebr_engine.catalogue import TASKS
 from ebr_engine.classify import Diagnosis
 from ebr_engine.media.images import Picture, read_image, write_image
@@ -61,7 +61,7 @@ def test_a_clip_at_another_size_is_compared_at_that_size(cli, engine, monkeypatc
         return 1 - clip[..., : size[0], : size[1]]
 
     clip("in.mkv")
-    monkeypatch.setitem(sys.modules["ebr_engine.engine"].RELEASED_SIZES, "mini", (8, 12))
+    monkeypatch.setitem(catalogue.RELEASED_SIZES, "mini", (8, 12))
     monkeypatch.setattr(engine, "run", resized)
     assert cli(*base("in.mkv", "out.mkv"), "--compare-as", "wipe", "--size", "released")[0] == 0
     assert frames("out_compare.mkv")[0].shape == (8, 12, 3)

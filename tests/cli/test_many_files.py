@@ -249,7 +249,7 @@ class Slow(conftest.FakeRestorer):
             callback(index + 1, 10)
         return 1 - image
 fake = types.ModuleType("ebr_engine.engine")
-fake.Restorer, fake.RELEASED_SIZES = Slow, {{}}
+fake.Restorer = Slow
 sys.modules["ebr_engine.engine"] = fake
 from ebr_engine.cli import main
 main()

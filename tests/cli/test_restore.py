@@ -273,7 +273,6 @@ def test_the_progress_bar_shows_on_a_terminal(cli, engine, monkeypatch):
     script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
     script += "import conftest, types, time\n"
     script += "fake = types.ModuleType('ebr_engine.engine'); fake.Restorer = conftest.FakeRestorer\n"
-    script += "fake.RELEASED_SIZES = {}\n"
     script += "sys.modules['ebr_engine.engine'] = fake\n"
     script += "conftest.app(['restore', 'in', '-o', 'out', '--task', 'haze'])\n"
     leader, follower = pty.openpty()
