@@ -20,3 +20,19 @@ def relative_rms():
         return ((value - reference).norm() / reference.norm()).item()
 
     return error
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """The file of a tiny backbone of random numbers."""
+    from tests.tiny import save_tiny  # imports the engine, which most tests can do without
+
+    return save_tiny(tmp_path_factory.mktemp("mini") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def restorer(weights):
+    """The tiny backbone, loaded."""
+    from ebr_engine import Restorer
+
+    return Restorer(model=weights, device="cpu", precision="fp32", compile="off")

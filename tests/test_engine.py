@@ -10,53 +10,15 @@ import torch
 from PIL import Image
 
 from ebr_engine import Restorer
-from ebr_engine.backbones.mini import save_mini
-from ebr_engine.backbones.wan import WanConfig
 from ebr_engine.bridge import make_table
 from ebr_engine.catalogue import ASSETS, TASKS
-from ebr_engine.codecs import PixelCodec
 from ebr_engine.errors import BackboneError, EbrError, PromptError
 from ebr_engine.media.tiling import plan_tiles
-from ebr_engine.prompts import Prompt
 from ebr_engine.sampler import draw_noise, sample
 from ebr_engine.tiled import tiled
-from ebr_engine.training.pretrain import Pretrainee, finished
+from tests.tiny import make_prompt
 
-TINY = WanConfig(
-    num_attention_heads=2,
-    attention_head_dim=12,
-    in_channels=48,
-    out_channels=48,
-    text_dim=16,
-    freq_dim=16,
-    ffn_dim=32,
-    num_layers=2,
-)
 EPS = torch.finfo(torch.float32).eps
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A backbone of random numbers whose every part has a say in the result."""
-    torch.manual_seed(1)
-    model = Pretrainee(TINY)
-    with torch.no_grad():
-        model.trunk.patch_out.weight.mul_(3)
-        model.conditioner.time_proj.weight.normal_(std=0.1)
-    path = tmp_path_factory.mktemp("mini") / "tiny.safetensors"
-    save_mini(path, finished(model, dict(model.named_parameters()), PixelCodec(), {}))
-    return path
-
-
-@pytest.fixture(scope="module")
-def restorer(weights):
-    return Restorer(model=weights, device="cpu", precision="fp32")
-
-
-def make_prompt(seed=0, tokens=4, width=TINY.width, blocks=TINY.num_layers, backbone="mini", t0=0.2):
-    generator = torch.Generator().manual_seed(seed)
-    residual = torch.randn(tokens, width, generator=generator)
-    return Prompt(residual, torch.full((blocks,), 0.7), backbone, task="haze", t0=t0)
 
 
 @pytest.fixture(scope="module")

@@ -7,50 +7,13 @@ import pytest
 import torch
 
 from ebr_engine import Restorer, runner
-from ebr_engine.backbones.mini import save_mini
-from ebr_engine.backbones.wan import WanConfig
-from ebr_engine.codecs import PixelCodec
 from ebr_engine.errors import EngineError, EngineWarning
 from ebr_engine.graphs import Graphs
 from ebr_engine.media.tiling import plan_tiles
-from ebr_engine.prompts import Prompt
 from ebr_engine.runner import Runner, Tiling
 from ebr_engine.sampler import draw_noise
-from ebr_engine.training.pretrain import Pretrainee, finished
 from tests.test_graphs import CallAgain
-
-TINY = WanConfig(
-    num_attention_heads=2,
-    attention_head_dim=12,
-    in_channels=48,
-    out_channels=48,
-    text_dim=16,
-    freq_dim=16,
-    ffn_dim=32,
-    num_layers=2,
-)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch.manual_seed(1)
-    model = Pretrainee(TINY)
-    with torch.no_grad():
-        model.trunk.patch_out.weight.mul_(3)
-        model.conditioner.time_proj.weight.normal_(std=0.1)
-    path = tmp_path_factory.mktemp("mini") / "tiny.safetensors"
-    save_mini(path, finished(model, dict(model.named_parameters()), PixelCodec(), {}))
-    return path
-
-
-@pytest.fixture(scope="module")
-def restorer(weights):
-    return Restorer(model=weights, device="cpu", precision="fp32", compile="off")
-
-
-def prompt(seed=0, tokens=4):
-    residual = torch.randn(tokens, TINY.width, generator=torch.Generator().manual_seed(seed))
-    return Prompt(residual, torch.full((2,), 0.7), "mini", task="haze", t0=0.2)
+from tests.tiny import make_prompt
 
 
 def latent(height=6, width=10, batch=1):
@@ -73,7 +36,7 @@ def run(one, plan, degraded, **how):
 
 def test_a_recorded_run_is_the_plain_run_for_every_prompt_seed_and_picture(restorer):
     graphs, recorder = recorded(restorer)
-    plans = [restorer.plan(prompt=prompt(seed)) for seed in range(2)]
+    plans = [restorer.plan(prompt=make_prompt(seed)) for seed in range(2)]
     for plan in (*plans, plans[0]):  # back to the first one: its tables were overwritten
         for degraded in (latent(), 0.5 * latent()):
             assert torch.equal(run(graphs, plan, degraded), run(restorer.runner, plan, degraded))
@@ -83,7 +46,7 @@ def test_a_recorded_run_is_the_plain_run_for_every_prompt_seed_and_picture(resto
 
 def test_plans_are_not_changed_by_the_graphs_that_read_them(restorer):
     graphs, _ = recorded(restorer)
-    first, second = (restorer.plan(prompt=prompt(seed)) for seed in range(2))
+    first, second = (restorer.plan(prompt=make_prompt(seed)) for seed in range(2))
     before = first.tables[0].context[3].clone()
     run(graphs, first, latent())
     run(graphs, second, latent())
@@ -93,23 +56,23 @@ def test_plans_are_not_changed_by_the_graphs_that_read_them(restorer):
 @pytest.mark.parametrize(
     "other",
     [
-        {"prompt": prompt(1, tokens=6)},
-        {"prompt": prompt(1), "steps": 3},
-        {"prompt": prompt(1), "t0": 0.3},
-        {"prompt": [prompt(), prompt(1)], "mix": "velocity"},
-        {"prompt": prompt(1), "order": 1},
+        {"prompt": make_prompt(1, tokens=6)},
+        {"prompt": make_prompt(1), "steps": 3},
+        {"prompt": make_prompt(1), "t0": 0.3},
+        {"prompt": [make_prompt(), make_prompt(1)], "mix": "velocity"},
+        {"prompt": make_prompt(1), "order": 1},
     ],
 )
 def test_other_work_is_another_graph(restorer, other):
     graphs, recorder = recorded(restorer)
-    for plan in (restorer.plan(prompt=prompt()), restorer.plan(**other)):
+    for plan in (restorer.plan(prompt=make_prompt()), restorer.plan(**other)):
         assert torch.equal(run(graphs, plan, latent()), run(restorer.runner, plan, latent()))
     assert recorder.recorded == 2
 
 
 def test_shapes_and_batches_are_graphs_of_their_own_that_share_the_tables(restorer):
     graphs, recorder = recorded(restorer)
-    plan = restorer.plan(prompt=prompt())
+    plan = restorer.plan(prompt=make_prompt())
     for degraded in (latent(), latent(8, 8), latent(batch=2), latent()):
         assert torch.equal(run(graphs, plan, degraded), run(restorer.runner, plan, degraded))
     assert recorder.recorded == 3
@@ -118,7 +81,7 @@ def test_shapes_and_batches_are_graphs_of_their_own_that_share_the_tables(restor
 
 def test_in_tiles_every_step_is_a_graph_for_groups_of_one_size(restorer):
     graphs, recorder = recorded(restorer)
-    plan, heard = restorer.plan(prompt=prompt()), []
+    plan, heard = restorer.plan(prompt=make_prompt()), []
     for height in (16, 24):  # three tiles and five: groups of three both times
         degraded = latent(height, 8)
         tiling = Tiling(plan_tiles(height, 8, 8, 4, 2), 4)
@@ -132,13 +95,13 @@ def test_in_tiles_every_step_is_a_graph_for_groups_of_one_size(restorer):
 
 def test_a_run_that_is_one_graph_is_heard_of_once(restorer):
     graphs, heard = recorded(restorer)[0], []
-    run(graphs, restorer.plan(prompt=prompt()), latent(), callback=lambda *step: heard.append(step))
+    run(graphs, restorer.plan(prompt=make_prompt()), latent(), callback=lambda *step: heard.append(step))
     assert heard == [(5, 5)]
 
 
 def test_warming_up_meets_the_solvers_differences_in_few_steps(restorer):
     evaluated = []
-    plan = restorer.plan(prompt=prompt(), steps=12)
+    plan = restorer.plan(prompt=make_prompt(), steps=12)
     graphs, _ = recorded(restorer)
     velocity = graphs.parts.velocity
     graphs.parts = SimpleNamespace(velocity=lambda *given: evaluated.append(1) or velocity(*given))
@@ -152,7 +115,7 @@ def test_what_cannot_be_recorded_runs_plainly_and_is_told_once(restorer):
         raise RuntimeError("operation failed due to\na previous error during capture")
 
     one = Runner(restorer.parts, "auto", graphs=Graphs(broken))
-    plan = restorer.plan(prompt=prompt())
+    plan = restorer.plan(prompt=make_prompt())
     assert one.static
     with pytest.warns(EngineWarning, match=r"CUDA graphs are left out.* a previous error") as told:
         results = [run(one, plan, latent()) for _ in range(3)]
@@ -169,7 +132,7 @@ def test_a_compiler_that_fails_is_told_once_and_the_result_is_there(restorer, mo
         return run
 
     monkeypatch.setattr(runner, "compile_trunk", broken)
-    one, plan = Runner(restorer.parts, "on"), restorer.plan(prompt=prompt())
+    one, plan = Runner(restorer.parts, "on"), restorer.plan(prompt=make_prompt())
     with pytest.warns(EngineWarning, match=r"not compiled: No working C\+\+ compiler") as told:
         results = [run(one, plan, latent()) for _ in range(2)]
     assert len(told) == 1
@@ -222,8 +185,8 @@ def test_one_compilation_serves_all_steps_prompts_and_seeds_of_a_shape(weights, 
         for seed, size in ((1, (24, 40)), (2, (24, 40)), (3, (40, 24)), (4, (24, 40)), (5, (40, 24))):
             image = torch.rand(3, *size)
             for plan_seed in range(2):
-                result = engine.restore(image, prompt=prompt(plan_seed), seed=seed)
-                expected = plain.restore(image, prompt=prompt(plan_seed), seed=seed)
+                result = engine.restore(image, prompt=make_prompt(plan_seed), seed=seed)
+                expected = plain.restore(image, prompt=make_prompt(plan_seed), seed=seed)
                 torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
     assert counted.graphs == 2  # a shape each
     torch.compiler.reset()

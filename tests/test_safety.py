@@ -9,10 +9,10 @@ from ebr_engine import Restorer
 from ebr_engine.backbones.quantized import has_fp8_layers, safer_trunk
 from ebr_engine.errors import EngineError, EngineWarning
 from ebr_engine.safety import Safety
-from tests.test_runner import prompt, weights  # noqa: F401 (a fixture)
+from tests.tiny import make_prompt
 
 
-def engine(weights, precision):  # noqa: F811
+def engine(weights, precision):
     return Restorer(model=weights, device="cpu", precision=precision)
 
 
@@ -29,29 +29,29 @@ def image():
     return torch.rand(3, 24, 40, generator=torch.Generator().manual_seed(5)) * 0.4 + 0.3
 
 
-def test_what_overflows_in_fp16_is_made_again_in_fp32(weights, recwarn):  # noqa: F811
-    expected = enlarge(engine(weights, "fp32")).restore(image(), prompt=prompt())
+def test_what_overflows_in_fp16_is_made_again_in_fp32(weights, recwarn):
+    expected = enlarge(engine(weights, "fp32")).restore(image(), prompt=make_prompt())
     narrow = enlarge(engine(weights, "fp16"))
     assert narrow.trunk.blocks[0].cross_q.weight.isfinite().all()
     assert not recwarn.list
     with pytest.warns(EngineWarning, match="not finite in fp16; it was made again in fp32") as told:
-        result = narrow.restore(image(), prompt=prompt())
+        result = narrow.restore(image(), prompt=make_prompt())
     assert len(told) == 1
     assert (result - expected).norm() / expected.norm() < 1e-2  # the weights stay what fp16 made of them
     assert narrow.dtype == torch.float16  # the next picture is tried as fast
 
 
-def test_an_engine_file_is_made_again_from_its_own_tables(weights, tmp_path):  # noqa: F811
+def test_an_engine_file_is_made_again_from_its_own_tables(weights, tmp_path):
     narrow = enlarge(engine(weights, "fp16"))
-    narrow.build(tmp_path / "x.ebr", narrow.plan(prompt=prompt()))
+    narrow.build(tmp_path / "x.ebr", narrow.plan(prompt=make_prompt()))
     with pytest.warns(EngineWarning, match="made again in fp32"):
-        expected = narrow.restore(image(), prompt=prompt())
+        expected = narrow.restore(image(), prompt=make_prompt())
     with pytest.warns(EngineWarning, match="made again in fp32"):
         result = Restorer.from_engine(tmp_path / "x.ebr", device="cpu").restore(image())
     assert (result - expected).norm() / expected.norm() < 1e-2
 
 
-def test_one_precision_after_another_is_tried(weights):  # noqa: F811
+def test_one_precision_after_another_is_tried(weights):
     one = engine(weights, "fp8")
     tried = []
 
@@ -61,34 +61,34 @@ def test_one_precision_after_another_is_tried(weights):  # noqa: F811
 
     one.trunk.register_forward_hook(spoil)
     with pytest.warns(EngineWarning, match="not finite in fp8; it was made again in fp32"):
-        assert one.restore(image(), prompt=prompt()).isfinite().all()
+        assert one.restore(image(), prompt=make_prompt()).isfinite().all()
     assert list(dict.fromkeys(tried)) == list(dict.fromkeys(["fp8", one.dtype, torch.float32]))
 
 
-def test_where_no_precision_helps_the_request_fails_in_one_line(weights):  # noqa: F811
+def test_where_no_precision_helps_the_request_fails_in_one_line(weights):
     one = engine(weights, "fp16")
     one.trunk.register_forward_hook(lambda *given: given[-1] * torch.inf)
     with pytest.raises(EngineError, match="not finite, in float32 either"):
-        one.restore(image(), prompt=prompt())
+        one.restore(image(), prompt=make_prompt())
 
 
-def test_what_is_not_the_transformers_fault_is_told(weights):  # noqa: F811
+def test_what_is_not_the_transformers_fault_is_told(weights):
     one = engine(weights, "fp16")
     one.codec.encode = lambda pixels: torch.full((1, 48, 1, 6, 10), torch.nan)
     with pytest.raises(EngineError, match="codec"):
-        one.restore(image(), prompt=prompt())
+        one.restore(image(), prompt=make_prompt())
 
 
-def test_an_exported_transformer_cannot_change_its_precision(weights):  # noqa: F811
+def test_an_exported_transformer_cannot_change_its_precision(weights):
     one = engine(weights, "fp32")
     safety = Safety(replace(one.parts, trunk=lambda *_: None))
     with pytest.raises(EngineError, match="not finite in fp32, and this transformer cannot change"):
-        safety.run(one.plan(prompt=prompt()), torch.zeros(1), torch.zeros(1))
+        safety.run(one.plan(prompt=make_prompt()), torch.zeros(1), torch.zeros(1))
 
 
-def test_a_safer_copy_computes_the_same_and_leaves_the_trunk(weights, relative_rms):  # noqa: F811
+def test_a_safer_copy_computes_the_same_and_leaves_the_trunk(weights, relative_rms):
     exact = engine(weights, "fp32")
-    step = exact.plan(prompt=prompt()).conditioning[1]
+    step = exact.plan(prompt=make_prompt()).conditioning[1]
     latent = torch.randn(1, 48, 1, 6, 10)
     narrow = engine(weights, "fp8").trunk
     dense = safer_trunk(narrow)

@@ -35,16 +35,7 @@ from ebr_engine.training.pretrain import Pretrainee, finished
 Row = dict[str, Any]  # arm, task, photo, seed, psnr, ssim
 Degrade = Callable[[Tensor, torch.Generator, Tensor | None], Tensor]  # clean, generator, depth → degraded
 STORM = 1000  # between the test seeds of one draw and the next
-TINY = WanConfig(
-    num_attention_heads=2,
-    attention_head_dim=12,
-    in_channels=48,
-    out_channels=48,
-    text_dim=16,
-    freq_dim=16,
-    ffn_dim=32,
-    num_layers=2,
-)
+TINY = WanConfig((1, 2, 2), 2, 12, 48, 48, text_dim=16, freq_dim=16, ffn_dim=32, num_layers=2)
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,14 @@ import torch
 from typer.testing import CliRunner
 
 from ebr_engine import Restorer
-from ebr_engine.backbones.mini import save_mini
-from ebr_engine.backbones.wan import WanConfig
 from ebr_engine.cli import app
-from ebr_engine.codecs import PixelCodec
 from ebr_engine.media.images import Picture, read_image, write_image
-from ebr_engine.prompts import Prompt
-from ebr_engine.training.pretrain import Pretrainee, finished
 from tests.real_layout import FLUX, WAN, write_flux, write_released_prompt, write_wan
+from tests.tiny import make_prompt, save_tiny
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)
 
-TINY = WanConfig((1, 2, 2), 2, 12, 48, 48, text_dim=16, freq_dim=16, ffn_dim=32, num_layers=1)
 CLOSE = 1e-3
 HEIGHT, WIDTH = 16, 24  # of the graph of one size
 
@@ -30,16 +25,10 @@ HEIGHT, WIDTH = 16, 24  # of the graph of one size
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A folder with a tiny model of mini's kind, two prompts of different lengths, and a graph of one size."""
-    torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("tiny")
-    model = Pretrainee(TINY)
-    with torch.no_grad():
-        model.trunk.patch_out.weight.mul_(3)
-        model.conditioner.time_proj.weight.normal_(std=0.1)
-    save_mini(folder / "tiny.safetensors", finished(model, dict(model.named_parameters()), PixelCodec(), {}))
+    save_tiny(folder / "tiny.safetensors", num_layers=1)
     for rows in (4, 5):
-        prompt = Prompt(torch.randn(rows, TINY.width), torch.full((1,), 0.7), "mini", task="haze", t0=0.2)
-        prompt.save(folder / f"{rows}.safetensors")
+        make_prompt(rows, rows, blocks=1).save(folder / f"{rows}.safetensors")
     arguments = ["export", "-o", folder / "haze.onnx", "--size", f"{HEIGHT}x{WIDTH}", *model_of(folder)]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert (result.exit_code, result.stderr) == (0, "")

@@ -4,37 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from ebr_engine.backbones.mini import save_mini
-from ebr_engine.backbones.wan import WanConfig
 from ebr_engine.codecs import PixelCodec
 from ebr_engine.media.images import write_image
 from ebr_engine.training import loop, scenes
-from ebr_engine.training.pretrain import Pretrainee, finished
 from ebr_engine.training.scenes import ScenePool
-
-TINY = WanConfig(
-    num_attention_heads=2,
-    attention_head_dim=12,
-    in_channels=48,
-    out_channels=48,
-    text_dim=16,
-    freq_dim=16,
-    ffn_dim=32,
-    num_layers=2,
-)
+from tests.tiny import save_tiny
 
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
     """A backbone of random numbers that listens to its prompt; its codec weighs the channels unequally."""
-    torch.manual_seed(1)
-    model = Pretrainee(TINY)
-    with torch.no_grad():
-        model.trunk.patch_out.weight.mul_(10)
     codec = PixelCodec(scale=torch.linspace(0.5, 2, PixelCodec.channels))
-    path = tmp_path_factory.mktemp("mini") / "tiny.safetensors"
-    save_mini(path, finished(model, dict(model.named_parameters()), codec, {}))
-    return path
+    return save_tiny(tmp_path_factory.mktemp("mini") / "tiny.safetensors", gain=10, time=0, codec=codec)
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,7 @@ from ebr_engine.prompts import load_prompt
 from ebr_engine.training.config import LearnConfig, read_toml, resolve
 from ebr_engine.training.degradations import seeds
 from ebr_engine.training.loop import learn
-
-from .conftest import TINY
+from tests.tiny import TINY
 
 pytestmark = pytest.mark.usefixtures("small_pool")
 

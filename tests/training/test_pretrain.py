@@ -9,23 +9,13 @@ import torch
 from torch.nn import functional as F
 
 from ebr_engine.backbones.mini import CONTEXT_TOKENS, load_mini
-from ebr_engine.backbones.wan import WanConfig
 from ebr_engine.codecs import PixelCodec
 from ebr_engine.errors import EbrError
 from ebr_engine.training import degradations, pretrain, procedural, scenes
 from ebr_engine.training.pretrain import CLEAN_WORD, VOCABULARY, PretrainConfig, Pretrainee, batch, measured_codec, rate_factor
 from ebr_engine.training.scenes import ScenePool
+from tests.tiny import TINY
 
-TINY = WanConfig(
-    num_attention_heads=2,
-    attention_head_dim=12,
-    in_channels=48,
-    out_channels=48,
-    text_dim=16,
-    freq_dim=16,
-    ffn_dim=32,
-    num_layers=2,
-)
 QUICK = PretrainConfig(minutes=50, batch=4, sizes=(64,), size_odds=(1.0,), learning_rate=5e-3, save_every=1000, compile=False)
 
 

@@ -1,0 +1,45 @@
+"""A backbone of mini's kind, tiny and of random numbers, and prompts for it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ebr_engine.backbones.mini import save_mini
+from ebr_engine.backbones.wan import WanConfig
+from ebr_engine.codecs import PixelCodec
+from ebr_engine.prompts import Prompt
+from ebr_engine.training.pretrain import Pretrainee, finished
+
+TINY = WanConfig(
+    num_attention_heads=2,
+    attention_head_dim=12,
+    in_channels=48,
+    out_channels=48,
+    text_dim=16,
+    freq_dim=16,
+    ffn_dim=32,
+    num_layers=2,
+)
+
+
+def save_tiny(path: Path, gain: float = 3, time: float = 0.1, codec: PixelCodec | None = None, **sizes: int) -> Path:
+    """Write a backbone whose every part has a say in the result; returns its path.
+
+    `gain`: of the output layer. `time`: standard deviation of the layer that makes the modulation of time; 0 leaves it as
+    pre-training begins with it. `sizes`: other than TINY's.
+    """
+    torch.manual_seed(1)
+    model = Pretrainee(replace(TINY, **sizes))
+    with torch.no_grad():
+        model.trunk.patch_out.weight.mul_(gain)
+        if time:
+            model.conditioner.time_proj.weight.normal_(std=time)
+    save_mini(path, finished(model, dict(model.named_parameters()), codec or PixelCodec(), {}))
+    return path
+
+
+def make_prompt(seed=0, tokens=4, width=TINY.width, blocks=TINY.num_layers, backbone="mini", t0=0.2) -> Prompt:
+    """A prompt of random numbers."""
+    residual = torch.randn(tokens, width, generator=torch.Generator().manual_seed(seed))
+    return Prompt(residual, torch.full((blocks,), 0.7), backbone, task="haze", t0=t0)
