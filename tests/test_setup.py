@@ -1,4 +1,4 @@
-"""What the build script decides about the CUDA extension; nothing is compiled."""
+"""What an install holds, and what the build script decides about the CUDA extension; nothing is compiled."""
 
 import importlib.util
 import os
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from setuptools import Distribution
+from setuptools.config.pyprojecttoml import read_configuration
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parents[1]
@@ -123,3 +124,9 @@ def test_what_is_built_is_there(script):
     """Every source of csrc/ is named in the script, and nothing else."""
     named = {script.BINDING, *script.KERNELS, *script.HEADERS}
     assert named == {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").iterdir() if path.suffix != ".md"}
+
+
+def test_every_folder_of_the_package_is_installed():
+    named = read_configuration(ROOT / "pyproject.toml", expand=False)["tool"]["setuptools"]["packages"]
+    folders = {file.parent.relative_to(ROOT) for file in (ROOT / "ebr_engine").rglob("*.py")}
+    assert {".".join(folder.parts) for folder in folders} | {"ebr_engine.kernels"} == set(named)

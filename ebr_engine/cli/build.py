@@ -38,7 +38,8 @@ def build(
 
     [bold]ebr-engine restore clip.mp4 -o clean.mp4 --engine rain.ebr[/]
     """
-    from ebr_engine.cli.choosing import chosen_prompts, precision_of
+    from ebr_engine.cli.run.choosing import chosen_prompts, precision_of
+    from ebr_engine.cli.run.loading import load_restorer
 
     prompts = chosen_prompts(backbone, task, prompt or [])
     chosen = precision_of(precision, fp8)
@@ -47,11 +48,9 @@ def build(
     if out.exists() and not overwrite:
         raise EbrError(f"{out} exists; add --overwrite to replace it")
 
-    from ebr_engine.engine import Restorer
-
     started = time.perf_counter()
     source = {"model": model, "revision": revision, "offline": offline, "context": context, "vae": vae}
-    restorer = Restorer(backbone, **source, device=device, precision=chosen)
+    restorer = load_restorer(backbone, **source, device=device, precision=chosen)
     run = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value, "strength": strength}
     plan = restorer.plan(task, prompts or None, **run)
     names = [task] if task else [f"{path}:{weight:g}" for path, weight in prompts]

@@ -14,9 +14,9 @@ def demo(
     [bold]ebr-engine demo[/]
     """
     from ebr_engine.catalogue import ASSETS
-    from ebr_engine.cli.progress import Progress
-    from ebr_engine.cli.recipe import Recipe
-    from ebr_engine.cli.running import run_jobs
+    from ebr_engine.cli.run.jobs import run_jobs
+    from ebr_engine.cli.run.progress import Progress
+    from ebr_engine.cli.run.recipe import Recipe
     from ebr_engine.errors import EbrError
     from ebr_engine.media.files import plan_jobs
 

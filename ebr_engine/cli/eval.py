@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ebr_engine.cli import options
+from ebr_engine.cli.run.loading import load_restorer
 from ebr_engine.errors import EbrError
 
 
@@ -149,14 +150,13 @@ def _bundled_benchmark(
     import torch
 
     from ebr_engine.catalogue import TASKS
-    from ebr_engine.engine import Restorer
     from ebr_engine.evaluation import quality
     from ebr_engine.evaluation.photos import STRENGTH
     from ebr_engine.version import __version__
 
     if wrong := [name for name in task or [] if name not in TASKS]:
         raise EbrError(f"unknown task {', '.join(wrong)}; there is: {', '.join(TASKS)}")
-    restorer = Restorer(backbone, model=model, device=device, precision=precision)
+    restorer = load_restorer(backbone, model=model, device=device, precision=precision)
     started = time.monotonic()
 
     def tell(record: dict) -> None:

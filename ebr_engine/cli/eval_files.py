@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ebr_engine.cli.choosing import chosen_prompts
-from ebr_engine.cli.group import tell
+from ebr_engine.cli.run.choosing import chosen_prompts
+from ebr_engine.cli.run.telling import tell
 from ebr_engine.errors import EbrError
 
 if TYPE_CHECKING:

@@ -80,7 +80,8 @@ def export(
 
     [bold]ebr-engine restore clip.mp4 -o clean.mp4 --engine rain.onnx[/]
     """
-    from ebr_engine.cli.choosing import chosen_prompts
+    from ebr_engine.cli.run.choosing import chosen_prompts
+    from ebr_engine.cli.run.loading import load_restorer
 
     prompts = chosen_prompts(backbone, task, prompt or [])
     sides = side_lengths(size)
@@ -96,14 +97,13 @@ def export(
         raise EbrError(f"{out} exists; add --overwrite to replace it")
 
     from ebr_engine.catalogue import RELEASED_SIZES
-    from ebr_engine.engine import Restorer
     from ebr_engine.export.exporting import ExportOptions, check_request, export_trunk
     from ebr_engine.geometry import DEFAULT_CHUNK, DEFAULT_TILE
 
     check_request(out, chosen)
     started = time.perf_counter()
     source = {"model": model, "revision": revision, "offline": offline, "context": context, "vae": vae}
-    restorer = Restorer(backbone, **source, device=device, precision=precision.value)
+    restorer = load_restorer(backbone, **source, device=device, precision=precision)
     run = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value, "strength": strength}
     plan = restorer.plan(task, prompts or None, **run)
     names = [task] if task else [f"{path}:{weight:g}" for path, weight in prompts]

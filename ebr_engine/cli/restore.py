@@ -6,13 +6,14 @@ from functools import partial
 import typer
 
 from ebr_engine.cli import options
-from ebr_engine.cli.auto import recipe_for
-from ebr_engine.cli.choosing import precision_of
-from ebr_engine.cli.planning import plan_work
-from ebr_engine.cli.preview import go_on, write_preview
-from ebr_engine.cli.progress import Progress
-from ebr_engine.cli.recipe import ClipOptions, Recipe
-from ebr_engine.cli.running import run_jobs
+from ebr_engine.cli.run.auto import recipe_for
+from ebr_engine.cli.run.choosing import precision_of
+from ebr_engine.cli.run.jobs import run_jobs
+from ebr_engine.cli.run.loading import load_restorer
+from ebr_engine.cli.run.preview import go_on, write_preview
+from ebr_engine.cli.run.progress import Progress
+from ebr_engine.cli.run.recipe import ClipOptions, Recipe
+from ebr_engine.cli.run.work import plan_work
 from ebr_engine.errors import EbrError
 
 
@@ -116,24 +117,23 @@ def restore(
             return
 
         from ebr_engine.catalogue import RELEASED_SIZES
-        from ebr_engine.engine import Restorer
 
-        placed = {"device": device, "offload": offload.value, "compile": compile.value}
-        placed |= {"max_memory": max_memory, "low_memory": low_memory}
-        if engine:
-            restorer = Restorer.from_engine(engine, vae=vae, **placed)
-        else:
-            restorer = Restorer(
-                backbone,
-                model=model,
-                revision=revision,
-                offline=offline,
-                context=context,
-                vae=vae,
-                sample_latents=sample_latents,
-                precision=chosen,
-                **placed,
-            )
+        restorer = load_restorer(
+            backbone,
+            engine=engine,
+            model=model,
+            revision=revision,
+            offline=offline,
+            context=context,
+            vae=vae,
+            sample_latents=sample_latents,
+            device=device,
+            precision=chosen,
+            offload=offload,
+            compile=compile,
+            max_memory=max_memory,
+            low_memory=low_memory,
+        )
         bake = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value, "strength": strength}
         restorer.tile_size(tile, tile_overlap)  # refuses impossible ones before any picture is read
         fixed = RELEASED_SIZES.get(restorer.backbone) if size is options.Size.released else None

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ebr_engine.cli import options
-from ebr_engine.cli.progress import Progress
+from ebr_engine.cli.run.loading import load_restorer
+from ebr_engine.cli.run.progress import Progress
 from ebr_engine.errors import EbrError
 
 if TYPE_CHECKING:
@@ -60,13 +61,12 @@ def sheet(
     whole = _read(source, start)
     pixels = _reduced(whole, side)
 
-    from ebr_engine.engine import Restorer
     from ebr_engine.media.images import write_image
     from ebr_engine.media.sheet import SheetTile, contact_sheet
 
     started = time.perf_counter()
-    loading = {"model": model, "revision": revision, "offline": offline, "context": context, "vae": vae}
-    restorer = Restorer(backbone, **loading, device=device, precision=precision.value, offload=offload.value)
+    source = {"model": model, "revision": revision, "offline": offline, "context": context, "vae": vae}
+    restorer = load_restorer(backbone, **source, device=device, precision=precision, offload=offload)
     diagnosis = _diagnosis(whole)
     chosen = "+".join(diagnosis.tasks)
     if task is None and len(diagnosis.tasks) > 1 and set(diagnosis.tasks) <= set(tasks):

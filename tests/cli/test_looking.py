@@ -92,7 +92,7 @@ def test_after_the_preview_yes_goes_on(cli, engine):
 @pytest.mark.parametrize("answer", [True, False])
 def test_a_person_is_asked(cli, engine, monkeypatch, answer):
     asked = []
-    monkeypatch.setattr("ebr_engine.cli.preview.on_terminal", lambda: True)
+    monkeypatch.setattr("ebr_engine.cli.run.preview.on_terminal", lambda: True)
     monkeypatch.setattr("typer.confirm", lambda text, **how: asked.append((text, how["default"])) or answer)
     picture("a.png")
     picture("b.png")

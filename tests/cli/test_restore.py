@@ -121,7 +121,7 @@ def test_prompts_and_weights(cli, engine, arguments, expected):
 
 
 def test_a_windows_drive_is_no_weight():
-    from ebr_engine.cli.choosing import _prompt_parts
+    from ebr_engine.cli.run.choosing import _prompt_parts
 
     assert _prompt_parts(r"C:\rain.safetensors") == (r"C:\rain.safetensors", 1.0)
     assert _prompt_parts(r"C:\rain.safetensors:0.5") == (r"C:\rain.safetensors", 0.5)

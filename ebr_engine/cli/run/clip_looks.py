@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ebr_engine.cli.interrupts import Interrupts
-from ebr_engine.cli.progress import Progress
-from ebr_engine.cli.recipe import Recipe
+from ebr_engine.cli.run.interrupts import Interrupts
+from ebr_engine.cli.run.progress import Progress
+from ebr_engine.cli.run.recipe import Recipe
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,11 +5,11 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebr_engine.cli.choosing import chosen_prompts, is_prompt, prompts_of
+from ebr_engine.cli.run.choosing import chosen_prompts, is_prompt, prompts_of
+from ebr_engine.cli.run.loading import plain
 from ebr_engine.errors import EbrError
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _digest(asked: Mapping[str, Any], choice: Choice) -> str:
     named = [] if choice.task is None else prompts_of(asked["backbone"], choice.task)
     prompts = [[hashlib.sha256(path.read_bytes()).hexdigest(), weight] for path, weight in [*named, *choice.prompts]]
     files = {name: [status.st_size, status.st_mtime_ns] for name, status in _statuses(asked)}
-    options = {name: _plain(value) for name, value in asked.items() if name not in _NO_MATTER}
+    options = {name: plain(value) for name, value in asked.items() if name not in _NO_MATTER}
     content = json.dumps([options, choice.task, prompts, files], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
@@ -138,7 +138,3 @@ def _digest(asked: Mapping[str, Any], choice: Choice) -> str:
 def _statuses(asked: Mapping[str, Any]) -> "list[tuple[str, os.stat_result]]":
     """The files among the options' values, as they are now."""
     return [(name, value.stat()) for name, value in asked.items() if isinstance(value, Path) and value.is_file()]
-
-
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, Enum) else value

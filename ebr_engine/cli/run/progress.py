@@ -12,8 +12,8 @@ from typing import Any
 
 import typer
 
-from ebr_engine.cli.group import tell
-from ebr_engine.cli.outcome import Outcome
+from ebr_engine.cli.run.outcome import Outcome
+from ebr_engine.cli.run.telling import tell
 from ebr_engine.errors import EngineWarning
 
 PLAIN_SECONDS = 30  # between two lines that tell of a long file where there is no bar

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ebr_engine.errors import EbrError
 
 if TYPE_CHECKING:
-    from ebr_engine.cli.auto import AutoTask
+    from ebr_engine.cli.run.auto import AutoTask
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebr_engine.cli import pictures
-from ebr_engine.cli.auto import settled
-from ebr_engine.cli.clips import compare_only, restore_clip
-from ebr_engine.cli.group import one_line, out_of_memory
-from ebr_engine.cli.interrupts import Interrupted, Interrupts
-from ebr_engine.cli.outcome import Outcome
-from ebr_engine.cli.overlap import Behind, ahead
-from ebr_engine.cli.progress import Progress
-from ebr_engine.cli.recipe import Recipe
+from ebr_engine.cli.run import pictures
+from ebr_engine.cli.run.auto import settled
+from ebr_engine.cli.run.clips import compare_only, restore_clip
+from ebr_engine.cli.run.interrupts import Interrupted, Interrupts
+from ebr_engine.cli.run.outcome import Outcome
+from ebr_engine.cli.run.overlap import Behind, ahead
+from ebr_engine.cli.run.progress import Progress
+from ebr_engine.cli.run.recipe import Recipe
+from ebr_engine.cli.run.telling import one_line, out_of_memory
 from ebr_engine.errors import EbrError
 
 if TYPE_CHECKING:

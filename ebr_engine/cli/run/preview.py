@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebr_engine.cli import pictures
-from ebr_engine.cli.auto import frames_of, settled
-from ebr_engine.cli.progress import Progress
-from ebr_engine.cli.recipe import Recipe
+from ebr_engine.cli.run import pictures
+from ebr_engine.cli.run.auto import frames_of, settled
+from ebr_engine.cli.run.progress import Progress
+from ebr_engine.cli.run.recipe import Recipe
 from ebr_engine.errors import EbrError
 
 if TYPE_CHECKING:

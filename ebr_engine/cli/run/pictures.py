@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebr_engine.cli.recipe import Recipe
+from ebr_engine.cli.run.recipe import Recipe
 
 if TYPE_CHECKING:
     from ebr_engine.media.files import Job

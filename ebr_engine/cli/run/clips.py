@@ -8,13 +8,13 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebr_engine.cli import auto
-from ebr_engine.cli.clip_looks import compare, recoloured
-from ebr_engine.cli.interrupts import Interrupts
-from ebr_engine.cli.outcome import Outcome
-from ebr_engine.cli.overlap import Behind, ahead
-from ebr_engine.cli.progress import Progress
-from ebr_engine.cli.recipe import Recipe
+from ebr_engine.cli.run import auto
+from ebr_engine.cli.run.clip_looks import compare, recoloured
+from ebr_engine.cli.run.interrupts import Interrupts
+from ebr_engine.cli.run.outcome import Outcome
+from ebr_engine.cli.run.overlap import Behind, ahead
+from ebr_engine.cli.run.progress import Progress
+from ebr_engine.cli.run.recipe import Recipe
 from ebr_engine.errors import EbrError
 from ebr_engine.version import __version__
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebr_engine.cli.recipe import ClipOptions, Recipe
+from ebr_engine.cli.run.recipe import ClipOptions, Recipe
 from ebr_engine.errors import EbrError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ebr_engine.cli.planning import Choice
+    from ebr_engine.cli.run.work import Choice
 
 LOOKS = 3  # frames of a clip that are looked at, from its beginning on at equal distances
 
