@@ -248,9 +248,8 @@ class Restorer:
         geometry = self.pipeline.geometry
         padded = [geometry.padded(pixels) for pixels, _ in items]
         tiled = [len(geometry.tiles(*pixels.shape[-2:], tile, tile_overlap)) > 1 for pixels in padded]
-        results: list[Any] = [None] * len(items)
+        done, results = 0, [None] * len(items)
         how = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend}
-        done = 0
         for group in groups([tuple(pixels.shape) for pixels in padded], tiled, at_once):
             restored = self.run(torch.cat([padded[i] for i in group]), plan, **how)
             for i, one in zip(group, restored.split([len(padded[i]) for i in group])):
@@ -291,10 +290,9 @@ class Restorer:
     def chunk_size(
         self, frames: int | None, overlap: int | None, size: tuple[int, int] | None = None, tile: int | None = None
     ) -> tuple[int, int]:
-        """Length and overlap of a clip's chunks in frames, with the backbone's defaults.
+        """Length and overlap of a clip's chunks in frames, with the backbone's defaults; `EngineError` for a wrong length.
 
         For frames of `size` (height, width) they are no longer than memory allows, where it is limited.
-        Raises `EngineError` for a length that the codec does not take.
         """
         return self.pipeline.chunk_size(frames, overlap, size, tile)
 

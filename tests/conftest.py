@@ -36,3 +36,24 @@ def restorer(weights):
     from ebr_engine import Restorer
 
     return Restorer(model=weights, device="cpu", precision="fp32", compile="off")
+
+
+@pytest.fixture(scope="session")
+def prompt():
+    """A prompt for the tiny backbone."""
+    from tests.tiny import make_prompt
+
+    return make_prompt()
+
+
+@pytest.fixture(scope="session")
+def one_line():
+    """Checks that what `pytest.raises` caught says these words in one line."""
+
+    def check(error, words):
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) > 10
+        for word in words:
+            assert word in str(error.value)
+
+    return check

@@ -1,4 +1,4 @@
-"""`Restorer`: any kind of picture in and the same kind out, and every wrong request told in one line."""
+"""`Restorer`: any kind of picture in and the same kind out; what is no picture and what cannot be loaded is told in one line."""
 
 import subprocess
 import sys
@@ -11,26 +11,11 @@ from PIL import Image
 
 from ebr_engine import Restorer
 from ebr_engine.bridge import make_table
-from ebr_engine.catalogue import ASSETS, TASKS
-from ebr_engine.errors import BackboneError, EbrError, PromptError
-from ebr_engine.media.tiling import plan_tiles
-from ebr_engine.sampler import draw_noise, sample
-from ebr_engine.tiled import tiled
-from tests.tiny import make_prompt
+from ebr_engine.catalogue import TASKS
+from ebr_engine.errors import BackboneError, EbrError
+from tests.tiny import picture
 
 EPS = torch.finfo(torch.float32).eps
-
-
-@pytest.fixture(scope="module")
-def prompt():
-    return make_prompt()
-
-
-def picture(height=24, width=40, batch=1, seed=5):
-    """[B, 3, H, W] float32 away from black and white, so that little of a result is clipped."""
-    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 0.4 + 0.3
-
-
 SIZES = [(37, 53), (8, 8), (1, 1), (5, 64)]
 
 
@@ -124,139 +109,6 @@ def test_a_seed_means_one_result(restorer, prompt):
     assert not torch.equal(first, restorer.restore(image, prompt=prompt, seed=4))
 
 
-def test_a_batch_equals_one_by_one(restorer, prompt, relative_rms):
-    images = picture(24, 40, batch=3)
-    together = restorer.restore(images, prompt=prompt)
-    alone = torch.cat([restorer.restore(image[None], prompt=prompt) for image in images])
-    # Sums of at most 48 numbers in another order, in each of five steps through two blocks.
-    assert relative_rms(together, alone) < 16 * EPS
-    assert not torch.equal(together[0], together[1])
-
-
-def test_a_batch_in_tiles_equals_one_by_one(restorer, prompt, relative_rms):
-    images = picture(40, 56, batch=2)
-    together = restorer.restore(images, prompt=prompt, tile=32, tile_overlap=8)
-    alone = torch.cat([restorer.restore(image[None], prompt=prompt, tile=32, tile_overlap=8) for image in images])
-    assert relative_rms(together, alone) < 16 * EPS
-
-
-@pytest.mark.parametrize(("tile", "overlap"), [(32, 8), (32, None), (32, 0), (64, 60)])
-def test_tiles_keep_the_size_and_stay_near_one_piece(restorer, prompt, tile, overlap):
-    image = picture(43, 101)
-    whole = restorer.restore(image, prompt=prompt, tile=0)
-    parts = restorer.restore(image, prompt=prompt, tile=tile, tile_overlap=overlap)
-    assert parts.shape == image.shape
-    assert parts.isfinite().all()
-    assert 0 <= parts.min() <= parts.max() <= 1
-    assert not torch.equal(parts, whole)
-    assert (parts - whole).square().mean() < 0.25 * (image - whole).square().mean()
-
-
-def test_the_smallest_tiles_cover_any_size(restorer, prompt):
-    image = picture(13, 50)
-    result = restorer.restore(image, prompt=prompt, tile=8, tile_overlap=0)
-    assert result.shape == image.shape
-    assert 0 <= result.min() <= result.max() <= 1
-
-
-def test_a_picture_no_larger_than_a_tile_is_one_piece(restorer, prompt):
-    image = picture(37, 53)
-    whole = restorer.restore(image, prompt=prompt, tile=0)
-    assert torch.equal(restorer.restore(image, prompt=prompt, tile=64, tile_overlap=8), whole)
-    assert torch.equal(restorer.restore(image, prompt=prompt), whole)
-
-
-def test_tiling_changes_nothing_when_pixels_do_not_look_at_each_other(relative_rms):
-    degraded = torch.randn(2, 48, 1, 10, 17)
-    noise = draw_noise(degraded.shape, 42)
-    table = make_table("fast", 0.3)
-
-    def velocity(state, step):
-        return torch.tanh(state) * step
-
-    conditioning = [0.5] * len(table)
-    whole = sample(velocity, conditioning, degraded, noise, table)
-    parts = sample(tiled(velocity, plan_tiles(10, 17, 4, 2), at_once=3), conditioning, degraded, noise, table)
-    assert relative_rms(parts, whole) < 5 * 4 * EPS  # four tiles summed in each of five steps
-
-
-@pytest.mark.parametrize(
-    ("settings", "steps"),
-    [
-        ({}, 5),
-        ({"steps": 3}, 3),
-        ({"schedule": "released"}, 20),
-        ({"schedule": "exact"}, 19),
-        ({"schedule": "uniform", "steps": 2, "order": 1}, 2),
-        ({"tile": 16, "tile_overlap": 8}, 5),
-        ({"mix": "velocity"}, 5),
-    ],
-)
-def test_the_callback_hears_of_every_step_once(restorer, prompt, settings, steps):
-    heard = []
-    prompts = [prompt, make_prompt(1)]
-    restorer.restore(picture(24, 32), prompt=prompts, callback=lambda *step: heard.append(step), **settings)
-    assert heard == [(i + 1, steps) for i in range(steps)]
-
-
-def test_t0_is_the_prompts_unless_it_is_given(restorer):
-    image, mild, strong = picture(), make_prompt(t0=0.1), make_prompt(t0=0.5)
-    assert not torch.equal(restorer.restore(image, prompt=mild), restorer.restore(image, prompt=strong))
-    assert torch.equal(restorer.restore(image, prompt=mild, t0=0.5), restorer.restore(image, prompt=strong))
-
-
-def test_the_empty_prompt_needs_a_t0_only(restorer, prompt, relative_rms):
-    image = picture()
-    empty = restorer.restore(image, t0=prompt.t0)
-    silent = restorer.restore(image, prompt=(prompt, 0.0))
-    assert relative_rms(silent, empty) < 16 * EPS
-    assert relative_rms(restorer.restore(image, prompt=prompt), empty) > 0.01
-
-
-def test_strength_scales_every_prompt_of_a_request(restorer, prompt, relative_rms):
-    image, other = picture(), make_prompt(1)
-    assert relative_rms(restorer.restore(image, prompt=prompt, strength=0.0), restorer.restore(image, t0=prompt.t0)) < 16 * EPS
-    assert torch.equal(restorer.restore(image, prompt=prompt, strength=1.0), restorer.restore(image, prompt=prompt))
-    for mix in ("residual", "velocity"):
-        scaled = restorer.restore(image, prompt=[(prompt, 0.5), other], strength=1.5, mix=mix)
-        assert torch.equal(scaled, restorer.restore(image, prompt=[(prompt, 0.75), (other, 1.5)], mix=mix))
-
-
-def test_several_tasks_are_several_prompts():
-    restorer, image = Restorer("mini", device="cpu", precision="fp32"), picture()
-    both = restorer.restore(image, "rain:0.5+haze")
-    files = {task: ASSETS / "mini" / "prompts" / f"{task}.safetensors" for task in ("rain", "haze")}
-    assert torch.equal(both, restorer.restore(image, prompt=[(files["rain"], 0.5), files["haze"]]))
-
-
-def test_half_a_prompt_twice_is_the_prompt(restorer, prompt, relative_rms):
-    image = picture()
-    once = restorer.restore(image, prompt=[(prompt, 1.0)])
-    twice = restorer.restore(image, prompt=[(prompt, 0.5), (prompt, 0.5)])
-    # One more addition in each of two blocks and five steps, carried through the rest.
-    assert relative_rms(twice, once) < 16 * EPS
-    other = restorer.restore(image, prompt=[(prompt, 0.5), (make_prompt(1), 0.5)])
-    assert relative_rms(other, once) > 0.001
-
-
-def test_the_mean_velocity_of_a_prompt_with_itself_is_its_own(restorer, prompt):
-    image = picture()
-    once = restorer.restore(image, prompt=prompt, mix="velocity")
-    assert torch.equal(restorer.restore(image, prompt=[prompt, prompt], mix="velocity"), once)
-    assert torch.equal(restorer.restore(image, prompt=prompt), once)
-    both = [prompt, make_prompt(1)]
-    assert not torch.equal(
-        restorer.restore(image, prompt=both, mix="velocity"), restorer.restore(image, prompt=both, mix="residual")
-    )
-
-
-def test_velocity_mixes_prompts_of_unequal_length(restorer, prompt):
-    longer = make_prompt(1, tokens=6)
-    assert restorer.restore(picture(), prompt=[prompt, longer], mix="velocity").isfinite().all()
-    with pytest.raises(EbrError, match="same number of tokens"):
-        restorer.restore(picture(), prompt=[prompt, longer])
-
-
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 2**-6), ("fp8", 2**-4)])
 def test_lower_precision_stays_near_float32(restorer, weights, prompt, relative_rms, precision, bound):
     # A unit in the last place is 2⁻⁸ of a bf16 number and 2⁻³ of an e4m3 one: half of it, and a few in a row.
@@ -279,16 +131,6 @@ def test_fp8_is_not_bf16(weights, prompt):
     assert not torch.equal(*results)
 
 
-def test_a_prompt_may_be_a_file_a_task_or_itself(restorer, prompt, tmp_path, monkeypatch):
-    monkeypatch.setenv("EBR_PROMPT_DIR", str(tmp_path))
-    file = tmp_path / "mini" / "moire.safetensors"
-    prompt.save(file)
-    image = picture()
-    expected = restorer.restore(image, prompt=prompt)
-    for request in ({"task": "moire"}, {"prompt": file}, {"prompt": str(file)}, {"prompt": [(file, 1)]}):
-        assert torch.equal(restorer.restore(image, **request), expected)
-
-
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_is_bundled_and_does_something(task):
     image = picture(32, 32)
@@ -296,60 +138,6 @@ def test_every_task_is_bundled_and_does_something(task):
     assert result.shape == image.shape
     assert result.isfinite().all()
     assert not torch.equal(result, image)
-
-
-def one_line(error, words):
-    assert "\n" not in str(error.value)
-    assert len(str(error.value)) > 10
-    for word in words:
-        assert word in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("request_", "words"),
-    [
-        ({}, ["haze", "lowlight", "prompt"]),
-        ({"task": "haze", "prompt": make_prompt()}, ["task", "prompt", "not both"]),
-        ({"task": "fog"}, ["'fog'", "haze"]),
-        ({"prompt": make_prompt(), "schedule": "slow"}, ["'slow'", "fast", "released"]),
-        ({"prompt": make_prompt(), "steps": 0}, ["0 steps"]),
-        ({"prompt": make_prompt(), "steps": -3}, ["-3 steps"]),
-        ({"prompt": make_prompt(), "steps": 1, "schedule": "released"}, ["1 steps"]),
-        ({"prompt": make_prompt(), "order": 3}, ["order", "3"]),
-        ({"prompt": make_prompt(), "t0": 0.0}, ["t0", "0.0"]),
-        ({"prompt": make_prompt(), "t0": 1.0}, ["t0", "1.0"]),
-        ({"prompt": make_prompt(), "t0": float("nan")}, ["t0", "nan"]),
-        ({"prompt": make_prompt(), "mix": "mean"}, ["'mean'", "residual", "velocity"]),
-        ({"prompt": make_prompt(), "strength": -0.1}, ["strength", "-0.1"]),
-        ({"prompt": make_prompt(), "strength": 2.5}, ["strength", "2.5"]),
-        ({"prompt": make_prompt(), "strength": float("nan")}, ["strength", "nan"]),
-        ({"task": "haze+fog"}, ["'fog'", "haze"]),
-        ({"prompt": make_prompt(), "tile": 12}, ["tile", "multiple of 8", "12"]),
-        ({"prompt": make_prompt(), "tile": -8}, ["tile", "-8"]),
-        ({"prompt": make_prompt(), "tile": 16, "tile_overlap": 16}, ["overlap", "16"]),
-        ({"prompt": make_prompt(), "tile_overlap": -4}, ["overlap", "-4"]),
-        ({"prompt": (make_prompt(), float("nan"))}, ["weight", "nan"]),
-        ({"prompt": "nowhere.safetensors"}, ["nowhere.safetensors"]),
-    ],
-)
-def test_a_request_that_cannot_be_met_is_told_in_one_line(restorer, request_, words):
-    with pytest.raises(EbrError) as error:
-        restorer.restore(picture(), **request_)
-    one_line(error, words)
-
-
-@pytest.mark.parametrize(
-    ("other", "words"),
-    [
-        (make_prompt(backbone="wan"), ["wan", "mini"]),
-        (make_prompt(width=32), ["width 32", "width 24"]),
-        (make_prompt(blocks=3), ["3 blocks", "2 blocks"]),
-    ],
-)
-def test_a_prompt_for_another_backbone_is_refused(restorer, other, words):
-    with pytest.raises(PromptError) as error:
-        restorer.restore(picture(), prompt=other)
-    one_line(error, words)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +162,7 @@ def test_a_prompt_for_another_backbone_is_refused(restorer, other, words):
         (Image.new("I", (8, 8)), ["mode I"]),
     ],
 )
-def test_what_is_no_picture_is_told_in_one_line(restorer, prompt, image, words):
+def test_what_is_no_picture_is_told_in_one_line(restorer, prompt, image, words, one_line):
     with pytest.raises(EbrError) as error:
         restorer.restore(image, prompt=prompt)
     one_line(error, words)
@@ -391,13 +179,13 @@ def test_what_is_no_picture_is_told_in_one_line(restorer, prompt, image, words):
         ({"device": "cpu:x"}, ["'cpu:x'"]),
     ],
 )
-def test_an_engine_that_cannot_be_made_says_why(arguments, words):
+def test_an_engine_that_cannot_be_made_says_why(arguments, words, one_line):
     with pytest.raises(EbrError) as error:
         Restorer(**arguments)
     one_line(error, words)
 
 
-def test_weights_that_cannot_be_read_are_named(tmp_path, prompt):
+def test_weights_that_cannot_be_read_are_named(tmp_path, prompt, one_line):
     prompt.save(tmp_path / "prompt.safetensors")
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
     for name in ("missing.safetensors", "junk.safetensors", "prompt.safetensors"):

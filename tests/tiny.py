@@ -1,9 +1,10 @@
-"""A backbone of mini's kind, tiny and of random numbers, and prompts for it."""
+"""A backbone of mini's kind, tiny and of random numbers, and prompts and pictures for it."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ebr_engine.backbones.mini import save_mini
 from ebr_engine.backbones.wan import WanConfig
@@ -43,3 +44,8 @@ def make_prompt(seed=0, tokens=4, width=TINY.width, blocks=TINY.num_layers, back
     """A prompt of random numbers."""
     residual = torch.randn(tokens, width, generator=torch.Generator().manual_seed(seed))
     return Prompt(residual, torch.full((blocks,), 0.7), backbone, task="haze", t0=t0)
+
+
+def picture(height=24, width=40, batch=1, seed=5) -> Tensor:
+    """[B, 3, H, W] float32 away from black and white, so that little of a result is clipped."""
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 0.4 + 0.3
