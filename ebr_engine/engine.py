@@ -247,7 +247,8 @@ class Restorer:
         items = [one_item(image) for image in images]
         geometry = self.pipeline.geometry
         padded = [geometry.padded(pixels) for pixels, _ in items]
-        tiled = [len(geometry.tiles(*pixels.shape[-2:], tile, tile_overlap)) > 1 for pixels in padded]
+        sides = geometry.tile_size(tile, tile_overlap)
+        tiled = [len(geometry.tiles(*pixels.shape[-2:], *sides)) > 1 for pixels in padded]
         done, results = 0, [None] * len(items)
         how = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend}
         for group in groups([tuple(pixels.shape) for pixels in padded], tiled, at_once):

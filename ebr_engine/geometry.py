@@ -27,7 +27,7 @@ class Geometry:
     def tile_size(self, tile: int | None, overlap: int | None) -> tuple[int, int]:
         """Side and overlap of the tiles in pixels, checked, with the backbone's defaults; a side of 0 never tiles."""
         multiple, fixed = self.parts.multiple, self.parts.fixed
-        if fixed and tile not in (None, min(fixed[1:])):
+        if fixed and tile is not None:
             raise EngineError(f"this graph runs tiles of {fixed[1]} x {fixed[2]} pixels only; leave the tile size out")
         tile = (min(fixed[1:]) if fixed else DEFAULT_TILE[self.parts.name]) if tile is None else tile
         if tile < 0 or tile % multiple:
@@ -39,9 +39,8 @@ class Geometry:
             raise EngineError(f"the tile overlap must be at least 0 and less than the tile of {tile} pixels, got {overlap}")
         return tile, overlap
 
-    def tiles(self, height: int, width: int, tile: int | None, overlap: int | None) -> Tiles:
-        """The tiles of a padded picture of height × width pixels, in latent cells."""
-        tile, overlap = self.tile_size(tile, overlap)
+    def tiles(self, height: int, width: int, tile: int, overlap: int) -> Tiles:
+        """The tiles of a padded picture of height × width pixels, in latent cells; `tile`, `overlap`: of `tile_size`."""
         cell = self.parts.codec.spatial
         sides = self.parts.fixed[1:] if self.parts.fixed else 2 * (tile or max(height, width),)
         cells = tuple(side // cell for side in sides)

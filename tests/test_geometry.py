@@ -35,13 +35,13 @@ def fixed():
 def test_a_graph_of_one_size_takes_smaller_pictures_padded_and_larger_ones_in_tiles(fixed):
     assert fixed.padded(torch.rand(1, 3, 1, 16, 24)).shape == (1, 3, 1, 16, 24)
     assert fixed.tile_size(None, None) == (16, 8)
-    tiles = fixed.tiles(32, 40, None, 4)
+    tiles = fixed.tiles(32, 40, 16, 4)
     assert (tiles.tile_height, tiles.tile_width) == (4, 6)
     assert fixed.guide(torch.rand(1, 3, 1, 32, 40), 24).shape == (1, 3, 1, 16, 24)
 
 
 def test_a_graph_of_one_size_refuses_other_ones(fixed, one_line):
-    for wrong in (lambda: fixed.tile_size(32, None), lambda: fixed.padded(torch.rand(1, 3, 2, 16, 24))):
+    for wrong in (lambda: fixed.tile_size(16, None), lambda: fixed.padded(torch.rand(1, 3, 2, 16, 24))):
         with pytest.raises(EngineError) as error:
             wrong()
         one_line(error, ["this graph", "16"])

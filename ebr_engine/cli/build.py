@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from ebr_engine.cli import options
+from ebr_engine.cli.run.loading import BaseModel, spread
 from ebr_engine.errors import EbrError
 
 
+@spread
 def build(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.ebr", help="The engine file to write.")],
     *,
@@ -22,12 +24,7 @@ def build(
     schedule: options.StepSchedule = options.Schedule.fast,
     order: options.Order = None,
     t0: options.T0 = None,
-    backbone: options.Backbone = "mini",
-    model: options.Model = None,
-    revision: options.Revision = None,
-    offline: options.Offline = False,
-    context: options.Context = None,
-    vae: options.Vae = None,
+    base: BaseModel,
     precision: options.TrunkPrecision = options.Precision.auto,
     fp8: options.Fp8 = False,
     device: options.Device = "auto",
@@ -39,9 +36,8 @@ def build(
     [bold]ebr-engine restore clip.mp4 -o clean.mp4 --engine rain.ebr[/]
     """
     from ebr_engine.cli.run.choosing import chosen_prompts, precision_of
-    from ebr_engine.cli.run.loading import load_restorer
 
-    prompts = chosen_prompts(backbone, task, prompt or [])
+    prompts = chosen_prompts(base.backbone, task, prompt or [])
     chosen = precision_of(precision, fp8)
     if out.suffix != ".ebr":
         raise EbrError(f"{out}: an engine file's name ends in .ebr")
@@ -49,8 +45,7 @@ def build(
         raise EbrError(f"{out} exists; add --overwrite to replace it")
 
     started = time.perf_counter()
-    source = {"model": model, "revision": revision, "offline": offline, "context": context, "vae": vae}
-    restorer = load_restorer(backbone, **source, device=device, precision=chosen)
+    restorer = base.load(device=device, precision=chosen)
     run = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value, "strength": strength}
     plan = restorer.plan(task, prompts or None, **run)
     names = [task] if task else [f"{path}:{weight:g}" for path, weight in prompts]
@@ -58,4 +53,4 @@ def build(
     about |= {"mix": mix.value, "strength": strength}
     restorer.build(out, plan, about)
     size, seconds = out.stat().st_size / 1e6, time.perf_counter() - started
-    typer.echo(f"{out}  {backbone}, {', '.join(names)}, {len(plan.table)} steps, {size:.0f} MB  {seconds:.1f} s")
+    typer.echo(f"{out}  {base.backbone}, {', '.join(names)}, {len(plan.table)} steps, {size:.0f} MB  {seconds:.1f} s")

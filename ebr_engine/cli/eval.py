@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ebr_engine.cli import options
-from ebr_engine.cli.run.loading import load_restorer
+from ebr_engine.cli.run.loading import BaseModel, spread
 from ebr_engine.errors import EbrError
 
 
@@ -53,6 +53,7 @@ Workers = Annotated[int, _files("--workers", metavar="N", min=1, help="Processes
 Resume = Annotated[bool, _files("--resume/--no-resume", help="Keep the rows that an earlier run left in --out.")]
 
 
+@spread
 def evaluate(
     *,
     source: Input = None,
@@ -86,12 +87,7 @@ def evaluate(
     order: options.Order = None,
     t0: options.T0 = None,
     seed: options.Seed = 42,
-    backbone: options.Backbone = "mini",
-    model: options.Model = None,
-    revision: options.Revision = None,
-    offline: options.Offline = False,
-    context: options.Context = None,
-    vae: options.Vae = None,
+    base: BaseModel,
     engine: options.Engine = None,
     device: options.Device = "auto",
     precision: options.TrunkPrecision = options.Precision.auto,
@@ -117,7 +113,7 @@ def evaluate(
     if not (source or target or restored or list_file):
         if prompt or engine or mix is not options.Mix.residual:
             raise EbrError("--prompt, --mix and --engine are for files of your own; name them by --input or --list")
-        _bundled_benchmark(task, size, backbone, model, prompts, device, precision.value, out)
+        _bundled_benchmark(task, size, base, prompts, device, precision, out)
         return
     from ebr_engine.cli.eval_files import Request, evaluate_files
 
@@ -126,8 +122,9 @@ def evaluate(
     request = Request(source, target, restored, list_file, root, clips, incomplete, protocol.value, metrics, workers, resume, out)
     chosen = schedule.value if schedule else "released" if protocol is ProtocolName.released else "fast"
     how = {
-        **{"backbone": backbone, "model": model, "revision": revision, "offline": offline, "engine": engine},
-        **{"context": context and str(context), "vae": vae and str(vae), "precision": precision.value, "mix": mix.value},
+        **vars(base),
+        **{"context": base.context and str(base.context), "vae": base.vae and str(base.vae), "engine": engine},
+        **{"precision": precision.value, "mix": mix.value},
         **{"steps": steps, "schedule": chosen, "order": order, "t0": t0, "seed": seed},
         **{"tile": tile, "tile_overlap": tile_overlap},
     }
@@ -137,11 +134,10 @@ def evaluate(
 def _bundled_benchmark(
     task: list[str] | None,
     size: str,
-    backbone: str,
-    model: str | None,
+    base: BaseModel,
     prompts: Path | None,
     device: str,
-    precision: str,
+    precision: options.Precision,
     out: Path | None,
 ) -> None:
     if size != "full" and not (size.isdigit() and int(size) >= 64 and int(size) % 8 == 0):
@@ -156,7 +152,7 @@ def _bundled_benchmark(
 
     if wrong := [name for name in task or [] if name not in TASKS]:
         raise EbrError(f"unknown task {', '.join(wrong)}; there is: {', '.join(TASKS)}")
-    restorer = load_restorer(backbone, model=model, device=device, precision=precision)
+    restorer = base.load(device=device, precision=precision)
     started = time.monotonic()
 
     def tell(record: dict) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ebr_engine.cli import options
+from ebr_engine.cli.run.loading import BaseModel, spread
 from ebr_engine.errors import EbrError
 
 
@@ -24,6 +25,7 @@ class GraphPrecision(str, Enum):
     fp8 = "fp8"
 
 
+@spread
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write: .onnx, .plan or .pt2.")],
     *,
@@ -66,12 +68,7 @@ def export(
     schedule: options.StepSchedule = options.Schedule.fast,
     order: options.Order = None,
     t0: options.T0 = None,
-    backbone: options.Backbone = "mini",
-    model: options.Model = None,
-    revision: options.Revision = None,
-    offline: options.Offline = False,
-    context: options.Context = None,
-    vae: options.Vae = None,
+    base: BaseModel,
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="That aoti compiles for: cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
     """Write the transformer as one graph for another runtime, with what its steps take beside it (FILE.tables).
@@ -81,9 +78,8 @@ def export(
     [bold]ebr-engine restore clip.mp4 -o clean.mp4 --engine rain.onnx[/]
     """
     from ebr_engine.cli.run.choosing import chosen_prompts
-    from ebr_engine.cli.run.loading import load_restorer
 
-    prompts = chosen_prompts(backbone, task, prompt or [])
+    prompts = chosen_prompts(base.backbone, task, prompt or [])
     sides = side_lengths(size)
 
     from ebr_engine.export.graph import SUFFIXES
@@ -102,8 +98,7 @@ def export(
 
     check_request(out, chosen)
     started = time.perf_counter()
-    source = {"model": model, "revision": revision, "offline": offline, "context": context, "vae": vae}
-    restorer = load_restorer(backbone, **source, device=device, precision=precision)
+    restorer = base.load(device=device, precision=precision)
     run = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value, "strength": strength}
     plan = restorer.plan(task, prompts or None, **run)
     names = [task] if task else [f"{path}:{weight:g}" for path, weight in prompts]
@@ -115,15 +110,15 @@ def export(
         "mix": mix.value,
         "strength": strength,
     }
-    height, width = sides or RELEASED_SIZES.get(backbone, 2 * (DEFAULT_TILE[backbone],))
-    length = frames or (DEFAULT_CHUNK[backbone][0] if restorer.codec.temporal > 1 else 1)
+    height, width = sides or RELEASED_SIZES.get(base.backbone, 2 * (DEFAULT_TILE[base.backbone],))
+    length = frames or (DEFAULT_CHUNK[base.backbone][0] if restorer.codec.temporal > 1 else 1)
     fixed = bool(sides) if dynamic is None else not dynamic
     taken = ExportOptions((length, height, width), fixed, opset, workspace)
     files = export_trunk(out, restorer.parts, plan, chosen, taken, about)
     megabytes = sum(file.stat().st_size for file in files) / 1e6
     what = f"{length} frame(s) of {height}x{width}" if fixed else "any size"
     typer.echo(
-        f"{out}  {chosen}, {backbone}, {precision.value}, {what}, {', '.join(names)}, {len(plan.table)} steps  "
+        f"{out}  {chosen}, {base.backbone}, {precision.value}, {what}, {', '.join(names)}, {len(plan.table)} steps  "
         f"{megabytes:.0f} MB  {time.perf_counter() - started:.1f} s"
     )
     typer.echo(f"keep beside it: {', '.join(file.name for file in files[1:])}")

@@ -9,7 +9,7 @@ from ebr_engine.cli import options
 from ebr_engine.cli.run.auto import recipe_for
 from ebr_engine.cli.run.choosing import precision_of
 from ebr_engine.cli.run.jobs import run_jobs
-from ebr_engine.cli.run.loading import load_restorer
+from ebr_engine.cli.run.loading import BaseModel, spread
 from ebr_engine.cli.run.preview import go_on, write_preview
 from ebr_engine.cli.run.progress import Progress
 from ebr_engine.cli.run.recipe import ClipOptions, Recipe
@@ -17,6 +17,7 @@ from ebr_engine.cli.run.work import plan_work
 from ebr_engine.errors import EbrError
 
 
+@spread
 def restore(
     inputs: options.Inputs = None,
     *,
@@ -58,12 +59,7 @@ def restore(
     t0: options.T0 = None,
     seed: options.Seed = 42,
     size: options.PictureSize = options.Size.native,
-    backbone: options.Backbone = "mini",
-    model: options.Model = None,
-    revision: options.Revision = None,
-    offline: options.Offline = False,
-    context: options.Context = None,
-    vae: options.Vae = None,
+    base: BaseModel,
     sample_latents: options.SampleLatents = False,
     engine: options.Engine = None,
     device: options.Device = "auto",
@@ -91,6 +87,7 @@ def restore(
     [bold]ebr-engine restore in.png -o out.png --prompt rain.safetensors:0.7 haze.safetensors:0.3[/]
     """
     asked = dict(locals())
+    asked |= vars(asked.pop("base"))
     if t0 is not None and not 0 < t0 < 1:
         raise EbrError(f"--t0 must be above 0 and below 1, not {t0:g}")
     chosen = precision_of(precision, fp8)
@@ -118,22 +115,8 @@ def restore(
 
         from ebr_engine.catalogue import RELEASED_SIZES
 
-        restorer = load_restorer(
-            backbone,
-            engine=engine,
-            model=model,
-            revision=revision,
-            offline=offline,
-            context=context,
-            vae=vae,
-            sample_latents=sample_latents,
-            device=device,
-            precision=chosen,
-            offload=offload,
-            compile=compile,
-            max_memory=max_memory,
-            low_memory=low_memory,
-        )
+        placed = {"device": device, "offload": offload, "compile": compile, "max_memory": max_memory, "low_memory": low_memory}
+        restorer = base.load(engine, **placed, precision=chosen, sample_latents=sample_latents)
         bake = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value, "strength": strength}
         restorer.tile_size(tile, tile_overlap)  # refuses impossible ones before any picture is read
         fixed = RELEASED_SIZES.get(restorer.backbone) if size is options.Size.released else None

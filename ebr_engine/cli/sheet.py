@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ebr_engine.cli import options
-from ebr_engine.cli.run.loading import load_restorer
+from ebr_engine.cli.run.loading import BaseModel, spread
 from ebr_engine.cli.run.progress import Progress
 from ebr_engine.errors import EbrError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ebr_engine.classify import Diagnosis
 
 
+@spread
 def sheet(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="A picture, or a clip, of which one frame is taken.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="SHEET.png", help="The picture to write.")],
@@ -32,12 +33,7 @@ def sheet(
     steps: options.Steps = None,
     schedule: options.StepSchedule = options.Schedule.fast,
     seed: options.Seed = 42,
-    backbone: options.Backbone = "mini",
-    model: options.Model = None,
-    revision: options.Revision = None,
-    offline: options.Offline = False,
-    context: options.Context = None,
-    vae: options.Vae = None,
+    base: BaseModel,
     device: options.Device = "auto",
     precision: options.TrunkPrecision = options.Precision.auto,
     offload: options.OffloadMode = options.Offload.none,
@@ -52,11 +48,11 @@ def sheet(
     """
     from ebr_engine.catalogue import BACKBONES, find_prompts, prompt_files
 
-    if backbone not in BACKBONES:
-        raise EbrError(f"unknown backbone {backbone!r}; choose one of {', '.join(BACKBONES)}")
-    tasks = task or sorted(prompt_files(backbone), key=_usual)
+    if base.backbone not in BACKBONES:
+        raise EbrError(f"unknown backbone {base.backbone!r}; choose one of {', '.join(BACKBONES)}")
+    tasks = task or sorted(prompt_files(base.backbone), key=_usual)
     for name in tasks or ["haze"]:  # tells how to get prompts where there are none
-        find_prompts(backbone, name)
+        find_prompts(base.backbone, name)
     _check(source, out, overwrite)
     whole = _read(source, start)
     pixels = _reduced(whole, side)
@@ -65,8 +61,7 @@ def sheet(
     from ebr_engine.media.sheet import SheetTile, contact_sheet
 
     started = time.perf_counter()
-    source = {"model": model, "revision": revision, "offline": offline, "context": context, "vae": vae}
-    restorer = load_restorer(backbone, **source, device=device, precision=precision, offload=offload)
+    restorer = base.load(device=device, precision=precision, offload=offload)
     diagnosis = _diagnosis(whole)
     chosen = "+".join(diagnosis.tasks)
     if task is None and len(diagnosis.tasks) > 1 and set(diagnosis.tasks) <= set(tasks):
