@@ -80,7 +80,7 @@ import numpy as np
 sys.path.insert(0, {tests!r})
 import conftest
 fake = types.ModuleType("ebr_engine.engine")
-fake.Restorer, fake.RELEASED_SIZES = conftest.FakeRestorer, {{}}
+fake.Restorer = conftest.FakeRestorer
 sys.modules["ebr_engine.engine"] = fake
 from ebr_engine.cli import app
 from ebr_engine.media.video import VideoInfo, info, parts, write_video
