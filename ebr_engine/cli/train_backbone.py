@@ -20,6 +20,10 @@ def train_backbone(
     start: Annotated[
         Path | None, typer.Option("--from", metavar="FILE.safetensors", help="Begin with these weights, not random ones.")
     ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Crops of 64×64 a step, or as many pixels in larger ones.")] = 96,
+    size_odds: Annotated[
+        str, typer.Option("--size-odds", metavar="A,B,C", help="How often crops are 64, 128 and 256 pixels a side.")
+    ] = "0.4,0.4,0.2",
     seed: Annotated[int, typer.Option("--seed", help="Of weights, scenes and noise.")] = 0,
     compile_blocks: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Compile the blocks (needs a C++ compiler).")
@@ -33,8 +37,16 @@ def train_backbone(
     if out.suffix != ".safetensors":
         raise EbrError(f"{out}: a weights file's name ends in .safetensors")
 
+    try:
+        odds = tuple(float(part) for part in size_odds.split(","))
+    except ValueError:
+        odds = ()
+    if len(odds) != 3 or not all(0 <= part < float("inf") for part in odds) or not sum(odds):
+        raise EbrError(f"--size-odds takes three numbers such as 0.4,0.4,0.2, not {size_odds}")
+
     from ebr_engine.training.pretrain import PretrainConfig, pretrain
 
+    config = PretrainConfig(minutes=minutes, seed=seed, batch=batch, size_odds=odds, compile=compile_blocks)
     typer.echo(f"pre-training {backbone.value} for {minutes:g} minutes; see {out.with_suffix('.log.jsonl')}", err=True)
-    pretrain(out, PretrainConfig(minutes=minutes, seed=seed, compile=compile_blocks), resume, start=start)
+    pretrain(out, config, resume, start=start)
     typer.echo(str(out))

@@ -174,11 +174,11 @@ def test_a_backbone_is_trained(cli, tmp_path, monkeypatch, pool):
         ffn_dim=16,
         num_layers=1,
     )
-    quick = partial(pretrain.PretrainConfig, batch=2, sizes=(64,), size_odds=(1.0,))
+    quick = partial(pretrain.PretrainConfig, sizes=(64, 64, 64))
     monkeypatch.setattr(pretrain, "ScenePool", lambda *arguments, **settings: pool)
     monkeypatch.setattr(pretrain, "PretrainConfig", quick)
     monkeypatch.setattr(pretrain, "pretrain", partial(pretrain.pretrain, sizes=tiny))
-    options = "-o tiny.safetensors --minutes 0.01 --no-compile --seed 3"
+    options = "-o tiny.safetensors --minutes 0.01 --no-compile --seed 3 --batch 2 --size-odds 1,2,1"
     code, stdout, stderr = cli("train-backbone", "mini", *options.split())
     assert code == 0, stderr
     assert stdout == "tiny.safetensors\n"
@@ -186,6 +186,7 @@ def test_a_backbone_is_trained(cli, tmp_path, monkeypatch, pool):
     mini = load_mini(tmp_path / "tiny.safetensors")
     assert mini.trunk.config == tiny
     assert (mini.training["seed"], mini.training["compile"]) == (3, False)
+    assert (mini.training["batch"], mini.training["size_odds"]) == (2, [1.0, 2.0, 1.0])
     assert mini.training["iterations"] > 0
 
 
@@ -195,6 +196,9 @@ def test_a_backbone_is_trained(cli, tmp_path, monkeypatch, pool):
         (["giant", "-o", "x.safetensors"], ["giant", "mini"]),
         (["mini", "-o", "x.ckpt"], ["x.ckpt", ".safetensors"]),
         (["mini", "-o", "x.safetensors", "--minutes", "0"], ["--minutes", "0"]),
+        (["mini", "-o", "x.safetensors", "--size-odds", "1,2"], ["--size-odds", "1,2"]),
+        (["mini", "-o", "x.safetensors", "--size-odds", "1,nan,2"], ["--size-odds", "1,nan,2"]),
+        (["mini", "-o", "x.safetensors", "--size-odds", "0,0,0"], ["--size-odds", "0,0,0"]),
         (["mini"], ["--out"]),
     ],
 )
