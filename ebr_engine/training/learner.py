@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -149,7 +150,7 @@ class Learner:
         residual, alpha = (part.detach().cpu().clone() for part in self.average or self.parameters)
         steps = FAST_STEPS if config.backbone == "mini" else RELEASED_STEPS
         where = {"task": config.task, "base_model": self.parts.identity, "t0": config.t0, "t_min": config.t_min}
-        summary = asdict(config) | (training or {})
+        summary = shareable(asdict(config)) | (training or {})
         return Prompt(residual, alpha, config.backbone, **where, steps=config.on_policy or steps, training=summary)
 
     def state(self) -> dict[str, Any]:
@@ -224,3 +225,11 @@ def rate_factor(iteration: int, config: LearnConfig) -> float:
     """Linear warm-up, then a cosine to a twentieth."""
     warm = min(1.0, (iteration + 1) / config.warmup)
     return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / config.iterations))))
+
+
+def shareable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings for a file that is given away: of what lies on this machine, the names without their folders."""
+    return {
+        name: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        for name, value in settings.items()
+    }

@@ -15,7 +15,7 @@ from ebr_engine.training.data import SceneSamples
 from ebr_engine.training.degradations import TASKS
 from ebr_engine.training.distributed import World
 from ebr_engine.training.latents import LatentSamples
-from ebr_engine.training.learner import Learner, blocks_of, check_fits, rate_factor
+from ebr_engine.training.learner import Learner, blocks_of, check_fits, rate_factor, shareable
 
 CPU = torch.device("cpu")
 QUICK = LearnConfig("haze", tokens=4, iterations=6, batch=2, size=32, warmup=1, scenes=4, precision="fp32")
@@ -266,3 +266,8 @@ def test_the_learning_rate_warms_up_and_falls_to_a_twentieth():
     assert factors[500] == pytest.approx(0.525)
     assert factors[1000] == pytest.approx(0.05)
     assert all(a > b for a, b in zip(factors[9:], factors[10:]))
+
+
+def test_what_is_given_away_tells_no_folders_of_this_machine(tmp_path):
+    told = shareable({"model": str(tmp_path / "mini.safetensors"), "data": "pairs/train", "task": "haze", "batch": 3})
+    assert told == {"model": "mini.safetensors", "data": "pairs/train", "task": "haze", "batch": 3}
