@@ -23,7 +23,7 @@ from ebr_engine.media.sizes import resized
 from ebr_engine.media.tiling import crop
 from ebr_engine.offload import OFFLOADS
 from ebr_engine.pipeline import Pipeline
-from ebr_engine.plan import Plan
+from ebr_engine.plan import Plan, alternating
 from ebr_engine.prompts import Prompt
 from ebr_engine.runner import COMPILES, Runner
 from ebr_engine.sampler import Callback
@@ -100,7 +100,8 @@ class Restorer:
         if offload == "blocks" and not isinstance(file.backbone.trunk, torch.nn.Module):
             raise EngineError("an exported trunk has no blocks that could wait on the CPU; use offload codec or none")
         fitting = Fitting(max_memory, low_memory)
-        plan = Plan(file.table, [tables.to(chosen, file.backbone.dtype) for tables in file.tables])
+        tables = [tables.to(chosen, file.backbone.dtype) for tables in file.tables]
+        plan = Plan(file.table, tables, shifts=alternating(file.backbone, len(file.table)))
         return cls.over(Pipeline(file.backbone, chosen, offload, compile, fitting), plan)
 
     @classmethod

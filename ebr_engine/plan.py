@@ -20,11 +20,13 @@ class Plan:
     table: StepTable
     tables: list[Any]  # a conditioning for every velocity that is averaged: one, unless prompts are mixed by velocity
     bake: Callable[[Backbone], list[Any]] | None = None  # the tables for the same backbone in another precision
+    shifts: tuple[tuple[int, int], ...] = ()  # of the grid of patches in each step, in cells down and right
 
     @property
     def conditioning(self) -> Sequence:
         """What `sample` takes: an entry a step."""
-        return self.tables[0] if len(self.tables) == 1 else list(zip(*self.tables))
+        entries = self.tables[0] if len(self.tables) == 1 else list(zip(*self.tables))
+        return list(zip(entries, self.shifts)) if self.shifts else entries
 
     @cached_property
     def steps(self) -> Steps:
@@ -35,16 +37,18 @@ class Plan:
     def kind(self) -> Hashable:
         """Equal for plans whose runs are the same work on other numbers: schedule, and shapes and dtypes of the tables."""
         shapes = tuple((tuple(x.shape), x.dtype) for tables in self.tables for x in tensors_of(tables))
-        return self.table.t0, self.table.times, tuple(map(tuple, self.table.coefficients.tolist())), len(self.tables), shapes
+        coefficients = tuple(map(tuple, self.table.coefficients.tolist()))
+        return self.table.t0, self.table.times, coefficients, self.shifts, len(self.tables), shapes
 
     def velocity(self, velocity: Velocity) -> Velocity:
         """The velocity function of a run, of the transformer's own."""
-        return velocity if len(self.tables) == 1 else mean_velocity(velocity)
+        velocity = velocity if len(self.tables) == 1 else mean_velocity(velocity)
+        return shifted(velocity) if self.shifts else velocity
 
     def first(self, count: int) -> "Plan":
         """The first steps alone: enough to have met every kernel, not a restoration."""
         steps = StepTable(self.table.t0, self.table.times[: count + 1], self.table.coefficients[:count])
-        return Plan(steps, [_Part(tables, len(steps)) for tables in self.tables])
+        return Plan(steps, [_Part(tables, len(steps)) for tables in self.tables], shifts=self.shifts[: len(steps)])
 
     def with_precision(self, parts: Backbone) -> "Plan":
         """The same run on the same backbone in another precision."""
@@ -60,6 +64,35 @@ class Plan:
         for own, new in zip(self.tables, other.tables):
             for target, source in zip(tensors_of(own), tensors_of(new)):
                 target.copy_(source)
+
+
+def alternating(parts: Backbone, steps: int) -> tuple[tuple[int, int], ...]:
+    """A shift a step, so that the borders of patches lie elsewhere in each; none but for `mini`, whose patches are seen.
+
+    A transformer that decides patch by patch leaves their grid in the picture; over shifted grids it averages out (cycle
+    spinning: Coifman and Donoho, "Translation-invariant de-noising", 1995), here at no further evaluation. The last step's is 0.
+    """
+    if parts.name != "mini":
+        return ()
+    half = parts.patch // 2
+    ways = ((0, 0), (half, 0), (0, half), (half, half))
+    return tuple(ways[(steps - 1 - i) % 4] for i in range(steps))
+
+
+def shifted(velocity: Velocity) -> Velocity:
+    """The same velocity function with the latent moved under the grid of patches; a step comes with its shift.
+
+    What leaves at one border comes back at the other: only its outermost cells meet strangers.
+    """
+
+    def moved(state: Tensor, entry: tuple[Any, tuple[int, int]]) -> Tensor:
+        step, (down, right) = entry
+        down, right = (by if side > 2 * by else 0 for by, side in zip((down, right), state.shape[-2:]))  # not within one patch
+        if not (down or right):
+            return velocity(state.contiguous(), step)  # laid out as a moved one is, so that one graph serves all steps
+        return velocity(state.roll((down, right), (-2, -1)), step).roll((-down, -right), (-2, -1))
+
+    return moved
 
 
 @dataclass(frozen=True)

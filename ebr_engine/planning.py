@@ -13,7 +13,7 @@ from ebr_engine.bridge import StepTable, make_table, released_timesteps
 from ebr_engine.catalogue import TASKS, find_prompts
 from ebr_engine.classify import diagnose
 from ebr_engine.errors import EngineError, check_choice
-from ebr_engine.plan import Plan
+from ebr_engine.plan import Plan, alternating
 from ebr_engine.prompts import Prompt, load_prompt, mixed_weights
 
 MIXES = ("residual", "velocity")
@@ -90,7 +90,7 @@ def bake(
     def tables(parts: Backbone) -> list[Any]:
         return [parts.bake(timesteps, mixed_weights(group)) for group in groups]
 
-    return Plan(table, tables(parts), tables)
+    return Plan(table, tables(parts), tables, alternating(parts, len(table)))
 
 
 def seen(pictures: Tensor) -> str:
