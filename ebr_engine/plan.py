@@ -88,9 +88,8 @@ def shifted(velocity: Velocity) -> Velocity:
     def moved(state: Tensor, entry: tuple[Any, tuple[int, int]]) -> Tensor:
         step, (down, right) = entry
         down, right = (by if side > 2 * by else 0 for by, side in zip((down, right), state.shape[-2:]))  # not within one patch
-        if not (down or right):
-            return velocity(state.contiguous(), step)  # laid out as a moved one is, so that one graph serves all steps
-        return velocity(state.roll((down, right), (-2, -1)), step).roll((-down, -right), (-2, -1))
+        there = state.roll((down, right), (-2, -1)).clone(memory_format=torch.contiguous_format)  # one layout: one graph
+        return velocity(there, step).roll((-down, -right), (-2, -1))
 
     return moved
 
