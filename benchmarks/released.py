@@ -44,9 +44,15 @@ class DualAttention(WanAttnProcessor):
     ) -> Tensor:
         out = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         for residual, alpha in self.prompts:
-            context = encoder_hidden_states + residual.to(encoder_hidden_states)
+            context = as_long(encoder_hidden_states, len(residual)) + residual.to(encoder_hidden_states)
             out = out + alpha.to(out) * super().__call__(attn, hidden_states, context, attention_mask, rotary_emb)
         return out
+
+
+def as_long(context: Tensor, rows: int) -> Tensor:
+    """A text context [B, L, D] of at least `rows` rows: a longer prompt, as `mini`'s, meets the last one, the padding's, again."""
+    missing = rows - context.shape[1]
+    return context if missing <= 0 else torch.cat((context, context[:, -1:].expand(-1, missing, -1)), dim=1)
 
 
 class AddedRows(FluxAttnProcessor):
@@ -179,7 +185,7 @@ def released_wan(
 ) -> Tensor:
     """Restore a normalised latent [B, C, F, H, W] with diffusers' `WanTransformer3DModel`.
 
-    Args: `noise` like `latent`; `context` [L, text_dim]; `prompts` (residual [L, D], α [blocks]) each, of the context's length.
+    Args: `noise` like `latent`; `context` [L, text_dim]; `prompts` (residual [L, D], α [blocks]) each, L or more.
     Several prompts act together in one call a step (each one more cross-attention), or, when `mixed`, in a call each, the
     velocities averaged: the released way. Returns the restored latent, float32. Leaves the prompts set on the transformer.
     """

@@ -88,7 +88,7 @@ def test_an_exported_transformer_cannot_change_its_precision(weights):
 
 def test_a_safer_copy_computes_the_same_and_leaves_the_trunk(weights, relative_rms):
     exact = engine(weights, "fp32")
-    step = exact.plan(prompt=make_prompt()).conditioning[1]
+    step = exact.plan(prompt=make_prompt()).tables[0][1]
     latent = torch.randn(1, 48, 1, 6, 10)
     narrow = engine(weights, "fp8").trunk
     dense = safer_trunk(narrow)

@@ -10,6 +10,7 @@ from ebr_engine.errors import EbrError
 from ebr_engine.prompts import load_prompt
 from ebr_engine.training.config import LearnConfig, read_toml, resolve
 from ebr_engine.training.degradations import seeds
+from ebr_engine.training.learner import shareable
 from ebr_engine.training.loop import learn
 from tests.tiny import TINY
 
@@ -94,7 +95,7 @@ def test_the_file_holds_the_prompt_and_how_it_was_learned(quick, tmp_path):
     assert torch.equal(saved.alpha, prompt.alpha)
     assert not saved.residual.requires_grad
     assert (saved.backbone, saved.task, saved.t0, saved.t_min, saved.steps) == ("mini", "rain", 0.3, config.t_min, 5)
-    assert saved.training.items() >= json.loads(json.dumps(asdict(config))).items()
+    assert saved.training.items() >= json.loads(json.dumps(shareable(asdict(config)))).items()
     assert 0 < saved.training["final_loss"] < 10
     assert saved.training["seconds"] >= 0
     saved.check("mini", TINY.width, TINY.num_layers)

@@ -10,15 +10,18 @@ from ebr_engine.evaluation import photos
 from ebr_engine.training import scenes
 
 
-@pytest.fixture(scope="package", autouse=True)
+RENDER, LOAD_PHOTO = cache(scenes.render), cache(photos.load_photo)
+
+
+@pytest.fixture(scope="module", autouse=True)  # not the package's: it would reach into whatever file the process tests next
 def in_this_process():
     """No child process is started, and no photo decoded twice."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "set_num_threads", lambda count: None)
         patch.setattr(scenes, "_start", scenes._render_into)
         patch.setattr(scenes, "_run", lambda processes: None)
-        patch.setattr(scenes, "render", cache(scenes.render))
-        patch.setattr(common, "load_photo", cache(photos.load_photo))
+        patch.setattr(scenes, "render", RENDER)
+        patch.setattr(common, "load_photo", LOAD_PHOTO)
         yield
 
 
