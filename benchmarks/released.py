@@ -50,7 +50,7 @@ class DualAttention(WanAttnProcessor):
 
 
 def as_long(context: Tensor, rows: int) -> Tensor:
-    """A text context [B, L, D] of at least `rows` rows: a longer prompt, as `mini`'s, meets the last one, the padding's, again."""
+    """A text context [B, L, D] of at least `rows` rows: a longer prompt, as `mini`'s, meets the last, padding's, again."""
     missing = rows - context.shape[1]
     return context if missing <= 0 else torch.cat((context, context[:, -1:].expand(-1, missing, -1)), dim=1)
 

@@ -9,7 +9,6 @@ from benchmarks.claims import common
 from ebr_engine.evaluation import photos
 from ebr_engine.training import scenes
 
-
 RENDER, LOAD_PHOTO = cache(scenes.render), cache(photos.load_photo)
 
 
