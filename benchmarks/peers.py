@@ -29,6 +29,7 @@ from benchmarks.steps import load_task, scores
 from ebr_engine.backbones.flux import FluxConfig
 from ebr_engine.backbones.flux_weights import load_flux
 from ebr_engine.backbones.mini import Mini, load_mini
+from ebr_engine.backbones.packed import pack_trunk
 from ebr_engine.backbones.quantized import quantize_trunk
 from ebr_engine.backbones.registry import CONFIGS
 from ebr_engine.backbones.wan import WanConditioning, WanConfig
@@ -189,13 +190,17 @@ def ladder(case: Case, steps: int, compiled: bool) -> Iterator[Rung]:
         yield Rung("ours: tables baked once", ours(trunk, tables, table), steps, True)
     if cuda:
         yield Rung("+ fused kernels", ours(trunk, tables, table), steps)
+    else:
+        trunk = copy.deepcopy(case.trunk)
+        if pack_trunk(trunk):
+            yield Rung("+ packed products, GELU in them", ours(trunk, tables, table), steps)
     if compiled:
-        trunk = compile_trunk(case.trunk, case.degraded.device)
+        trunk = compile_trunk(trunk)
         yield Rung("+ torch.compile", ours(trunk, tables, table), steps)
     if cuda and backend.has_fp8(case.degraded.device):
         narrow = copy.deepcopy(case.trunk)
         quantize_trunk(narrow)
-        trunk = compile_trunk(narrow, case.degraded.device) if compiled else narrow
+        trunk = compile_trunk(narrow) if compiled else narrow
         yield Rung("+ fp8", ours(trunk, tables, table), steps)
     exact = make_table("exact", case.t0, steps - 1)
     exact_tables = case.bake(exact, released_timesteps(exact.times, case.backbone))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ebr_engine.backbones.loading import Backbone
+from ebr_engine.backbones.packed import unpack_trunk
 from ebr_engine.fitting import Fitting, costs_of, rungs_of
 from ebr_engine.geometry import DEFAULT_CHUNK, Geometry
 from ebr_engine.media.tiling import crop, match_tones
@@ -89,6 +90,7 @@ class Pipeline:
         """Have codec and blocks be where a rung says, and the codec take tiles of its size."""
         if OFFLOADS.index(rung.offload) > OFFLOADS.index(self.offload):
             if rung.offload == "blocks":
+                unpack_trunk(self.parts.trunk)
                 self.parts.trunk.to("cpu")
             parts = replace(self.parts, codec=inner(self.parts.codec))
             self._place(offloaded(parts, self.parts.device, rung.offload), rung.offload, self.runner.compile)

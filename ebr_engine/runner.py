@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ebr_engine import settings
 from ebr_engine.backbones.loading import Backbone
+from ebr_engine.backbones.packed import pack_trunk
 from ebr_engine.errors import EngineError, warn
 from ebr_engine.graphs import CudaRecorder, GraphError, Graphs
 from ebr_engine.media.tiling import Tiles
@@ -30,7 +31,6 @@ from ebr_engine.tiled import tiled
 COMPILES = ("auto", "off", "on")
 MANY = 100  # pictures from which on `auto` compiles; `python -m benchmarks.throughput --compile off on` tells a CPU's break-even
 SHAPES = 64  # that one transformer is compiled for, before torch gives up
-PACKED = 2**28  # bytes of weights up to which a CPU's compiled graph keeps a copy of its own, packed for its products
 WARM_STEPS = 3  # that meet every kernel of a run, the solver's differences too
 
 
@@ -63,6 +63,8 @@ class Runner:
         self.graphs = graphs if possible else None
         self.compiled = self._compiled() if compile == "on" else None
         self._tables: weakref.WeakValueDictionary[Any, _Shared] = weakref.WeakValueDictionary()
+        packs = parts.device.type == "cpu" and isinstance(parts.trunk, nn.Module) and not offloads
+        self._to_pack = parts.trunk if packs else None
 
     def expect(self, pictures: int) -> None:
         """Say how many pictures are to come: with `auto`, many are worth compiling for."""
@@ -70,7 +72,7 @@ class Runner:
             self.compiled = self._compiled()
 
     def _compiled(self) -> Backbone:
-        return replace(self.parts, trunk=compile_trunk(self.parts.trunk, self.parts.device))
+        return replace(self.parts, trunk=compile_trunk(self.parts.trunk))
 
     @property
     def static(self) -> bool:
@@ -82,8 +84,12 @@ class Runner:
     ) -> Tensor:
         """The restored latent, float32 on `degraded`'s device; see `sample`.
 
-        `callback` hears of every evaluation, but of a run that is one graph when all of them are done.
+        `callback` hears of every evaluation, but of a run that is one graph when all of them are done. On a CPU the first run
+        lays the transformer's weights out for its products, in place.
         """
+        if self._to_pack is not None:
+            pack_trunk(self._to_pack)
+            self._to_pack = None
         if self.graphs is not None:
             try:
                 if tiling is None:
@@ -165,12 +171,10 @@ class _Shared:
     loaded: Any  # a weak reference to a plan
 
 
-def compile_trunk(trunk: nn.Module, device: torch.device) -> Any:
+def compile_trunk(trunk: nn.Module) -> Any:
     """A transformer to be compiled, once a shape, when it first runs; call it as the transformer."""
     settings.keep_compiled()
-    weights = sum(x.nbytes for x in trunk.state_dict().values())
-    options = {"freezing": True} if device.type == "cpu" and weights <= PACKED else None
-    return torch.compile(trunk, fullgraph=True, dynamic=False, options=options)
+    return torch.compile(trunk, fullgraph=True, dynamic=False)
 
 
 def capturing(x: Tensor) -> bool:

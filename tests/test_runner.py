@@ -125,7 +125,7 @@ def test_what_cannot_be_recorded_runs_plainly_and_is_told_once(restorer):
 
 
 def test_a_compiler_that_fails_is_told_once_and_the_result_is_there(restorer, monkeypatch):
-    def broken(trunk, device):
+    def broken(trunk):
         def run(latent, step):
             raise RuntimeError("No working C++ compiler found")
 
@@ -141,7 +141,7 @@ def test_a_compiler_that_fails_is_told_once_and_the_result_is_there(restorer, mo
 
 
 def test_auto_compiles_for_many_pictures_only(restorer, monkeypatch):
-    monkeypatch.setattr(runner, "compile_trunk", lambda trunk, device: trunk)
+    monkeypatch.setattr(runner, "compile_trunk", lambda trunk: trunk)
     assert not Runner(restorer.parts, "auto").static
     for mode, count, compiled in (("auto", runner.MANY, True), ("auto", runner.MANY - 1, False), ("off", 10**6, False)):
         one = Runner(restorer.parts, mode)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ebr_engine.backbones.flux_tables import BlockStep, FluxConditioning, FluxStep, Prompts
 from ebr_engine.backbones.fused import normed_for, residual_normed_for
-from ebr_engine.backbones.quantized import dense_weight, feed_forward
+from ebr_engine.backbones.quantized import activated, dense_weight, feed_forward
 from ebr_engine.backbones.wan import sinusoid
 from ebr_engine.errors import BackboneError
 from ebr_engine.kernels.attention import attention
@@ -332,7 +332,7 @@ class FluxSingleBlock(nn.Module):
     def forward(self, normed: Tensor | Quantized, step: BlockStep, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """From the norm of the residual stream [B, T + N, D] to the block's branch and its gate [B, D]."""
         mixed = self.attend(normed, step, cos, sin)
-        hidden = F.gelu(self.up(normed), approximate="tanh")
+        hidden = activated(self.up, normed)
         return self.out(torch.cat((mixed, hidden), dim=-1)), step.modulation[:, 2]
 
     def attend(self, normed: Tensor | Quantized, step: BlockStep, cos: Tensor, sin: Tensor) -> Tensor:

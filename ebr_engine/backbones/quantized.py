@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ebr_engine.backbones.packed import PackedLinear
 from ebr_engine.kernels.quantize_fp8 import Quantized, quantize_fp8
 from ebr_engine.kernels.scaled_linear import bound_ref, scaled_linear
 
@@ -57,8 +58,10 @@ class Fp8Linear(nn.Module):
         return (self.weight.float() * self.scale).to(self.bias.dtype)
 
 
-def dense_weight(linear: nn.Linear | Fp8Linear) -> Tensor:
+def dense_weight(linear: nn.Linear | Fp8Linear | PackedLinear) -> Tensor:
     """A layer's weight [N, K] as numbers that can be multiplied."""
+    if isinstance(linear, PackedLinear):
+        return linear.packed.dense()
     return linear.dequantised() if isinstance(linear, Fp8Linear) else linear.weight
 
 
@@ -69,9 +72,12 @@ def takes_fp8(*linears: nn.Module) -> bool:
 
 def feed_forward(up: nn.Module, down: nn.Module, x: Tensor | Quantized) -> Tensor:
     """down(GELU(up(x))), [..., D]; in fp8 the hidden layer is quantised as it is made."""
-    if takes_fp8(up, down):
-        return down(up.gelu(x))
-    return down(F.gelu(up(x), approximate="tanh"))
+    return down(up.gelu(x) if takes_fp8(up, down) else activated(up, x))
+
+
+def activated(layer: nn.Module, x: Tensor | Quantized) -> Tensor:
+    """GELU of a linear layer, [..., N], in the layer's own pass where it is packed."""
+    return layer.gelu(x) if isinstance(layer, PackedLinear) else F.gelu(layer(x), approximate="tanh")
 
 
 def quantize_trunk(trunk: nn.Module) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ebr_engine.backbones.fused import normed_for, residual_normed_for
+from ebr_engine.backbones.packed import linear_with
 from ebr_engine.backbones.quantized import feed_forward
 from ebr_engine.errors import BackboneError
 from ebr_engine.kernels.attention import attention
@@ -306,7 +307,7 @@ class WanBlock(nn.Module):
         q = q.to(normed.dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         mixed = prompt_attention(q, *step[1:])
         bias = (self.cross_out.bias.float() * (1 + step.prompt_weight.sum())).to(normed.dtype)
-        return F.linear(mixed.transpose(1, 2).flatten(2), self.cross_out.weight, bias)
+        return linear_with(self.cross_out, mixed.transpose(1, 2).flatten(2), bias)
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:

@@ -192,7 +192,8 @@ def test_weights_that_wait_on_the_cpu_change_nothing(models, backbone):
         restorer = Restorer(backbone, model=models[backbone], device="cpu", precision="fp32", offload=offload)
         results.append(restorer.restore(image, prompt=prompt, steps=2))
     assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
+    # Blocks that wait are not laid out for the CPU's products: other sums, rounded otherwise.
+    assert (results[0] - results[2]).abs().max() < 1e-4
 
 
 def test_an_installed_prompt_is_found_by_its_task(cli, models):
