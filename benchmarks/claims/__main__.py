@@ -20,6 +20,7 @@ WORK = {
     "e_prompt": (3 * 12 * SEEDS, 3 * 12 * SEEDS * PHOTOS),
     "f_mixtures": ((5 + 3) * SEEDS, (3 * 9 + 7) * SEEDS * PHOTOS),
     "g_baselines": (5 * 2 * SEEDS, 5 * 4 * SEEDS * PHOTOS),
+    "h_adaptive": (3 * 5 * SEEDS, 3 * 4 * SEEDS * PHOTOS),
 }
 
 

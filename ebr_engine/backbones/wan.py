@@ -303,11 +303,14 @@ class WanBlock(nn.Module):
 
     def cross(self, normed: Tensor, step: BlockStep) -> Tensor:
         """W_o·(text branch + Σ weight·prompt branch) + (1 + Σ weight)·b_o, [B, N, D]."""
-        q = F.rms_norm(self.cross_q(normed).float(), normed.shape[-1:], self.cross_q_norm.float(), self.eps)
-        q = q.to(normed.dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        mixed = prompt_attention(q, *step[1:])
+        mixed = prompt_attention(self.cross_query(normed), *step[1:])
         bias = (self.cross_out.bias.float() * (1 + step.prompt_weight.sum())).to(normed.dtype)
         return linear_with(self.cross_out, mixed.transpose(1, 2).flatten(2), bias)
+
+    def cross_query(self, normed: Tensor) -> Tensor:
+        """Cross-attention's queries, [B, heads, N, head_dim]."""
+        q = F.rms_norm(self.cross_q(normed).float(), normed.shape[-1:], self.cross_q_norm.float(), self.eps)
+        return q.to(normed.dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:

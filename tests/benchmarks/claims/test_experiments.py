@@ -4,9 +4,20 @@ import pytest
 import torch
 
 from benchmarks.claims import __main__ as estimate
-from benchmarks.claims import a_space, b_process, c_secretly_knows, common, d_schedule, e_prompt, f_mixtures, g_baselines
+from benchmarks.claims import (
+    a_space,
+    b_process,
+    c_secretly_knows,
+    common,
+    d_schedule,
+    e_prompt,
+    f_mixtures,
+    g_baselines,
+    h_adaptive,
+)
 from benchmarks.claims.b_process import ddbm_sample, ddbm_weights
 from benchmarks.claims.common import TINY
+from ebr_engine.backbones.mini import load_mini
 from ebr_engine.bridge import ddbm_state, power_times
 
 
@@ -23,6 +34,7 @@ from ebr_engine.bridge import ddbm_state, power_times
         ),
         (d_schedule, ["T0 0.2, 2 steps, order 2", "T0 0.4, 1 steps, order 1"]),
         (g_baselines, ["input", "classical", "U-Net, same data and time", "EBR prompt"]),
+        (h_adaptive, ["one prompt", "by moment", "by picture, strength", "by picture, router"]),
     ],
 )
 def test_quick_forms_measure_every_arm(quick, module, arms):
@@ -40,6 +52,35 @@ def test_quick_forms_measure_every_arm(quick, module, arms):
     found.pop("automatic choice", None)  # which may choose what another arm has
     values = {arm: [row["psnr"] for row in rows if row["arm"] == arm] for arm in found}
     assert len({tuple(value) for value in values.values()}) == len(values)  # no arm is another under a second name
+
+
+@torch.no_grad()
+def test_strengths_of_each_sample_are_those_of_a_run_of_its_own(tmp_path, relative_rms):
+    mini = load_mini(common.save_random(tmp_path / "tiny.safetensors", TINY, gain=10))
+    residual, weight = torch.randn(2, 4, TINY.width), torch.rand(3, 2, TINY.num_layers)  # [P, L, D], [B, P, blocks]
+    timesteps, state = torch.tensor([200.0, 150.0, 20.0]), torch.randn(3, 48, 1, 4, 6)
+    none = torch.zeros(TINY.num_layers)
+    tables = mini.conditioner(timesteps, mini.context, [(one, none) for one in residual])
+    together = h_adaptive.sampled_velocity(mini, tables, weight, state)
+    for i, strengths in enumerate(weight):
+        alone = mini.conditioner(timesteps[i : i + 1], mini.context, list(zip(residual, strengths)))
+        assert relative_rms(together[i : i + 1], mini.trunk(state[i : i + 1], alone[0])) < 1e-5
+    assert relative_rms(together[:1], mini.trunk(state[:1], mini.conditioner(timesteps[:1], mini.context)[0])) > 1e-3
+
+
+def test_strengths_by_the_moment_and_by_the_picture(tmp_path):
+    model = common.save_random(tmp_path / "tiny.safetensors", TINY, gain=10)
+    study = common.Study("t", model, tmp_path, tmp_path, ("haze",), learning=common.Learning(t0=0.4), quick=True)
+    moment = h_adaptive.Adaptive(study, 1, "moment", 0)
+    moment.gain.fill_(0.05)
+    found = moment.strengths(torch.tensor([0.0, 0.2, 0.4]), None)
+    torch.testing.assert_close(found[:, 0, 0], torch.tensor([0.05, 0.1, 0.15]))
+    picture = h_adaptive.Adaptive(study, 2, "picture", 0)
+    picture.gain[1].fill_(0.5)
+    z = torch.randn(3, TINY.width)
+    found = picture.strengths(torch.tensor([0.4]), z)
+    torch.testing.assert_close(found[:, 0], torch.full((3, TINY.num_layers), 0.1))
+    torch.testing.assert_close(found[:, 1, 0], 0.1 + 0.5 * z.sum(1))
 
 
 def test_ddbms_weights_are_its_states():
