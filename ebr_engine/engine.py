@@ -16,7 +16,7 @@ from ebr_engine.codecs import Codec
 from ebr_engine.devices import choose_device
 from ebr_engine.errors import EngineError, check_choice
 from ebr_engine.export.engine_file import load_engine, save_engine
-from ebr_engine.fitting import Fitting
+from ebr_engine.fitting import Fitting, placed
 from ebr_engine.kernels import backend
 from ebr_engine.media.arrays import to_tensor
 from ebr_engine.media.sizes import resized
@@ -71,8 +71,12 @@ class Restorer:
         source = ModelSource(model, revision, offline, *paths, sample_latents)
         chosen = choose_device(device)
         fitting = Fitting(max_memory, low_memory)
-        resident = torch.device("cpu") if offload == "blocks" else chosen
-        self.pipeline = Pipeline(load_backbone(backbone, source, resident, precision), chosen, offload, compile, fitting)
+
+        def load(offload: str) -> Pipeline:
+            resident = torch.device("cpu") if offload == "blocks" else chosen
+            return Pipeline(load_backbone(backbone, source, resident, precision), chosen, offload, compile, fitting)
+
+        self.pipeline = placed(load, chosen, offload, compile != "on")
         self.built: Plan | None = None
 
     @classmethod
@@ -95,14 +99,18 @@ class Restorer:
         check_choice("offload", offload, OFFLOADS)
         check_choice("compile", compile, COMPILES)
         chosen = choose_device(device)
-        resident = torch.device("cpu") if offload == "blocks" else chosen
-        file = load_engine(Path(path), resident, Path(vae) if vae else None)
-        if offload == "blocks" and not isinstance(file.backbone.trunk, torch.nn.Module):
-            raise EngineError("an exported trunk has no blocks that could wait on the CPU; use offload codec or none")
         fitting = Fitting(max_memory, low_memory)
-        tables = [tables.to(chosen, file.backbone.dtype) for tables in file.tables]
-        plan = Plan(file.table, tables, shifts=alternating(file.backbone, len(file.table)))
-        return cls.over(Pipeline(file.backbone, chosen, offload, compile, fitting), plan)
+
+        def load(offload: str) -> Restorer:
+            resident = torch.device("cpu") if offload == "blocks" else chosen
+            file = load_engine(Path(path), resident, Path(vae) if vae else None)
+            if offload == "blocks" and not isinstance(file.backbone.trunk, torch.nn.Module):
+                raise EngineError("an exported trunk has no blocks that could wait on the CPU; use offload codec or none")
+            tables = [tables.to(chosen, file.backbone.dtype) for tables in file.tables]
+            plan = Plan(file.table, tables, shifts=alternating(file.backbone, len(file.table)))
+            return cls.over(Pipeline(file.backbone, chosen, offload, compile, fitting), plan)
+
+        return placed(load, chosen, offload, compile != "on")
 
     @classmethod
     def over(cls, pipeline: Pipeline, built: Plan | None = None) -> "Restorer":

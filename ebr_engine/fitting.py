@@ -14,7 +14,7 @@ from ebr_engine.backbones.flux import MLP_RATIO, PACK, FluxConfig
 from ebr_engine.backbones.loading import Backbone
 from ebr_engine.backbones.wan import WanConfig
 from ebr_engine.codecs import BLOCK
-from ebr_engine.errors import warn
+from ebr_engine.errors import EngineError, warn
 from ebr_engine.memory import FLOAT, Costs, Rung, Work, below, choose, gentle, ladder, limits_of, peak, size_of, token_bytes
 from ebr_engine.offload import BLOCK_LISTS, inner
 from ebr_engine.safety import precision
@@ -160,6 +160,25 @@ def costs(
 
 def _bytes(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in module.state_dict().values())
+
+
+def placed(make: Callable[[str], Result], device: torch.device, offload: str, movable: bool) -> Result:
+    """`make(offload)`; if a GPU's memory ends on the way and its blocks are `movable`, `make("blocks")`, with a warning.
+
+    Raises `EngineError` when memory ends all the same.
+    """
+    ways = [offload, "blocks"] if movable and device.type == "cuda" and offload != "blocks" else [offload]
+    for way in ways:
+        try:
+            return make(way)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+        release()
+        if way != ways[-1]:
+            warn(f"the model does not fit into the memory of {device}; its blocks wait on the CPU (offload blocks)")
+    hint = "a smaller precision (bf16, fp8) may" if way == "blocks" or device.type == "cpu" else "offload blocks may"
+    raise EngineError(f"not enough memory to load the model; {hint} fit")
 
 
 def out_of_memory(error: BaseException) -> bool:

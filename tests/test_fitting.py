@@ -8,7 +8,7 @@ import torch
 from ebr_engine import Restorer
 from ebr_engine.backbones.registry import CONFIGS
 from ebr_engine.errors import EngineError, EngineWarning
-from ebr_engine.fitting import Fitting, costs
+from ebr_engine.fitting import Fitting, costs, placed
 from ebr_engine.memory import Rung, Work, ladder, peak
 
 SIDE = 136
@@ -149,3 +149,46 @@ def test_the_tables_of_a_run_survive_a_move_of_the_codec():
     restorer.pipeline.apply(Rung(512, 64, offload="blocks"))
     assert restorer.pipeline.offload == "blocks"
     torch.testing.assert_close(restorer.run(clip, plan), before)
+
+
+class Loading:
+    """Runs out of memory while it loads, unless blocks wait on the CPU."""
+
+    def __init__(self, error, fits=("blocks",)):
+        self.error, self.fits, self.tried = error, fits, []
+
+    def __call__(self, offload):
+        self.tried.append(offload)
+        if offload not in self.fits:
+            raise self.error
+        return offload
+
+
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+
+
+def test_a_model_that_a_gpu_cannot_hold_is_loaded_with_its_blocks_on_the_cpu():
+    load = Loading(FULL)
+    with pytest.warns(EngineWarning, match=r"does not fit into the memory of cuda:0; its blocks wait on the CPU"):
+        assert placed(load, torch.device("cuda:0"), "none", True) == "blocks"
+    assert load.tried == ["none", "blocks"]
+
+
+@pytest.mark.parametrize(
+    ("device", "offload", "movable", "words"),
+    [
+        ("cpu", "none", True, "a smaller precision"),
+        ("cuda:0", "blocks", True, "a smaller precision"),
+        ("cuda:0", "codec", False, "offload blocks may fit"),
+    ],
+)
+def test_a_model_that_fits_nowhere_is_a_clear_error(device, offload, movable, words):
+    load = Loading(FULL, ())
+    with pytest.raises(EngineError, match=f"not enough memory to load the model; {words}"):
+        placed(load, torch.device(device), offload, movable)
+    assert load.tried == [offload]
+
+
+def test_other_errors_of_loading_are_themselves():
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        placed(Loading(RuntimeError("device-side assert"), ()), torch.device("cuda:0"), "none", True)
