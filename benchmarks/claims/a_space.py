@@ -26,7 +26,7 @@ from ebr_engine.sampler import draw_noise, sample
 from ebr_engine.tensor_files import write_tensors
 from ebr_engine.training.degradations import STRENGTH_WORDS, degrade
 from ebr_engine.training.pretrain import CLEAN_WORD
-from ebr_engine.training.scenes import ScenePool
+from ebr_engine.training.scenes import ScenePool, still_pool
 
 REFERENCE = "prompt branch (the method)"
 SEED = 42
@@ -97,7 +97,7 @@ def context_for(study: Study, mini: Mini, form: str, task: str, seed: int) -> Te
     known = asdict(study.learning) | {"form": form, "task": task, "seed": seed, "model": fingerprint(study.model)}
     path: Path = study.work / "contexts" / f"{key_of(known)}.safetensors"
     if not path.exists():
-        with ScenePool(study.learning.scenes) as pool:
+        with still_pool(study.learning.scenes) as pool:
             context = learned_context(study, mini, form, task, seed, pool)
         write_tensors(path, {"context": context}, {"form": form, "task": task})
     return load_file(path)["context"]

@@ -20,7 +20,7 @@ from ebr_engine.classify import diagnose
 from ebr_engine.evaluation.photos import STRENGTH, Case
 from ebr_engine.prompts import Prompt, load_prompt
 from ebr_engine.training.degradations import degrade
-from ebr_engine.training.scenes import ScenePool
+from ebr_engine.training.scenes import still_pool
 
 MIXTURES = (("haze", "rain"), ("haze", "snow"), ("lowlight", "blur"))
 REFERENCE = "input"
@@ -62,7 +62,7 @@ def mixture_prompt(study: Study, tasks: Sequence[str], seed: int) -> Prompt:
         tables = mini.conditioner(t * 1000, mini.context, [(residual, alpha)])
         return mini.trunk(state, tables.to("cpu", mini.trunk.patch_in.weight.dtype).batch())
 
-    with ScenePool(learning.scenes) as pool:
+    with still_pool(learning.scenes) as pool:
         seconds = fit([residual, alpha], velocity, mini.codec, pool, mixture(tasks), learning, seed)
     about = {"mixture": list(tasks), "seconds": round(seconds, 1), **asdict(learning)}
     prompt = Prompt(residual.detach(), alpha.detach(), "mini", name, "mini", learning.t0, training=about)

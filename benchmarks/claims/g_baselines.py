@@ -16,7 +16,7 @@ from benchmarks.claims.reporting import command_of, finish
 from ebr_engine.catalogue import TASKS
 from ebr_engine.tensor_files import write_tensors
 from ebr_engine.training.degradations import degrade
-from ebr_engine.training.scenes import ScenePool
+from ebr_engine.training.scenes import ScenePool, still_pool
 
 REFERENCE = "EBR prompt"
 RATE = 1e-3
@@ -81,7 +81,7 @@ def unets(study: Study) -> dict[tuple[str, int], UNet]:
             if not path.exists():
                 missing.append((task, seed, path))
     if missing:
-        with ScenePool(study.learning.scenes) as pool:
+        with still_pool(study.learning.scenes) as pool:
             for task, seed, path in missing:
                 seconds = float(study.prompt(task, seed).training["seconds"])
                 network, count = train_unet(study, task, seed, pool, max(seconds, 0.1))

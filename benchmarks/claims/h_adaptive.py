@@ -30,7 +30,7 @@ from ebr_engine.evaluation.photos import Case
 from ebr_engine.kernels.prompt_attention import prompt_attention_ref
 from ebr_engine.prompts import Prompt
 from ebr_engine.training.degradations import degrade
-from ebr_engine.training.scenes import ScenePool
+from ebr_engine.training.scenes import ScenePool, still_pool
 
 PROMPTS = 4  # of the router
 SCENES = 64  # degraded, that features are standardised over
@@ -101,7 +101,7 @@ class Adaptive:
         """Learn on a task; the batches are those of every other arm."""
         mini, learning = self.study.mini, self.study.learning
         how = task_of(task)
-        with ScenePool(learning.scenes) as pool:
+        with still_pool(learning.scenes) as pool:
             if self.by_picture:
                 self._standardise(pool, how)
             for parameter in self.parameters:

@@ -20,7 +20,7 @@ from ebr_engine.training.distributed import World, joined
 from ebr_engine.training.latents import LatentSamples
 from ebr_engine.training.learner import Learner
 from ebr_engine.training.report import write_report
-from ebr_engine.training.scenes import ScenePool
+from ebr_engine.training.scenes import still_pool
 from ebr_engine.training.trackers import Trackers, check_installed
 from ebr_engine.training.validation import Validation
 
@@ -95,7 +95,7 @@ def samples_of(config: LearnConfig) -> Iterator[Samples]:
     if config.data:
         yield pair_samples(config, config.data)
         return
-    with ScenePool(config.scenes) as pool:
+    with still_pool(config.scenes) as pool:
         yield SceneSamples(config, pool)
 
 

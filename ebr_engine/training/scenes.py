@@ -1,5 +1,6 @@
 """A pool of procedural scenes that a background process keeps renewing, and batches of crops drawn from it."""
 
+import functools
 import time
 
 import numpy as np
@@ -59,6 +60,12 @@ class ScenePool:
         if self._renewer is not None:
             self._renewer.terminate()
             self._renewer.join()
+
+
+@functools.lru_cache(maxsize=1)
+def still_pool(capacity: int) -> ScenePool:
+    """A pool that nothing renews, kept for the next run of this process: its scenes are always the same."""
+    return ScenePool(capacity)
 
 
 def _start(*arguments: object) -> multiprocessing.Process:

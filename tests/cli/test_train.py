@@ -30,7 +30,7 @@ def pool():
 
 @pytest.fixture(autouse=True)
 def small_pool(pool, monkeypatch):
-    monkeypatch.setattr(loop, "ScenePool", lambda capacity: pool)
+    monkeypatch.setattr(loop, "still_pool", lambda capacity: pool)
 
 
 def refused(result, *words):

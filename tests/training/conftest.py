@@ -40,7 +40,7 @@ def pool():
 @pytest.fixture
 def small_pool(pool, monkeypatch):
     """Runs take the small pool."""
-    monkeypatch.setattr(loop, "ScenePool", lambda capacity: pool)
+    monkeypatch.setattr(loop, "still_pool", lambda capacity: pool)
 
 
 def smooth(height, width, seed):

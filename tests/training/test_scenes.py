@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ebr_engine.training import scenes
 from ebr_engine.training.degradations import seeds
 from ebr_engine.training.procedural import KINDS, PALETTES, SCALES, render
-from ebr_engine.training.scenes import ScenePool
+from ebr_engine.training.scenes import ScenePool, still_pool
 
 SIZE = 64
 
@@ -174,3 +174,13 @@ def test_small_crops_come_at_both_scales(inline):
         assert taken != reduced
         kinds.append(reduced)
     assert 0 < sum(kinds) < 12
+
+
+def test_a_still_pool_is_rendered_once(monkeypatch):
+    made = []
+    monkeypatch.setattr(scenes, "ScenePool", lambda capacity: made.append(capacity) or object())
+    still_pool.cache_clear()
+    first = still_pool(2)
+    assert still_pool(2) is first
+    assert made == [2]
+    still_pool.cache_clear()
