@@ -41,8 +41,21 @@ def test_a_tiny_photo_is_timed_from_start_to_file(tmp_path, capsys):
     speeds = [transformer["gflop"] / 1e3 / seconds for seconds in transformer["seconds"]["all"]]
     assert transformer["tflop_per_second"]["all"] == pytest.approx(speeds)
     assert transformer["gflop"] * 1e9 > 64 * trunk_flop(MINI, 1, 0)  # 64 tokens, and they look at each other
+    assert 0 < transformer["share_of_products"] < 2
+    assert 1e8 < result["peak_bytes"] < 1e10
     for word in ("64 x 64", "whole process", *latency.STAGES, "TFLOP/s", result["commit"], torch.__version__, result["date"]):
         assert word in text
+
+
+def test_a_clip_is_timed_too(tmp_path, capsys):
+    pytest.importorskip("av")
+    options = "--size 32 --frames 3 --task rain --runs 1 --steps 2 --precision fp32 --device cpu --json"
+    latency.main([*options.split(), str(tmp_path / "x")])
+    assert "clip of 3 frames with mini" in capsys.readouterr().out
+    result = json.loads((tmp_path / "x").read_text())
+    assert (result["frames"], result["task"]) == (3, "rain")
+    assert result["transformer"]["gflop"] * 1e9 > 3 * 16 * trunk_flop(MINI, 1, 0)
+    assert result["stages"]["write"]["median"] > 0
 
 
 @pytest.mark.parametrize("batch", [1, 2])
