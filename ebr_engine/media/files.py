@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ebr_engine.media.images import SUFFIXES, MediaError
+from ebr_engine.media.images import SUFFIXES, MediaError, is_animation
 from ebr_engine.media.manifest import Row
 from ebr_engine.media.video import video_suffixes
 from ebr_engine.media.video.folder import frames_of, names_frames
@@ -27,8 +27,10 @@ class Job:
 
     @property
     def is_clip(self) -> bool:
-        """Whether the source is a video, or a folder of frames that is one clip."""
-        return is_clip(self.source) or self.source.is_dir()
+        """Whether the source is a video, a folder of frames that is one clip, or an animation that becomes a clip."""
+        if is_clip(self.source) or self.source.is_dir():
+            return True
+        return (is_clip(self.target) or names_frames(self.target)) and is_animation(self.source)
 
     @property
     def frames(self) -> bool:
@@ -83,14 +85,14 @@ def is_frames(source: Path, out: str) -> bool:
     """Whether a folder is asked to become a video, or a clip to become frames."""
     if source.is_dir():
         return Path(out).suffix.lower() in video_suffixes(writable=True) and not Path(out).is_dir()
-    return is_clip(source) and names_frames(out)
+    return names_frames(out) and (is_clip(source) or is_animation(source))
 
 
 def _frames_job(source: Path, out: str) -> Job:
     if not source.exists():
         raise MediaError(f"{source}: no such file or folder")
-    if not (source.is_dir() or is_clip(source)):
-        raise MediaError(f"{source}: a clip is a video or a folder of frames")
+    if not (source.is_dir() or is_clip(source) or is_animation(source)):
+        raise MediaError(f"{source}: a clip is a video, an animated GIF or PNG, or a folder of frames")
     if source.is_dir() and Path(out).exists() and Path(out).is_dir() and Path(out).samefile(source):
         raise MediaError(f"{out}: is the input; it is never overwritten, choose another output")
     return Job(source, Path(out) / source.name if is_clip(source) and Path(out).is_dir() else Path(out))
@@ -188,7 +190,8 @@ def is_file_name(inputs: Sequence[Path], out: str) -> bool:
         return False
     suffix = Path(out).suffix.lower()
     if len(inputs) == 1 and not inputs[0].is_dir() and not _is_pattern(inputs[0]):
-        if suffix and suffix not in (known := video_suffixes(writable=True) if is_clip(inputs[0]) else SUFFIXES):
+        clip = is_clip(inputs[0]) or (suffix in video_suffixes() and is_animation(inputs[0]))
+        if suffix and suffix not in (known := video_suffixes(writable=True) if clip else SUFFIXES):
             raise MediaError(f"{out}: cannot write {suffix}, only {' '.join(known)}; end a folder's name with /")
         return bool(suffix)
     if suffix in ALL_SUFFIXES:

@@ -55,6 +55,9 @@ class Picture:
         return self.metadata.get("icc-profile-data")
 
 
+AS_CLIP = "write a video to restore it as a clip, as in -o out.mp4"
+
+
 def read_image(path: str | os.PathLike, max_megapixels: float = MAX_MEGAPIXELS) -> Picture:
     """Decode an image file, upright and complete, or raise MediaError.
 
@@ -177,7 +180,7 @@ def _sniff(path: Path) -> str:
     if not head:
         raise MediaError(f"{path}: the file is empty")
     if frames > 1:
-        raise MediaError(f"{path}: an animation of {frames} frames; only single pictures can be restored")
+        raise MediaError(f"{path}: an animation of {frames} frames; {AS_CLIP}")
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return ".png"
     if head.startswith(b"\xff\xd8\xff"):
@@ -191,6 +194,18 @@ def _sniff(path: Path) -> str:
     if head[4:8] == b"ftyp" and (b"avif" in head[8:] or b"avis" in head[8:]):
         return ".avif"
     raise MediaError(f"{path}: not a PNG, JPEG, WebP, TIFF or AVIF picture")
+
+
+def is_animation(path: Path) -> bool:
+    """Whether a file is a GIF or PNG of several frames, which can be restored as a clip; False where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(32)
+            if head.startswith(b"\x89PNG\r\n\x1a\n"):
+                return _apng_frames(file) > 1
+        return head.startswith(b"GIF8") and _vips().Image.gifload(str(path), access="sequential").get("n-pages") > 1
+    except Exception:  # libvips' own error, or the system's; whoever reads the file says what is wrong with it
+        return False
 
 
 def _apng_frames(file) -> int:
@@ -212,7 +227,8 @@ def _check_header(path: Path, kind: str, image, max_megapixels: float) -> None:
     frames = image.get("n-pages") if image.get_typeof("n-pages") else 1
     if frames > 1:
         what = "pages" if kind == ".tif" else "frames"
-        raise MediaError(f"{path}: has {frames} {what}; only single pictures can be restored")
+        way = AS_CLIP if kind == ".gif" else "only single pictures can be restored"
+        raise MediaError(f"{path}: has {frames} {what}; {way}")
 
 
 def _to_rgb_or_grey(path: Path, image):

@@ -1,10 +1,12 @@
 """Folders of frames as clips: a folder to a video, a video to frames, frames to frames, and what stands in the way."""
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("av")
 
@@ -80,3 +82,47 @@ def test_what_would_be_overwritten_or_is_no_clip_is_refused_in_one_line(cli, eng
     assert words in stderr
     assert not engine.calls
     assert not Path("out").exists()
+
+
+def animation(path):
+    """Five frames, each brighter than the one before, shown for 100, 200, 100, 50 and 100 ms."""
+    frames = [Image.fromarray(np.full((24, 32, 3), 40 * i + 30, np.uint8)) for i in range(5)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=[100, 200, 100, 50, 100])
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x.png"])
+def test_an_animation_becomes_a_video_with_its_times(cli, engine, name):
+    animation(name)
+    code, _, stderr = cli("restore", name, "-o", "out.mkv", "--task", "haze", "--codec", "ffv1")
+    assert code == 0, stderr
+    with open_video("out.mkv") as reader:
+        frames = [(round(float(frame.time), 3), round(float(frame.pixels.mean()) * 255)) for frame in reader]
+    assert [time for time, _ in frames] == [0, 0.1, 0.3, 0.4, 0.45]
+    assert [value for _, value in frames] == pytest.approx([255 - 40 * i - 30 for i in range(5)], abs=1)
+
+
+def test_an_animation_becomes_frames(cli, engine):
+    animation("x.gif")
+    assert cli("restore", "x.gif", "-o", "frames/%02d.png", "--task", "haze")[0] == 0
+    assert len(os.listdir("frames")) == 5
+
+
+@pytest.mark.parametrize(("name", "out"), [("x.gif", "out.png"), ("x.png", "out.png"), ("x.png", "folder/")])
+def test_an_animation_that_is_to_be_a_picture_is_told_how(cli, engine, name, out):
+    animation(name)
+    code, _, stderr = cli("restore", name, "-o", out, "--task", "haze")
+    assert code == 1
+    assert stderr.count("\n") == 1
+    assert "-o out.mp4" in stderr
+
+
+@pytest.mark.parametrize("out", ["out.mp4", "%03d.png"])
+def test_a_single_picture_is_no_clip(cli, engine, out):
+    Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save("x.png")
+    code, _, stderr = cli("restore", "x.png", "-o", out, "--task", "haze")
+    if out.endswith(".mp4"):
+        assert code == 2
+        assert "cannot write .mp4" in stderr
+    else:
+        assert code == 0
+        assert sorted(os.listdir()) == ["%03d.png", "x.png"]
