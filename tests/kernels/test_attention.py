@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from ebr_engine.kernels import attention as module
-from ebr_engine.kernels.attention import attention, attention_cuda, attention_ref
+from ebr_engine.kernels.attention import attention, attention_blocks, attention_blocks_op, attention_cuda, attention_ref
 
 OPS = pytest.mark.parametrize("op", [attention, attention_cuda, attention_ref])
+ALL = pytest.mark.parametrize("op", [attention, attention_cuda, attention_ref, attention_blocks])
 SHAPES = [(1, 1, 1, 4), (2, 3, 5, 10), (1, 2, 67, 24), (3, 1, 33, 128)]
 
 
@@ -28,6 +29,30 @@ def test_it_is_the_formula(op, shape, agree):
     agree(op, formula, [], **inputs(shape))
 
 
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 0, 5, 8), (0, 2, 5, 8)])
+@pytest.mark.parametrize("scores", [1, 67 * 20, 2**19])
+def test_blocks_of_queries_make_no_difference(shape, scores, monkeypatch):
+    monkeypatch.setattr(module, "SCORES", scores)
+    q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs(shape).values())
+    torch.testing.assert_close(attention_blocks(q, k, v), attention_ref(q, k, v))
+
+
+def test_blocks_are_one_operation_to_torch():
+    given = tuple(x.bfloat16() for x in inputs((2, 3, 37, 24)).values())
+    torch.library.opcheck(attention_blocks_op, given)
+    compiled = torch.compile(lambda q, k, v: attention(q * 2, k, v) + 1, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(*given), attention(given[0] * 2, *given[1:]) + 1)
+
+
+def test_bf16_takes_the_blocks_unless_it_is_learned_from(monkeypatch):
+    monkeypatch.setattr(module, "attention_blocks_op", lambda q, k, v: "blocks")
+    q, k, v = (x.bfloat16() for x in inputs((1, 2, 5, 8)).values())
+    assert attention(q, k, v) == "blocks"
+    assert isinstance(attention(q.float(), k.float(), v.float()), torch.Tensor)
+    learned = attention(q.requires_grad_(), k, v)
+    assert learned.requires_grad
+
+
 @OPS
 @pytest.mark.parametrize("shape", SHAPES[1:])
 def test_gradients_are_the_formulas(op, shape, agree):
@@ -40,7 +65,7 @@ def test_gradients_of_many_tokens_take_the_librarys_path(agree, monkeypatch):
     agree(attention, formula, ["q", "k", "v"], **inputs((2, 3, 5, 10)))
 
 
-@OPS
+@ALL
 def test_large_scores_do_not_overflow(op):
     given = inputs((1, 2, 9, 8))
     out = op(given["q"] * 1e3, given["q"] * 1e3, given["v"])
@@ -50,7 +75,7 @@ def test_large_scores_do_not_overflow(op):
     torch.testing.assert_close(out.double(), scores.softmax(-1) @ wide["v"], atol=1e-5, rtol=0)
 
 
-@OPS
+@ALL
 def test_bf16_stays_bf16(op, relative_rms):
     given = {name: value.bfloat16() for name, value in inputs((2, 3, 37, 24)).items()}
     out = op(**given)
