@@ -31,7 +31,7 @@ from ebr_engine.sampler import Velocity, draw_noise, sample
 STEPS = (1, 2, 3, 4, 5, 6, 8, 12, 19)
 T0_FACTORS = (0.75, 1.25)  # of the prompt's own T0
 T0_STEPS = (1, 2, 4, 5, 8)  # at those
-POWERS = (1.25, 1.4, 1.55, 1.65, 1.75, 2.0)
+POWERS = (1.25, 1.4, 1.5, 1.55, 1.75, 2.0)
 POWER_STEPS = (3, 4, 5)
 CONVERGED = 200
 SEED = 42

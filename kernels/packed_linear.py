@@ -18,10 +18,12 @@ NUMBERS = itertools.count()
 
 
 class PackedWeight:
-    """A weight [N, K], float32 or bf16, in oneDNN's layout, and its number."""
+    """A weight [N, K], float32 or bf16, in oneDNN's layout, and its number; `learns`: once more transposed, for gradients."""
 
-    def __init__(self, weight: Tensor):
-        self.tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
+    def __init__(self, weight: Tensor, learns: bool = False):
+        weight = weight.detach()
+        self.tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        self.transposed = PackedWeight(weight.t()) if learns else None
         self.number = next(NUMBERS)
         KEPT[self.number] = self
 
@@ -71,10 +73,31 @@ def _(x: Tensor, number: int, bias: Tensor, gelu: bool) -> Tensor:
 packed_linear_op = torch.ops.ebr.packed_linear.default
 
 
+def remember_number(ctx, inputs, output) -> None:
+    _, ctx.number, bias, gelu = inputs
+    if bias.requires_grad or gelu:
+        raise NotImplementedError("a packed layer has no gradient of its bias, nor of its fused GELU")
+
+
+def packed_linear_backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    """dx = dy W."""
+    back = KEPT[ctx.number].transposed
+    return packed_linear_op(gradient, back.number, gradient.new_zeros(back.tensor.shape[0]), False), None, None, None
+
+
+torch.library.register_autograd("ebr::packed_linear", packed_linear_backward, setup_context=remember_number)
+
+
 def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor, gelu: bool = False) -> Tensor:
-    """x [..., K] → [..., N], both in the weight's dtype on the CPU; `bias` [N]. Gradients go by the weight in rows."""
+    """x [..., K] → [..., N], both in the weight's dtype on the CPU; `bias` [N].
+
+    Differentiable in x: by the transposed weight if there is one, else by the weight in rows, which is slower.
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        if weight.transposed is None:
+            return packed_linear_ref(x, weight.dense(), bias, gelu)
+        y = packed_linear_op(x, weight.number, bias.detach(), False)
+        return F.gelu(y, approximate="tanh") if gelu else y
     if torch.compiler.is_compiling():
         return packed_linear_op(x, weight.number, bias, gelu)
-    if torch.is_grad_enabled() and x.requires_grad:
-        return packed_linear_ref(x, weight.dense(), bias, gelu)
     return packed_linear_launch(x, weight, bias, gelu)

@@ -175,7 +175,7 @@ def test_power_times(power):
 @pytest.mark.parametrize(
     ("schedule", "default", "order", "times"),
     [
-        ("fast", 5, 2, lambda n: power_times(n, 0.4, 1.5)),
+        ("fast", 5, 2, lambda n: power_times(n, 0.4, 1.65)),
         ("uniform", 5, 2, lambda n: power_times(n, 0.4)),
         ("released", 20, 1, lambda n: released_times(n, 0.4, 1e-4)),
         ("exact", 19, 1, lambda n: exact_times(n + 1, 0.4, 1e-4)),

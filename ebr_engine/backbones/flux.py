@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ebr_engine.backbones.flux_tables import BlockStep, FluxConditioning, FluxStep, Prompts
 from ebr_engine.backbones.fused import normed_for, residual_normed_for
+from ebr_engine.backbones.packed import PackedLinear
 from ebr_engine.backbones.quantized import activated, dense_weight, feed_forward
 from ebr_engine.backbones.wan import sinusoid
 from ebr_engine.errors import BackboneError
@@ -216,6 +217,8 @@ class FluxTrunk(nn.Module):
         def rows(qkv: nn.Linear, block: int) -> Tensor:
             own = torch.stack([residual[block] if residual.ndim == 3 else residual for residual in padded])
             mixed = torch.einsum("p,pld->ld", mixing[block], own)
+            if isinstance(qkv, PackedLinear):
+                return qkv(mixed.to(qkv.weight.dtype), torch.zeros_like(qkv.bias))
             matrix = dense_weight(qkv)
             return F.linear(mixed.to(matrix), matrix)
 

@@ -11,9 +11,9 @@ from ebr_engine.kernels.packed_linear import PackedWeight, can_pack, packed_line
 class PackedLinear(nn.Module):
     """A frozen linear layer; copies of it, and its state, are those of an ordinary one."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: nn.Linear, learns: bool = False):
         super().__init__()
-        self.packed = PackedWeight(linear.weight)
+        self.packed = PackedWeight(linear.weight, learns)
         self.register_buffer("weight", self.packed.tensor)
         self.bias = linear.bias
 
@@ -40,15 +40,16 @@ class PackedLinear(nn.Module):
         return self.dense()
 
 
-def pack_trunk(trunk: nn.Module) -> int:
+def pack_trunk(trunk: nn.Module, learns: bool = False) -> int:
     """Replace the linear layers of every block by packed ones, in place, where this CPU has them; how many there were.
 
-    A layer's old weight is dropped before the next one is packed.
+    A layer's old weight is dropped before the next one is packed. `learns`: gradients pass through them at the same speed, for
+    twice the memory.
     """
     layers = [(owner, name) for owner in trunk.modules() for name, layer in owner.named_children() if type(layer) is nn.Linear]
     layers = [(owner, name) for owner, name in layers if owner is not trunk and can_pack(getattr(owner, name).weight.dtype)]
     for owner, name in layers:
-        setattr(owner, name, PackedLinear(getattr(owner, name)))
+        setattr(owner, name, PackedLinear(getattr(owner, name), learns))
     return len(layers)
 
 

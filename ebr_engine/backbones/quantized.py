@@ -58,10 +58,8 @@ class Fp8Linear(nn.Module):
         return (self.weight.float() * self.scale).to(self.bias.dtype)
 
 
-def dense_weight(linear: nn.Linear | Fp8Linear | PackedLinear) -> Tensor:
+def dense_weight(linear: nn.Linear | Fp8Linear) -> Tensor:
     """A layer's weight [N, K] as numbers that can be multiplied."""
-    if isinstance(linear, PackedLinear):
-        return linear.packed.dense()
     return linear.dequantised() if isinstance(linear, Fp8Linear) else linear.weight
 
 

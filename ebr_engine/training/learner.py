@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ebr_engine.backbones.loading import Backbone
+from ebr_engine.backbones.packed import pack_trunk
 from ebr_engine.bridge import FAST_STEPS, PROCESSES, RELEASED_STEPS, StepTable, make_table
 from ebr_engine.errors import EbrError
 from ebr_engine.offload import BLOCK_LISTS
@@ -30,6 +31,7 @@ from ebr_engine.training.distributed import World
 from ebr_engine.training.live import live_conditioner
 
 INITIAL_STD = 0.02  # of the prompt
+PACKED = 2**31  # bytes of weights up to which a CPU keeps them twice, each way laid out for its products
 # (numbers of samples, those of the batch that follows) → degraded and clean latents [B, C, f, h, w]
 Batch = Callable[[Sequence[int], Sequence[int]], tuple[Tensor, Tensor]]
 
@@ -195,6 +197,8 @@ def prepared(config: LearnConfig, parts: Backbone) -> Backbone:
     """The backbone ready to learn on: its conditioner on the trunk's device, blocks checkpointed or compiled where asked."""
     for part in (parts.conditioner, parts.trunk):
         part.to(parts.device).requires_grad_(False)
+    if parts.device.type == "cpu" and sum(weight.nbytes for weight in parts.trunk.parameters()) <= PACKED:
+        pack_trunk(parts.trunk, learns=True)
     if config.compile:
         for block in blocks_of(parts.trunk):
             block.compile(dynamic=False)

@@ -8,7 +8,7 @@ from torch import nn
 
 from ebr_engine.backbones.flux import FluxConditioner, FluxConfig, FluxTrunk
 from ebr_engine.backbones.packed import PackedLinear, linear_with, pack_trunk, unpack_trunk
-from ebr_engine.backbones.quantized import activated, dense_weight, quantize_trunk, safer_trunk
+from ebr_engine.backbones.quantized import activated, quantize_trunk, safer_trunk
 from ebr_engine.kernels.packed_linear import can_pack
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this CPU or this torch has no such products")
@@ -45,6 +45,21 @@ def test_the_velocity_is_the_same(model, relative_rms):
     assert relative_rms(trunk(latent, step), expected) < 1e-5
     torch.manual_seed(3)
     assert relative_rms(trunk(latent, bake()), expected) < 1e-5  # FLUX's tables are made of the trunk's weights
+
+
+def test_prompts_learn_through_a_packed_trunk_as_through_another(model, relative_rms):
+    trunk, latent, _ = model
+    trunk.requires_grad_(False)
+    state = latent.clone().requires_grad_()
+    bake = model[2]
+    torch.manual_seed(3)
+    step = bake()
+    (expected,) = torch.autograd.grad(trunk(state, step).square().sum(), state)
+    for learns in (False, True):
+        unpack_trunk(trunk)
+        pack_trunk(trunk, learns)
+        (gradient,) = torch.autograd.grad(trunk(state, step).square().sum(), state)
+        assert relative_rms(gradient, expected) < 1e-5
 
 
 def test_every_linear_layer_of_the_blocks_is_packed_once(model):
@@ -112,4 +127,4 @@ def test_the_helpers_take_either_kind_of_layer():
     packed = PackedLinear(linear)
     torch.testing.assert_close(activated(packed, x), activated(linear, x))
     torch.testing.assert_close(linear_with(packed, x, bias), linear_with(linear, x, bias))
-    assert torch.equal(dense_weight(packed), linear.weight)
+    assert torch.equal(packed.dense().weight, linear.weight)

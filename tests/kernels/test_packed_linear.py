@@ -42,10 +42,11 @@ def test_the_weight_comes_back_as_it_was(dtype):
     assert torch.equal(PackedWeight(weight).dense(), weight)
 
 
+@pytest.mark.parametrize("learns", [False, True])
 @pytest.mark.parametrize("gelu", [False, True])
-def test_gradients_pass_through(gelu):
+def test_gradients_pass_through(gelu, learns):
     weight, bias = layer()
-    packed, x = PackedWeight(weight), torch.randn(2, 5, requires_grad=True)
+    packed, x = PackedWeight(weight, learns), torch.randn(2, 5, requires_grad=True)
     (expected,) = torch.autograd.grad(packed_linear_ref(x, weight, bias, gelu).sum(), x)
     (gradient,) = torch.autograd.grad(packed_linear(x, packed, bias, gelu).sum(), x)
     torch.testing.assert_close(gradient, expected)
@@ -59,6 +60,24 @@ def test_torch_knows_the_operation(gelu):
     graph = torch.compile(lambda x: packed_linear(x * 2, packed, bias, gelu) + 1, backend="aot_eager", fullgraph=True)
     x = torch.randn(2, 3, 5)
     torch.testing.assert_close(graph(x), packed_linear_ref(x * 2, weight, bias, gelu) + 1)
+
+
+def test_torch_knows_the_gradient():
+    weight, bias = layer()
+    packed, x = PackedWeight(weight, learns=True), torch.randn(2, 3, 5, requires_grad=True)
+    torch.library.opcheck(packed_linear_op, (x, packed.number, bias, False))
+    graph = torch.compile(lambda x: packed_linear(x * 2, packed, bias, gelu=True), backend="aot_eager", fullgraph=True)
+    (expected,) = torch.autograd.grad(packed_linear_ref(x * 2, weight, bias, True).square().sum(), x)
+    (gradient,) = torch.autograd.grad(graph(x).square().sum(), x)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_what_has_no_gradient_is_refused():
+    weight, bias = layer()
+    packed, x = PackedWeight(weight, learns=True), torch.randn(2, 5, requires_grad=True)
+    for bad in (bias.requires_grad_(), False), (bias.detach(), True):
+        with pytest.raises(NotImplementedError, match="no gradient of its bias"):
+            packed_linear_op(x, packed.number, *bad)
 
 
 def test_a_weight_is_kept_by_its_layer_alone():

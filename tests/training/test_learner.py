@@ -225,7 +225,7 @@ def test_checkpointed_blocks_give_the_same_gradients(weights, pool):
     plain, saving = start(weights), start(weights, checkpointing=True)
     runs = [0]
     block = blocks_of(saving.parts.trunk)[0]
-    block.up.register_forward_hook(lambda *_: runs.__setitem__(0, runs[0] + 1))
+    block.qkv.register_forward_hook(lambda *_: runs.__setitem__(0, runs[0] + 1))
     found = []
     for learner in (plain, saving):
         loss = learner.loss(*fixed_states(learner, pool))
