@@ -91,12 +91,12 @@ torch.library.register_autograd("ebr::packed_linear", packed_linear_backward, se
 def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor, gelu: bool = False) -> Tensor:
     """x [..., K] → [..., N], both in the weight's dtype on the CPU; `bias` [N].
 
-    Differentiable in x: by the transposed weight if there is one, else by the weight in rows, which is slower.
+    Differentiable in x and bias: by the transposed weight if there is one, else by the weight in rows, which is slower.
     """
-    if torch.is_grad_enabled() and x.requires_grad:
+    if torch.is_grad_enabled() and (x.requires_grad or bias.requires_grad):
         if weight.transposed is None:
             return packed_linear_ref(x, weight.dense(), bias, gelu)
-        y = packed_linear_op(x, weight.number, bias.detach(), False)
+        y = packed_linear_op(x, weight.number, torch.zeros_like(bias), False) + bias
         return F.gelu(y, approximate="tanh") if gelu else y
     if torch.compiler.is_compiling():
         return packed_linear_op(x, weight.number, bias, gelu)

@@ -215,13 +215,16 @@ def test_parts_that_are_newer_than_an_old_output_stay(cli, uneven):
 def test_a_run_killed_before_its_comparison_makes_that_only(cli, uneven):
     moving_clip("in.mp4", frames=20, height=16, width=32)
     assert cli(*RUN, "out/", "--compare")[0] == 0
-    made, compared = Path("out/in.mp4").read_bytes(), Path("out/in_compare.mp4").read_bytes()
+    made, compared = Path("out/in.mp4").read_bytes(), pictures("out/in_compare.mp4")
     os.unlink("out/in_compare.mp4")
     uneven.runs = 0
     code, stdout, stderr = cli(*RUN, "out/", "--compare")
     assert (code, stderr, uneven.runs) == (0, "", 0)
     assert "20 frames" in stdout
-    assert (Path("out/in.mp4").read_bytes(), Path("out/in_compare.mp4").read_bytes()) == (made, compared)
+    assert Path("out/in.mp4").read_bytes() == made
+    again = pictures("out/in_compare.mp4")  # by x264, whose bytes are not always the same
+    assert again.shape == compared.shape
+    assert np.abs(again - compared).mean() < 0.005
 
 
 def test_a_disk_without_room_for_parts_costs_the_parts_only(cli, uneven, monkeypatch):
@@ -256,6 +259,11 @@ def test_a_clip_that_cannot_be_finished_leaves_no_parts(cli, uneven, monkeypatch
 
 def names():
     return sorted(os.listdir())
+
+
+def pictures(path):
+    with open_video(path) as reader:
+        return np.stack([frame.pixels for frame in reader])
 
 
 def moving_clip(path, frames, height, width):

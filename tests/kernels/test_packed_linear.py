@@ -47,9 +47,10 @@ def test_the_weight_comes_back_as_it_was(dtype):
 def test_gradients_pass_through(gelu, learns):
     weight, bias = layer()
     packed, x = PackedWeight(weight, learns), torch.randn(2, 5, requires_grad=True)
-    (expected,) = torch.autograd.grad(packed_linear_ref(x, weight, bias, gelu).sum(), x)
-    (gradient,) = torch.autograd.grad(packed_linear(x, packed, bias, gelu).sum(), x)
-    torch.testing.assert_close(gradient, expected)
+    for wanted in ([x], [bias.requires_grad_()], [x, bias]):
+        expected = torch.autograd.grad(packed_linear_ref(x, weight, bias, gelu).square().sum(), wanted)
+        gradients = torch.autograd.grad(packed_linear(x, packed, bias, gelu).square().sum(), wanted)
+        torch.testing.assert_close(gradients, expected)
 
 
 @pytest.mark.parametrize("gelu", [False, True])
