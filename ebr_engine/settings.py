@@ -25,15 +25,6 @@ def keep_compiled() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
 
 
-def wait_briefly() -> None:
-    """Have torch's threads (GNU OpenMP's) spin briefly while they wait, unless `OMP_WAIT_POLICY` or `GOMP_SPINCOUNT` is set.
-
-    Call it before torch is imported. Where another process keeps a core busy, they would spin through its time slices.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
-
 def debug() -> bool:
     """Whether the CLI shows tracebacks for expected errors too (`EBR_DEBUG=1`)."""
     return os.environ.get("EBR_DEBUG", "0") not in ("", "0")

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from ebr_engine import settings
 from ebr_engine.cli.group import EbrGroup
 from ebr_engine.version import __version__
 
@@ -42,5 +41,4 @@ def ebr_engine(
 
 def main() -> None:
     """Entry point of the `ebr-engine` script."""
-    settings.wait_briefly()
     app(prog_name="ebr-engine")
