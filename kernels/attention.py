@@ -5,6 +5,7 @@ out = softmax(q kᵀ / sqrt(head_dim)) v
 
 import functools
 import logging
+import math
 
 import torch
 from torch import Tensor
@@ -33,13 +34,19 @@ def attention_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     out = torch.empty(q.shape, dtype=q.dtype)
     queries, keys, values, results = (x.flatten(0, 1) for x in (q * q.shape[-1] ** -0.5, k, v, out))
-    heads, rows = max(2, torch.get_num_threads()), max(16, SCORES // max(1, k.shape[-2]))
+    tokens, heads = q.shape[-2], max(2, torch.get_num_threads())
+    rows = min(tokens, max(16, SCORES // max(1, k.shape[-2])))
+    room = torch.empty(2, heads * rows * k.shape[-2], dtype=q.dtype)  # taken from the system once: its pages cost more than it
     for first in range(0, len(queries), heads):
         some = slice(first, first + heads)
-        for start in range(0, q.shape[-2], rows):
+        for start in range(0, tokens, rows):
             block = slice(start, start + rows)
-            likely = torch.softmax(torch.bmm(queries[some, block], keys[some].transpose(1, 2)), dim=-1)
-            results[some, block] = torch.bmm(likely, values[some])
+            query = queries[some, block]
+            shape = (*query.shape[:2], k.shape[-2])
+            scores, likely = (one[: math.prod(shape)].view(shape) for one in room)
+            torch.bmm(query, keys[some].transpose(1, 2), out=scores)
+            torch.softmax(scores, dim=-1, out=likely)
+            torch.bmm(likely, values[some], out=results[some, block])
     return out
 
 
