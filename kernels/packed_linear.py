@@ -3,7 +3,8 @@
     y = x Wᵀ + b,   y ← gelu_tanh(y)
 
 torch's own linear layers multiply float32 by another library, and lay bf16 weights out anew in every product. A weight in that
-layout is opaque to compilers: compiled graphs find it by a number.
+layout (oneDNN's blocked formats, https://uxlfoundation.github.io/oneDNN) is opaque to compilers: compiled graphs find it by a
+number. The operators are those that torch's own compiler packs weights with.
 """
 
 import itertools
@@ -43,13 +44,13 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 def packed_linear_ref(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
-    """The formula, of a weight in rows."""
+    """The formula, of a weight in rows: x [..., K], weight [N, K], bias [N] → [..., N]."""
     y = F.linear(x, weight, bias)
     return F.gelu(y, approximate="tanh") if gelu else y
 
 
 def packed_linear_launch(x: Tensor, weight: PackedWeight, bias: Tensor, gelu: bool) -> Tensor:
-    """Run oneDNN's product."""
+    """Run oneDNN's product: x [..., K], bias [N] → [..., N]."""
     if x.numel() == 0:
         return x.new_empty(*x.shape[:-1], bias.shape[0])
     activation = ("gelu", [], "tanh") if gelu else ("none", [], "")
@@ -80,7 +81,7 @@ def remember_number(ctx, inputs, output) -> None:
 
 
 def packed_linear_backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-    """dx = dy W."""
+    """dx = dy W, [..., N] → [..., K]."""
     back = KEPT[ctx.number].transposed
     return packed_linear_op(gradient, back.number, gradient.new_zeros(back.tensor.shape[0]), False), None, None, None
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ebr_engine.backbones.flux import FluxConfig
 from ebr_engine.backbones.mini import save_mini
 from ebr_engine.backbones.wan import WanConfig
 from ebr_engine.codecs import PixelCodec
@@ -21,6 +22,16 @@ TINY = WanConfig(
     freq_dim=16,
     ffn_dim=32,
     num_layers=2,
+)
+
+TINY_FLUX = FluxConfig(
+    num_layers=1,
+    num_single_layers=2,
+    attention_head_dim=12,
+    num_attention_heads=2,
+    joint_attention_dim=10,
+    pooled_projection_dim=8,
+    axes_dims_rope=(4, 4, 4),
 )
 
 

@@ -14,8 +14,12 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, learns: bool = False):
         super().__init__()
         self.packed = PackedWeight(linear.weight, learns)
-        self.register_buffer("weight", self.packed.tensor)
         self.bias = linear.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """[N, K], opaque: for its shape and dtype."""
+        return self.packed.tensor
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., K] → [..., N]; `bias` [N] in place of the layer's own."""

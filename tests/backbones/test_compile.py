@@ -3,21 +3,13 @@
 import pytest
 import torch
 
-from ebr_engine.backbones.flux import FluxConditioner, FluxConfig, FluxTrunk
+from ebr_engine.backbones.flux import FluxConditioner, FluxTrunk
 from ebr_engine.backbones.quantized import quantize_trunk
 from ebr_engine.backbones.wan import WanConditioner, WanConfig, WanTrunk
 from ebr_engine.kernels import backend
+from tests.tiny import TINY_FLUX
 
 WAN = WanConfig(num_attention_heads=2, attention_head_dim=12, text_dim=10, freq_dim=16, ffn_dim=40, num_layers=2)
-FLUX = FluxConfig(
-    num_layers=1,
-    num_single_layers=2,
-    attention_head_dim=12,
-    num_attention_heads=2,
-    joint_attention_dim=10,
-    pooled_projection_dim=8,
-    axes_dims_rope=(4, 4, 4),
-)
 
 
 def shaken(module):
@@ -34,7 +26,7 @@ def made(name):
         conditioner, trunk = shaken(WanConditioner(WAN)), shaken(WanTrunk(WAN))
         tables = [conditioner(timesteps, context, [prompt]) for prompt in prompts]
         return trunk, torch.randn(1, 16, 2, 4, 6), tables
-    conditioner, trunk = shaken(FluxConditioner(FLUX)), shaken(FluxTrunk(FLUX))
+    conditioner, trunk = shaken(FluxConditioner(TINY_FLUX)), shaken(FluxTrunk(TINY_FLUX))
     tables = [conditioner.bake(trunk, timesteps, context, torch.randn(8), [prompt]) for prompt in prompts]
     return trunk, torch.randn(1, 16, 4, 6), tables
 

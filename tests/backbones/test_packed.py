@@ -6,21 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from ebr_engine.backbones.flux import FluxConditioner, FluxConfig, FluxTrunk
+from ebr_engine.backbones.flux import FluxConditioner, FluxTrunk
 from ebr_engine.backbones.packed import PackedLinear, linear_with, pack_trunk, unpack_trunk
 from ebr_engine.backbones.quantized import activated, quantize_trunk, safer_trunk
 from ebr_engine.kernels.packed_linear import can_pack
+from tests.tiny import TINY_FLUX
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this CPU or this torch has no such products")
-FLUX = FluxConfig(
-    num_layers=1,
-    num_single_layers=2,
-    attention_head_dim=12,
-    num_attention_heads=2,
-    joint_attention_dim=10,
-    pooled_projection_dim=8,
-    axes_dims_rope=(4, 4, 4),
-)
 
 
 @pytest.fixture(params=["wan", "flux"])
@@ -30,8 +22,8 @@ def model(request, make_wan):
         _, conditioner, trunk = make_wan()
         prompt = torch.randn(5, trunk.config.width), torch.rand(len(trunk.blocks))
         return trunk, torch.randn(1, 4, 2, 6, 6), lambda: conditioner(torch.tensor([399.0]), torch.randn(9, 10), [prompt])[0]
-    conditioner, trunk = FluxConditioner(FLUX).requires_grad_(False), FluxTrunk(FLUX).requires_grad_(False)
-    text, prompt = (torch.randn(7, 10), torch.randn(8)), (torch.randn(5, FLUX.width), torch.rand(FLUX.blocks))
+    conditioner, trunk = FluxConditioner(TINY_FLUX).requires_grad_(False), FluxTrunk(TINY_FLUX).requires_grad_(False)
+    text, prompt = (torch.randn(7, 10), torch.randn(8)), (torch.randn(5, TINY_FLUX.width), torch.rand(TINY_FLUX.blocks))
     return trunk, torch.randn(1, 16, 4, 6), lambda: conditioner.bake(trunk, torch.tensor([399.0]), *text, [prompt])[0]
 
 
@@ -44,16 +36,32 @@ def test_the_velocity_is_the_same(model, relative_rms):
     assert pack_trunk(trunk) > 0
     assert relative_rms(trunk(latent, step), expected) < 1e-5
     torch.manual_seed(3)
-    assert relative_rms(trunk(latent, bake()), expected) < 1e-5  # FLUX's tables are made of the trunk's weights
+    assert relative_rms(trunk(latent, bake()), expected) < 1e-5  # TINY_FLUX's tables are made of the trunk's weights
 
 
-def test_prompts_learn_through_a_packed_trunk_as_through_another(model, relative_rms):
-    trunk, latent, _ = model
+def test_prompts_learn_through_a_packed_trunk_as_through_another(make_wan, relative_rms):
+    _, conditioner, trunk = make_wan()
     trunk.requires_grad_(False)
-    state = latent.clone().requires_grad_()
-    bake = model[2]
-    torch.manual_seed(3)
-    step = bake()
+    context, latent = torch.randn(9, 10), torch.randn(1, 4, 2, 6, 6)
+    prompt = torch.randn(5, trunk.config.width), torch.rand(len(trunk.blocks))
+    learned = [part.requires_grad_() for part in prompt]
+
+    def gradients():
+        step = conditioner(torch.tensor([399.0]), context, [prompt])[0]
+        return torch.autograd.grad(trunk(latent, step).square().sum(), learned)
+
+    expected = gradients()
+    for learns in (False, True):
+        unpack_trunk(trunk)
+        pack_trunk(trunk, learns)
+        for gradient, one in zip(gradients(), expected):
+            assert relative_rms(gradient, one) < 1e-5
+
+
+def test_a_state_learns_through_a_packed_trunk(model, relative_rms):
+    trunk, latent, bake = model
+    trunk.requires_grad_(False)
+    state, step = latent.clone().requires_grad_(), bake()
     (expected,) = torch.autograd.grad(trunk(state, step).square().sum(), state)
     for learns in (False, True):
         unpack_trunk(trunk)
