@@ -15,7 +15,7 @@ SEEDS, PHOTOS = 3, 4
 WORK = {
     "a_space": (3 * 3 * SEEDS, 3 * 6 * SEEDS * PHOTOS),
     "b_process": (5 * 3 * SEEDS, 5 * 9 * SEEDS * PHOTOS),
-    "c_secretly_knows": (5 * 3 * SEEDS, 5 * 7 * SEEDS * PHOTOS),
+    "c_secretly_knows": (3 * 4 * SEEDS, 3 * 9 * SEEDS * PHOTOS),
     "d_schedule": (3 * 5 * SEEDS, 3 * 55 * SEEDS * PHOTOS),
     "e_prompt": (3 * 12 * SEEDS, 3 * 12 * SEEDS * PHOTOS),
     "f_mixtures": ((5 + 3) * SEEDS, (3 * 9 + 7) * SEEDS * PHOTOS),
@@ -58,7 +58,7 @@ def main(given: Sequence[str] | None = None) -> None:
         lines.append([name, str(prompts), str(pictures), f"{minutes:.0f}"])
     print(columns(["experiment", "prompts", "restorations", "core minutes, estimated"], lines))
     print(f"a run of learning {learn:.0f} s, a restoration {restore:.2f} s of processor time")
-    print("shared prompts are learned once; c_secretly_knows also pre-trains a backbone")
+    print("shared prompts are learned once; c_secretly_knows also pre-trains two backbones")
     print("\n".join(told(provenance())))
 
 

@@ -42,7 +42,7 @@ TINY = WanConfig((1, 2, 2), 2, 12, 48, 48, text_dim=16, freq_dim=16, ffn_dim=32,
 class Learning:
     """What every prompt of a study is learned with, unless an arm says otherwise."""
 
-    iterations: int = 180
+    iterations: int = 120
     batch: int = 32
     size: int = 64  # pixels a side of the crops
     t0: float = 0.2
@@ -88,6 +88,7 @@ class Study:
     def settings(self) -> dict[str, Any]:
         """All that a cell's result depends on besides its arm, task and seed."""
         where = {"model": fingerprint(self.model), "photos": self.photos, "size": self.size, "steps": self.steps}
+        where["schedule_power"] = FAST_POWER
         return where | {"learning": asdict(self.learning)}
 
     def named(self, name: str, tasks: Sequence[str]) -> "Study":

@@ -10,6 +10,7 @@ from benchmarks import steps
 from benchmarks.claims.common import Study, arguments, study_of
 from benchmarks.claims.reporting import command_of, finish
 from ebr_engine.backbones.mini import load_mini
+from ebr_engine.bridge import FAST_POWER
 from ebr_engine.evaluation.photos import Case
 from ebr_engine.sampler import draw_noise
 
@@ -47,7 +48,7 @@ def main(given: Sequence[str] | None = None) -> None:
     study = study_of("d_schedule", arguments(__doc__).parse_args(given), ("haze", "rain", "lowlight"))
     rows = study.measure(arms(study))
     reference = arm_name(study.learning.t0, study.steps, 2)
-    notes = ["each T0 has prompts learned for it; t_i = T0 (1 - i/N)^1.5; the transformer runs in float32"]
+    notes = [f"each T0 has prompts learned for it; t_i = T0 (1 - i/N)^{FAST_POWER:g}; the transformer runs in float32"]
     finish(study, "D. T0, steps, order", rows, reference, command_of(__file__, given, sys.argv[1:]), notes)
 
 

@@ -1,5 +1,7 @@
 """Every experiment's quick form measures all of its arms on the same cells; its own mathematics is right."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ from benchmarks.claims import (
 )
 from benchmarks.claims.b_process import ddbm_sample, ddbm_weights
 from benchmarks.claims.common import TINY
-from ebr_engine.backbones.mini import load_mini
+from ebr_engine.backbones.mini import load_mini, save_mini
 from ebr_engine.bridge import ddbm_state, power_times
 
 
@@ -27,7 +29,10 @@ from ebr_engine.bridge import ddbm_state, power_times
         (a_space, ["empty text", "best words", "token embeddings", "encoder's output, replaced"]),
         (b_process, ["input", "naive prompt, EBR sampler", "EBR prompt, naive sampler", "DDBM prompt, DDBM sampler"]),
         (e_prompt, ["tokens 1", "alpha 0.0", "per_block True", "loss velocity"]),
-        (c_secretly_knows, ["input", "clean only: empty prompt", "random: learned prompt", "degraded seen: learned prompt"]),
+        (
+            c_secretly_knows,
+            ["input", *(f"{name}: learned prompt" for name in ("given", "degraded seen", "clean only", "random"))],
+        ),
         (
             f_mixtures,
             ["velocity mean (released)", "automatic choice", "prompt learned on the mixture"],
@@ -111,14 +116,22 @@ def test_ddbms_sampler_with_a_perfect_network_ends_at_the_clean_latent():
         torch.testing.assert_close(state, expected)
 
 
-def test_a_backbone_pre_trained_on_clean_images_sees_no_degraded_one(tmp_path, monkeypatch):
+def test_backbones_to_compare_differ_in_the_share_of_degraded_images_only(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(c_secretly_knows, "pretrain", lambda path, config: (seen.append(config), path.write_bytes(b"weights")))
-    model = c_secretly_knows.save_random(tmp_path / "tiny.safetensors", TINY)
-    path = tmp_path / "clean.safetensors"
-    assert c_secretly_knows.clean_only(path, model, 3.0) == path
-    c_secretly_knows.clean_only(path, model, 3.0)
-    assert [(config.degraded, config.minutes) for config in seen] == [(0.0, 3.0)]
+    made = [c_secretly_knows.pretrained(tmp_path, name, 3.0) for name in ("degraded seen", "clean only", "clean only")]
+    assert made[0] != made[1] == made[2]
+    assert len(seen) == 2  # what is there is not made again
+    assert replace(seen[0], degraded=0.0) == seen[1]
+    assert seen[0].degraded > 0.5
+    assert seen[0].minutes == 3
+
+
+def test_what_is_told_of_a_backbones_training_counts_all_of_its_runs(tmp_path):
+    training = {"minutes": 2.0, "iterations": 30, "before": {"minutes": 1.5, "iterations": 12}}
+    mini = replace(load_mini(common.save_random(tmp_path / "tiny.safetensors", TINY)), training=training)
+    save_mini(tmp_path / "two.safetensors", mini)
+    assert c_secretly_knows.told_training(tmp_path / "two.safetensors") == "42 iterations in 4 minutes"
 
 
 def test_mixtures_take_no_tasks(capsys):
@@ -136,8 +149,8 @@ def test_the_estimate_counts_the_arms_that_there_are(tmp_path, capsys):
         assert estimate.WORK[name][1] == tasks * len(module.arms(study)) * each
     mixed, alone = f_mixtures.mixed_arms(study, ("haze", "rain")), f_mixtures.unseen_arms(study)
     assert estimate.WORK["f_mixtures"][1] == (len(f_mixtures.MIXTURES) * len(mixed) + len(alone)) * each
-    backbones = dict.fromkeys(("one", "two", "three"), common.WEIGHTS)
-    assert estimate.WORK["c_secretly_knows"][1] == 5 * len(c_secretly_knows.arms(study, backbones)) * each
+    backbones = dict.fromkeys(("one", "two", "three", "four"), common.WEIGHTS)
+    assert estimate.WORK["c_secretly_knows"][1] == 3 * len(c_secretly_knows.arms(study, backbones)) * each
     estimate.main(["--quick", "--size", "32"])
     text = capsys.readouterr().out
     assert all(name in text for name in estimate.WORK)
