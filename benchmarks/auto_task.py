@@ -3,8 +3,8 @@
 Seeing: ten photos of scikit-image, which no training has seen, each whole (reduced) and as two crops at full resolution, clean
 and degraded by every task and every pair of tasks, with strengths from a quarter to full and test seeds. Told: precision and
 recall of every label, and how often all labels are right. Mending: the quality benchmark's photos at strength 0.75, restored by
-what auto chose and by an oracle who knows the tasks; where auto sees nothing, the input stays. For pairs also the other ways to
-mix two prompts: weights that sum to one, the mean of velocities, and one task after the other.
+what auto chose and by an oracle who knows the tasks, two one after the other; where auto sees nothing, the input stays. For
+pairs also the ways to mix two prompts in one run: residuals with weights of 1 or of a half, and the mean of velocities.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from ebr_engine.catalogue import TASKS
 from ebr_engine.classify import Classifier, bundled, diagnose, load_classifier
 from ebr_engine.evaluation.photos import NAMES, STRENGTH, load_photo, square
 from ebr_engine.evaluation.quality import psnr
-from ebr_engine.training.classifier import ORDER, as_stored, spoil
+from ebr_engine.training.classifier import as_stored, spoil
 from ebr_engine.training.degradations import degrade, seeds
 
 GREY = ("camera", "coins", "brick", "grass", "gravel")
@@ -112,7 +112,7 @@ def mended(model: Classifier, size: int, quick: bool) -> Iterator[dict[str, Any]
     sets = [*((task,) for task in TASKS), *combinations(TASKS, 2)]
     plans: dict[tuple, Any] = {}
 
-    def restored(picture: Tensor, tasks: Sequence[str], weight: float = 1.0, mix: str = "residual") -> Tensor:
+    def restored(picture: Tensor, tasks: Sequence[str], weight: float = 1.0, mix: str = "auto") -> Tensor:
         key = (*tasks, weight, mix)
         if key not in plans:
             plans[key] = restorer.plan("+".join(f"{task}:{weight}" for task in tasks), mix=mix)
@@ -123,18 +123,17 @@ def mended(model: Classifier, size: int, quick: bool) -> Iterator[dict[str, Any]
         for tasks in sets[:1] + sets[5:6] if quick else sets:
             generator = torch.Generator().manual_seed(seeds("test").start + number)
             picture = clean
-            for task in (task for task in ORDER if task in tasks):
+            for task in sorted(tasks, key=TASKS.index):
                 picture = degrade(picture, task, generator, depth=depth, strength=STRENGTH)
             picture = (picture * 255).round() / 255
             found = diagnose([picture[0]], model).tasks
             record = {"photo": photo, "tasks": list(tasks), "found": list(found), "input": psnr(picture, clean)}
             record["auto"] = psnr(restored(picture, found), clean) if found else record["input"]
-            record["oracle"] = psnr(restored(picture, tasks), clean)
+            record["oracle"] = psnr(restored(picture, sorted(tasks, key=TASKS.index, reverse=True)), clean)
             if len(tasks) == 2:
-                record["oracle, halves"] = psnr(restored(picture, tasks, 0.5), clean)
+                record["oracle, residuals"] = psnr(restored(picture, tasks, mix="residual"), clean)
+                record["oracle, halves"] = psnr(restored(picture, tasks, 0.5, "residual"), clean)
                 record["oracle, velocities"] = psnr(restored(picture, tasks, mix="velocity"), clean)
-                last, first = (task for task in ORDER if task in tasks)
-                record["oracle, in turn"] = psnr(restored(restored(picture, (first,)), (last,)), clean)
                 record["better of one"] = max(psnr(restored(picture, (task,)), clean) for task in tasks)
             yield record
 

@@ -7,6 +7,7 @@ from ebr_engine.errors import PromptError
 from ebr_engine.settings import prompt_dir
 
 BACKBONES = ("mini", "wan", "flux")
+# In the order in which they come to a picture: the air, what falls through it, the lens, the exposure.
 TASKS = ("haze", "rain", "snow", "blur", "lowlight")
 RELEASED_SIZES = {"wan": (480, 832), "flux": (1024, 1024)}  # height and width of the published protocol
 AUTO = "auto"  # in a task's place: whatever the classifier sees

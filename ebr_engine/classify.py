@@ -56,9 +56,11 @@ class Diagnosis:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The labels that are sure enough, the surest first; none for a picture with nothing to repair."""
-        found = [task for task, value in self.probability.items() if value >= SURE]
-        return tuple(sorted(found, key=self.probability.__getitem__, reverse=True))
+        """The labels that are sure enough; none for a picture with nothing to repair.
+
+        In the order to mend them, which is that of TASKS from its end: what came to the picture last goes first.
+        """
+        return tuple(task for task in reversed(TASKS) if self.probability[task] >= SURE)
 
     @property
     def likeliest(self) -> str:

@@ -27,7 +27,7 @@ from ebr_engine.plan import Plan, alternating
 from ebr_engine.prompts import Prompt
 from ebr_engine.runner import COMPILES, Runner
 from ebr_engine.sampler import Callback
-from ebr_engine.tiled import BLENDS
+from ebr_engine.tiled import BLENDS, share
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32", "fp8")
 
@@ -160,6 +160,7 @@ class Restorer:
 
     def build(self, path: str | Path, plan: Plan, about: dict | None = None) -> None:
         """Write an engine file of this backbone and one plan, to start from with `from_engine`; see `export/engine_file.py`."""
+        plan.check_single()
         save_engine(Path(path), self.parts, plan.table, plan.tables, about or {})
 
     def bake(
@@ -177,14 +178,14 @@ class Restorer:
         schedule: str = "fast",
         order: int | None = None,
         t0: float | None = None,
-        mix: str = "residual",
+        mix: str = "auto",
         strength: float = 1.0,
     ) -> Plan:
         """Everything of a run that does not depend on a pixel; arguments and errors as those of `restore`."""
         sampling = {"steps": steps, "schedule": schedule, "order": order, "t0": t0, "mix": mix, "strength": strength}
         if self.built is None:
             return planning.make_plan(self.parts, task, prompt, **sampling)
-        if (task, prompt, *sampling.values()) != (None, None, None, "fast", None, None, "residual", 1.0):
+        if (task, prompt, *sampling.values()) != (None, None, None, "fast", None, None, "auto", 1.0):
             raise EngineError(
                 "an engine file's task, prompt, strength, steps and schedule are fixed; build another one to change them"
             )
@@ -206,7 +207,7 @@ class Restorer:
         tile: int | None = None,
         tile_overlap: int | None = None,
         tile_blend: str = "latent",
-        mix: str = "residual",
+        mix: str = "auto",
         strength: float = 1.0,
         callback: Callback | None = None,
     ) -> Any:
@@ -216,6 +217,8 @@ class Restorer:
         (float in [0, 1]); the result is of the same kind, alpha untouched. `task`: a bundled or installed prompt by name, or
         several (`rain+haze`, `rain:0.7+haze:0.3`), or `auto` for whatever is wrong with the picture (with all of a batch);
         or `prompt`: a Prompt, a file, or a list of them or of (prompt, weight); or `plan`, made once for many pictures.
+        `mix`: several prompts add their `residual`s in one run, or run once an evaluation each and average `velocity` (as
+        released), or restore in `turn`, in the order that they are named, each from its own T0; `auto` is `planning.mix_for`.
         `strength`: of all prompts together, 1 as they were learned, 0 the empty prompt, at most 2.
         `steps`, `schedule`, `order`, `t0`: see `bridge.make_table`; t0 is the first prompt's by default. `tile`,
         `tile_overlap`: pixels; pictures larger than a tile run in tiles (default by backbone; 0 never tiles), which
@@ -294,8 +297,11 @@ class Restorer:
         clips = pixels.unsqueeze(2) if pixels.ndim == 4 else pixels
         if size is not None:
             clips = resized(clips, *size)
-        restored = self.pipeline.run(clips, plan, seed, tile, tile_overlap, tile_blend, first, callback)
-        return restored.squeeze(2) if pixels.ndim == 4 else restored
+        stages = plan.stages
+        for i, stage in enumerate(stages):
+            told = share(callback, i, len(stages))
+            clips = self.pipeline.run(clips, stage, seed, tile, tile_overlap, tile_blend, first, told)
+        return clips.squeeze(2) if pixels.ndim == 4 else clips
 
     def chunk_size(
         self, frames: int | None, overlap: int | None, size: tuple[int, int] | None = None, tile: int | None = None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ebr_engine.backbones.loading import Backbone
 from ebr_engine.bridge import StepTable
+from ebr_engine.errors import EngineError
 from ebr_engine.sampler import Steps, Velocity, mean_velocity, place
 
 
@@ -21,6 +22,17 @@ class Plan:
     tables: list[Any]  # a conditioning for every velocity that is averaged: one, unless prompts are mixed by velocity
     bake: Callable[[Backbone], list[Any]] | None = None  # the tables for the same backbone in another precision
     shifts: tuple[tuple[int, int], ...] = ()  # of the grid of patches in each step, in cells down and right
+    then: "Plan | None" = None  # a run of its own over the result
+
+    @property
+    def stages(self) -> list["Plan"]:
+        """The runs, one over the result of the other."""
+        return [self, *(self.then.stages if self.then else [])]
+
+    def check_single(self) -> None:
+        """Raise `EngineError` where more than one run is planned."""
+        if self.then:
+            raise EngineError("a file holds one run; make one for each prompt, or mix them with --mix residual")
 
     @property
     def conditioning(self) -> Sequence:
@@ -64,6 +76,11 @@ class Plan:
         for own, new in zip(self.tables, other.tables):
             for target, source in zip(tensors_of(own), tensors_of(new)):
                 target.copy_(source)
+
+
+def chained(first: Plan, others: Sequence[Plan]) -> Plan:
+    """One run after the other."""
+    return replace(first, then=chained(others[0], others[1:])) if others else first
 
 
 def alternating(parts: Backbone, steps: int) -> tuple[tuple[int, int], ...]:

@@ -13,10 +13,10 @@ from ebr_engine.bridge import StepTable, make_table, released_timesteps
 from ebr_engine.catalogue import TASKS, find_prompts
 from ebr_engine.classify import diagnose
 from ebr_engine.errors import EngineError, check_choice
-from ebr_engine.plan import Plan, alternating
+from ebr_engine.plan import Plan, alternating, chained
 from ebr_engine.prompts import Prompt, load_prompt, mixed_weights
 
-MIXES = ("residual", "velocity")
+MIXES = ("auto", "residual", "velocity", "turn")
 STRONGEST = 2.0  # times a prompt's learned strength
 PromptLike = Prompt | Path | str
 
@@ -30,21 +30,35 @@ def make_plan(
     schedule: str = "fast",
     order: int | None = None,
     t0: float | None = None,
-    mix: str = "residual",
+    mix: str = "auto",
     strength: float = 1.0,
 ) -> Plan:
     """The plan of a request; arguments and errors as those of `Restorer.restore`."""
+    check_choice("mix", mix, MIXES)
     if not 0 <= strength <= STRONGEST:  # so that NaN fails too
         raise EngineError(f"the strength must be from 0 (the empty prompt) to {STRONGEST:g}, got {strength:g}")
     prompts = [(one, weight * strength) for one, weight in chosen_prompts(parts, task, prompt)]
     if not prompts and t0 is None:
         raise EngineError(f"say what to repair: a task ({', '.join(TASKS)}) or a prompt")
-    try:
-        table = make_table(schedule, prompts[0][0].t0 if t0 is None else t0, steps, order)
-    except ValueError as error:
-        raise EngineError(str(error)) from error
     looked_up = parts.name != "mini" and schedule in ("released", "exact")
-    return bake(parts, prompts, table, mix, released_timesteps(table.times, parts.name) if looked_up else None)
+
+    def run_of(prompts: list[tuple[Prompt, float]], mix: str) -> Plan:
+        try:
+            table = make_table(schedule, prompts[0][0].t0 if t0 is None else t0, steps, order)
+        except ValueError as error:
+            raise EngineError(str(error)) from error
+        return bake(parts, prompts, table, mix, released_timesteps(table.times, parts.name) if looked_up else None)
+
+    mix = mix_for(parts.name) if mix == "auto" else mix
+    if mix != "turn":
+        return run_of(prompts, mix)
+    first, *others = [run_of([one], "residual") for one in prompts] or [run_of([], "residual")]
+    return chained(first, others)
+
+
+def mix_for(backbone: str) -> str:
+    """How `auto` mixes several prompts of a backbone: one after the other where that has been measured to restore more."""
+    return "turn" if backbone == "mini" else "residual"
 
 
 def chosen_prompts(parts: Backbone, task: str | None, prompt: PromptLike | Sequence | None) -> list[tuple[Prompt, float]]:
@@ -82,7 +96,7 @@ def bake(
 
     `timesteps` [N]: what the transformer is told at each step, 1000 times the table's times by default.
     """
-    check_choice("mix", mix, MIXES)
+    check_choice("mix", mix, ("residual", "velocity"))
     if timesteps is None:
         timesteps = torch.tensor(table.times[:-1]) * 1000
     groups = [[pair] for pair in prompts] if mix == "velocity" and len(prompts) > 1 else [prompts]

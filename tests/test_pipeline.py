@@ -71,12 +71,13 @@ def test_tiling_changes_nothing_when_pixels_do_not_look_at_each_other(relative_r
 @pytest.mark.parametrize(
     ("settings", "steps"),
     [
-        ({}, 5),
-        ({"steps": 3}, 3),
-        ({"schedule": "released"}, 20),
-        ({"schedule": "exact"}, 19),
-        ({"schedule": "uniform", "steps": 2, "order": 1}, 2),
-        ({"tile": 16, "tile_overlap": 8}, 5),
+        ({}, 10),  # two prompts in turn
+        ({"mix": "residual"}, 5),
+        ({"mix": "residual", "steps": 3}, 3),
+        ({"mix": "residual", "schedule": "released"}, 20),
+        ({"mix": "residual", "schedule": "exact"}, 19),
+        ({"schedule": "uniform", "steps": 2, "order": 1}, 4),
+        ({"mix": "residual", "tile": 16, "tile_overlap": 8}, 5),
         ({"mix": "velocity"}, 5),
     ],
 )

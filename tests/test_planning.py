@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from ebr_engine import Restorer
-from ebr_engine.catalogue import ASSETS
+from ebr_engine.catalogue import ASSETS, BACKBONES
 from ebr_engine.errors import EbrError, PromptError
+from ebr_engine.planning import mix_for
 from tests.tiny import make_prompt, picture
 
 EPS = torch.finfo(torch.float32).eps
@@ -44,10 +45,10 @@ def test_several_tasks_are_several_prompts():
 def test_half_a_prompt_twice_is_the_prompt(restorer, prompt, relative_rms):
     image = picture()
     once = restorer.restore(image, prompt=[(prompt, 1.0)])
-    twice = restorer.restore(image, prompt=[(prompt, 0.5), (prompt, 0.5)])
+    twice = restorer.restore(image, prompt=[(prompt, 0.5), (prompt, 0.5)], mix="residual")
     # One more addition in each of two blocks and five steps, carried through the rest.
     assert relative_rms(twice, once) < 16 * EPS
-    other = restorer.restore(image, prompt=[(prompt, 0.5), (make_prompt(1), 0.5)])
+    other = restorer.restore(image, prompt=[(prompt, 0.5), (make_prompt(1), 0.5)], mix="residual")
     assert relative_rms(other, once) > 0.001
 
 
@@ -66,7 +67,7 @@ def test_velocity_mixes_prompts_of_unequal_length(restorer, prompt):
     longer = make_prompt(1, tokens=6)
     assert restorer.restore(picture(), prompt=[prompt, longer], mix="velocity").isfinite().all()
     with pytest.raises(EbrError, match="same number of tokens"):
-        restorer.restore(picture(), prompt=[prompt, longer])
+        restorer.restore(picture(), prompt=[prompt, longer], mix="residual")
 
 
 def test_a_prompt_may_be_a_file_a_task_or_itself(restorer, prompt, tmp_path, monkeypatch):
@@ -120,3 +121,28 @@ def test_a_prompt_for_another_backbone_is_refused(restorer, other, words, one_li
     with pytest.raises(PromptError) as error:
         restorer.restore(picture(), prompt=other)
     one_line(error, words)
+
+
+def test_prompts_in_turn_are_one_run_after_the_other(restorer):
+    image, first, second = picture(), make_prompt(0, t0=0.1), make_prompt(1, t0=0.4)
+    heard = []
+    both = restorer.restore(image, prompt=[first, (second, 0.5)], mix="turn", steps=3, callback=lambda *told: heard.append(told))
+    after = restorer.restore(restorer.restore(image, prompt=first, steps=3), prompt=second, strength=0.5, steps=3)
+    assert torch.equal(both, after)
+    assert [done for done, _ in heard] == list(range(1, 1 + len(heard)))
+    assert {total for _, total in heard} == {len(heard)}
+    assert not torch.equal(both, restorer.restore(image, prompt=[(second, 0.5), first], mix="turn", steps=3))
+    assert torch.equal(restorer.restore(image, prompt=first, mix="turn"), restorer.restore(image, prompt=first))
+
+
+def test_one_after_the_other_is_what_auto_does_for_mini_alone(restorer):
+    image, both = picture(), [make_prompt(0), make_prompt(1)]
+    assert torch.equal(restorer.restore(image, prompt=both), restorer.restore(image, prompt=both, mix="turn"))
+    assert {name: mix_for(name) for name in BACKBONES} == {"mini": "turn", "wan": "residual", "flux": "residual"}
+
+
+def test_a_file_holds_no_two_runs(restorer, tmp_path):
+    plan = restorer.plan(prompt=[make_prompt(0), make_prompt(1)], mix="turn")
+    with pytest.raises(EbrError, match="one run"):
+        restorer.build(tmp_path / "both.ebr", plan)
+    assert not list(tmp_path.iterdir())

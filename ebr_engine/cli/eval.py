@@ -76,7 +76,7 @@ def evaluate(
         typer.Option("--task", "-t", metavar="NAME", help="What to restore by. Bundled: only these tasks (repeatable)."),
     ] = None,
     prompt: options.Prompts = None,
-    mix: options.PromptMix = options.Mix.residual,
+    mix: options.PromptMix = options.Mix.auto,
     size: Size = "256",
     prompts: PromptFolder = None,
     steps: options.Steps = None,
@@ -111,7 +111,7 @@ def evaluate(
     [bold]ebr-engine eval --size 256 --out quality.json[/]
     """
     if not (source or target or restored or list_file):
-        if prompt or engine or mix is not options.Mix.residual:
+        if prompt or engine or mix is not options.Mix.auto:
             raise EbrError("--prompt, --mix and --engine are for files of your own; name them by --input or --list")
         _bundled_benchmark(task, size, base, prompts, device, precision, out)
         return

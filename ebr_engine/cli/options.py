@@ -34,8 +34,10 @@ class ColorFix(str, Enum):
 
 
 class Mix(str, Enum):
+    auto = "auto"
     residual = "residual"
     velocity = "velocity"
+    turn = "turn"
 
 
 _repair = partial(typer.Option, rich_help_panel="What to repair")
@@ -65,7 +67,11 @@ Prompts = Annotated[
     _repair("--prompt", "-p", metavar="FILE[:WEIGHT]...", help="Prompt files in place of a task; weight 1 if none is given."),
 ]
 PromptMix = Annotated[
-    Mix, _repair("--mix", help="Several prompts: add their residuals (one pass), or average velocities (a pass each).")
+    Mix,
+    _repair(
+        "--mix",
+        help="Several prompts: add their residuals (one run), average velocities, or restore in turn; auto: turn for mini.",
+    ),
 ]
 Guess = Annotated[bool, _repair("--guess", help="With --task auto: take the likeliest task where none is sure.")]
 ColourFix = Annotated[

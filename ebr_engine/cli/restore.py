@@ -23,7 +23,7 @@ def restore(
     *,
     task: options.Task = None,
     prompt: options.Prompts = None,
-    mix: options.PromptMix = options.Mix.residual,
+    mix: options.PromptMix = options.Mix.auto,
     strength: options.Strength = 1.0,
     guess: options.Guess = False,
     color_fix: options.ColourFix = None,

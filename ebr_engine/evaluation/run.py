@@ -39,7 +39,7 @@ class Restoring:
     precision: str = "auto"
     task: str | None = None
     prompts: tuple[tuple[str, float], ...] = ()
-    mix: str = "residual"
+    mix: str = "auto"
     steps: int | None = None
     schedule: str = "fast"
     order: int | None = None

@@ -35,6 +35,7 @@ def export_trunk(path: Path, parts: Backbone, plan: "Plan", format: str, options
     whatever the format cannot express.
     """
     latent = latent_size(parts, options.clip)
+    plan.check_single()
     steps = [conditioning[0] for conditioning in plan.tables]
     if any(a.shape != b.shape for step in steps for a, b in zip(step, steps[0])):
         raise EngineError("prompts of several lengths cannot share a graph; export with --mix residual, or one by one")

@@ -21,7 +21,6 @@ from ebr_engine.tensor_files import write_tensors
 from ebr_engine.training.degradations import TASKS, degrade, seeds
 from ebr_engine.training.scenes import ScenePool
 
-ORDER = ("haze", "rain", "snow", "blur", "lowlight")  # the air, what falls through it, the lens, the exposure
 SIZES = (128, 128, 192)  # sides of the crops, a batch of one each
 
 
@@ -96,12 +95,12 @@ def draw_labels(config: ClassifierConfig, generator: torch.Generator) -> Tensor:
 def spoil(
     pictures: Tensor, depth: Tensor | None, labels: Tensor, generator: torch.Generator, strengths: Tensor | None = None
 ) -> Tensor:
-    """Pictures [B, 3, H, W] degraded by every task that `labels` [B, 5] sets, in the order of ORDER.
+    """Pictures [B, 3, H, W] degraded by every task that `labels` [B, 5] sets, in the order of TASKS.
 
     `strengths` [5], of each task; None draws them.
     """
     spoiled = pictures.clone()
-    for task in ORDER:
+    for task in TASKS:
         rows = labels[:, TASKS.index(task)].bool()
         if rows.any():
             strength = None if strengths is None else float(strengths[TASKS.index(task)])

@@ -12,6 +12,7 @@ from ebr_engine.errors import EngineError
 from ebr_engine.export import exporting
 from ebr_engine.export.engine_file import read_about
 from ebr_engine.export.exporting import ExportOptions, export_trunk, latent_size
+from ebr_engine.plan import Plan
 
 CODEC = SimpleNamespace(spatial=8, temporal=4, channels=16, frames=lambda count: count + -(count - 1) % 4)
 PICTURES = SimpleNamespace(spatial=8, temporal=1, channels=16, frames=lambda count: count)
@@ -24,7 +25,7 @@ def backbone(model, name="wan", codec=CODEC):
 def plan_of(*steps):
     """A plan of one step, whose velocity is the mean over `steps`."""
     tables = [WanConditioning(step.modulation, step.head, tuple(step[2:])) for step in steps]
-    return SimpleNamespace(table=make_table("fast", 0.2, 1, None), tables=tables)
+    return Plan(make_table("fast", 0.2, 1, None), tables)
 
 
 @pytest.mark.parametrize(
