@@ -41,6 +41,7 @@ class LearnConfig:
     tokens: int = _setting(16, "prompt", "Rows of the prompt (wan 226, flux 512 by default).")
     alpha: float = _setting(0.1, "prompt", "Initial strength in every block; with 0 only the strengths move in the first step.")
     per_block: bool = _setting(False, "prompt", "A prompt of its own for each block, rather than one for all.")
+    start: str = _setting("", "prompt", "A prompt file to begin from, with its strengths, in place of random rows and `alpha`.")
 
     backbone: str = _setting("mini", "model", "The frozen transformer: mini, wan or flux.")
     model: str = _setting("", "model", "Its weights: a folder, a file or a hub id; empty for the backbone's own.")

@@ -23,7 +23,7 @@ from ebr_engine.backbones.packed import pack_trunk
 from ebr_engine.bridge import FAST_STEPS, PROCESSES, RELEASED_STEPS, StepTable, make_table
 from ebr_engine.errors import EbrError
 from ebr_engine.offload import BLOCK_LISTS
-from ebr_engine.prompts import Prompt
+from ebr_engine.prompts import Prompt, load_prompt
 from ebr_engine.sampler import sample
 from ebr_engine.training.config import FREE, LearnConfig
 from ebr_engine.training.data import seeded
@@ -61,14 +61,11 @@ class Learner:
 
     @classmethod
     def start(cls, config: LearnConfig, parts: Backbone, world: World | None = None) -> "Learner":
-        """A fresh run: P ~ N(0, 0.02²), α constant. `EbrError` where the configuration does not fit the backbone."""
+        """A fresh run: P ~ N(0, 0.02²), α constant, or those of a prompt. `EbrError` where it does not fit the backbone."""
         world = world or World()
         check_fits(config, parts, world)
         parts = prepared(config, parts)
-        shape = (parts.blocks,) * config.per_block + (config.tokens, parts.width)
-        residual = torch.randn(shape, generator=torch.Generator().manual_seed(config.seed)) * INITIAL_STD
-        residual = residual.to(parts.device).requires_grad_()
-        alpha = torch.full((parts.blocks,), config.alpha, device=parts.device).requires_grad_()
+        residual, alpha = (part.to(parts.device).requires_grad_() for part in initial(config, parts))
         live = live_conditioner(parts, config.tokens)
         average = [residual.detach().clone(), alpha.detach().clone()] if config.ema else None
         return cls(config, parts, residual, alpha, make_optimizer(config, [residual, alpha]), world, live, average)
@@ -178,6 +175,20 @@ class Learner:
             self.average = [part.to(self.parts.device) for part in state["average"]]
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration = state["iteration"]
+
+
+def initial(config: LearnConfig, parts: Backbone) -> tuple[Tensor, Tensor]:
+    """Rows [L, D] or [blocks, L, D] and strengths [blocks] to begin from; `EbrError` for a prompt of another shape."""
+    shape = (parts.blocks,) * config.per_block + (config.tokens, parts.width)
+    if not config.start:
+        rows = torch.randn(shape, generator=torch.Generator().manual_seed(config.seed)) * INITIAL_STD
+        return rows, torch.full((parts.blocks,), config.alpha)
+    begun = load_prompt(Path(config.start))
+    begun.check(parts.name, parts.width, parts.blocks)
+    if begun.residual.shape != shape:
+        own = f"tokens={begun.residual.shape[-2]} and per_block={str(begun.residual.ndim == 3).lower()}"
+        raise EbrError(f"{config.start}: learn on with {own}, which this prompt was learned with")
+    return begun.residual.float(), begun.alpha.float()
 
 
 def check_fits(config: LearnConfig, parts: Backbone, world: World) -> None:

@@ -147,6 +147,22 @@ def test_times_lie_between_t_min_and_t0_by_the_power(weights):
     assert torch.allclose((early - 0.1) / 0.3, ((even - 0.1) / 0.3) ** 0.25)
 
 
+def test_learning_goes_on_from_a_prompt(weights, pool, few, tmp_path):
+    first = start(weights, seed=5, alpha=0.3)
+    for _ in range(3):
+        first.step(few)
+    first.prompt().save(tmp_path / "first.safetensors")
+    second = start(weights, start=str(tmp_path / "first.safetensors"))
+    assert torch.equal(second.residual, first.residual)
+    assert torch.equal(second.alpha, first.alpha)
+    second.step(few)
+    assert not torch.equal(second.residual, first.residual)
+    with pytest.raises(EbrError, match="tokens=4 and per_block=false"):
+        start(weights, start=str(tmp_path / "first.safetensors"), tokens=8)
+    with pytest.raises(EbrError, match="nowhere"):
+        start(weights, start=str(tmp_path / "nowhere.safetensors"))
+
+
 def test_with_alpha_0_only_the_strengths_move_in_the_first_step(weights, pool):
     learner = start(weights, alpha=0.0)
     before, batch = learner.residual.detach().clone(), batches(learner, pool)
