@@ -17,7 +17,7 @@ WORK = {
     "b_process": (5 * 3 * SEEDS, 5 * 9 * SEEDS * PHOTOS),
     "c_secretly_knows": (3 * 4 * SEEDS, 3 * 9 * SEEDS * PHOTOS),
     "d_schedule": (3 * 5 * SEEDS, 3 * 55 * SEEDS * PHOTOS),
-    "e_prompt": (3 * 12 * SEEDS, 3 * 12 * SEEDS * PHOTOS),
+    "e_prompt": (3 * 13 * SEEDS, 3 * 13 * SEEDS * PHOTOS),
     "f_mixtures": ((5 + 3) * SEEDS, (3 * 9 + 7) * SEEDS * PHOTOS),
     "g_baselines": (5 * 2 * SEEDS, 5 * 4 * SEEDS * PHOTOS),
     "h_adaptive": (3 * 5 * SEEDS, 3 * 4 * SEEDS * PHOTOS),

@@ -1,10 +1,11 @@
-"""E. What a prompt is made of: tokens, the strengths' first value, one for all blocks or one each, loss, spread of times."""
+"""E. What a prompt is made of: tokens, the strengths' first value, one for all blocks or one each, loss, spread of times, states."""
 
 import sys
 from collections.abc import Sequence
 
 from benchmarks.claims.common import Study, arguments, study_of, variants
 from benchmarks.claims.reporting import command_of, finish
+from ebr_engine.bridge import FAST_STEPS
 
 SWEEP = {
     "tokens": (1, 4, 16, 64, 226),
@@ -12,6 +13,7 @@ SWEEP = {
     "per_block": (False, True),
     "loss": ("pixel", "x0", "velocity"),
     "power": (0.5, 1.0, 2.0),
+    "on_policy": (False, FAST_STEPS),
 }
 QUICK = {"tokens": (1, 4), "alpha": (0.0, 0.1), "per_block": (True,), "loss": ("pixel", "velocity")}
 
@@ -39,7 +41,7 @@ def main(given: Sequence[str] | None = None) -> None:
     """Measure what the store lacks, write the table and the plot."""
     study = study_of("e_prompt", arguments(__doc__).parse_args(given), ("haze", "rain", "lowlight"))
     rows = study.measure(arms(study))
-    question = "E. The prompt: tokens, initial strength, sharing, loss, times"
+    question = "E. The prompt: tokens, initial strength, sharing, loss, times, the sampler's own states"
     finish(study, question, rows, base_name(study), command_of(__file__, given, sys.argv[1:]))
 
 
