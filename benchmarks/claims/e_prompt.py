@@ -1,4 +1,4 @@
-"""E. What a prompt is made of: tokens, the strengths' first value, one for all blocks or one each, loss, spread of times, states."""
+"""E. What a prompt is made of and learned by: tokens, the strengths' first value, sharing, loss, spread of times, states."""
 
 import sys
 from collections.abc import Sequence
