@@ -104,6 +104,8 @@ def shifted(velocity: Velocity) -> Velocity:
 
     def moved(state: Tensor, entry: tuple[Any, tuple[int, int]]) -> Tensor:
         step, (down, right) = entry
+        if (down, right) == (0, 0):
+            return velocity(state.contiguous(), step)
         down, right = (by if side > 2 * by else 0 for by, side in zip((down, right), state.shape[-2:]))  # not within one patch
         there = state.roll((down, right), (-2, -1)).clone(memory_format=torch.contiguous_format)  # one layout: one graph
         return velocity(there, step).roll((-down, -right), (-2, -1))

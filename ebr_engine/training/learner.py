@@ -23,6 +23,7 @@ from ebr_engine.backbones.packed import pack_trunk
 from ebr_engine.bridge import FAST_STEPS, PROCESSES, RELEASED_STEPS, StepTable, make_table
 from ebr_engine.errors import EbrError
 from ebr_engine.offload import BLOCK_LISTS
+from ebr_engine.plan import alternating, shifted
 from ebr_engine.prompts import Prompt, load_prompt
 from ebr_engine.sampler import sample
 from ebr_engine.training.config import FREE, LearnConfig
@@ -91,7 +92,8 @@ class Learner:
             numbers = self.numbers(self.iteration, part)
             following = self.numbers(self.iteration, part + 1)
             degraded, clean = (latent.to(self.parts.device) for latent in batch(numbers, following))
-            loss = self.loss(*self.states(numbers, degraded, clean)) / self.config.accumulate
+            states = self.states(numbers, degraded, clean)
+            loss = self.loss(*states, self.shift) / self.config.accumulate
             loss.backward()
             total += loss.detach()
         self.world.mean([*(parameter.grad for parameter in self.parameters), total])
@@ -124,19 +126,33 @@ class Learner:
     @torch.no_grad()
     def visited(self, degraded: Tensor, clean: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the fast sampler reaches before one of its steps, the same for the whole batch."""
-        config = self.config
-        table = make_table("fast", config.t0, config.on_policy)
-        done = int(torch.randint(len(table), (1,), generator=seeded(config.seed, "visited", self.iteration)))
+        table, done = self.path
         begun = StepTable(table.t0, table.times[: done + 1], table.coefficients[:done])
         timesteps = torch.tensor(begun.times[:-1], device=clean.device) * 1000
         steps = [self.live(t[None], self.residual, self.alpha) for t in timesteps]
-        state = sample(self.parts.velocity, steps, degraded, noise, begun)
+        state = sample(shifted(self.parts.velocity), list(zip(steps, self.shifts)), degraded, noise, begun)
         t = clean.new_full((len(clean),), table.times[done])
         return state, (state - clean) / table.times[done], t
 
-    def loss(self, state: Tensor, target: Tensor, t: Tensor) -> Tensor:
+    @property
+    def path(self) -> tuple[StepTable, int]:
+        """On policy: the sampler's steps, and how many of them this iteration's batch has taken."""
+        table = make_table("fast", self.config.t0, self.config.on_policy)
+        return table, int(torch.randint(len(table), (1,), generator=seeded(self.config.seed, "visited", self.iteration)))
+
+    @property
+    def shifts(self) -> Sequence[tuple[int, int]]:
+        """On policy: of the grid of patches in each of the sampler's steps, as restoring has them."""
+        return alternating(self.parts, self.config.on_policy) or [(0, 0)] * self.config.on_policy
+
+    @property
+    def shift(self) -> tuple[int, int]:
+        """Of the grid of patches in this iteration."""
+        return self.shifts[self.path[1]] if self.config.on_policy else (0, 0)
+
+    def loss(self, state: Tensor, target: Tensor, t: Tensor, shift: tuple[int, int] = (0, 0)) -> Tensor:
         """The loss of states [B, C, f, h, w] at times [B]; differentiable in the prompt and α."""
-        error = self.parts.velocity(state, self.live(t * 1000, self.residual, self.alpha)) - target
+        error = shifted(self.parts.velocity)(state, (self.live(t * 1000, self.residual, self.alpha), shift)) - target
         if self.config.loss != "velocity":
             error = error * t.view(-1, 1, 1, 1, 1)
         if self.config.loss == "pixel":

@@ -9,6 +9,7 @@ import torch
 from ebr_engine.backbones.loading import ModelSource, load_backbone
 from ebr_engine.bridge import PROCESSES, make_table
 from ebr_engine.errors import EbrError
+from ebr_engine.planning import bake
 from ebr_engine.sampler import sample
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.data import SceneSamples
@@ -178,14 +179,15 @@ def test_on_policy_states_are_those_of_the_sampler(weights, pool):
     degraded, clean = batches(learner, pool)(range(4))
     noise = torch.randn(clean.shape)
     table = make_table("fast", learner.config.t0, 4)
+    plan = bake(learner.parts, [(learner.prompt(), 1.0)], table)
+    assert len(set(plan.shifts)) == 4  # of the grid of patches, as restoring has them
     visited: dict[float, torch.Tensor] = {}
-    steps = [learner.live(torch.tensor([t * 1000]), *learner.parameters) for t in table.times[:-1]]
 
-    def velocity(state, step):
+    def velocity(state, entry):
         visited[table.times[len(visited)]] = state
-        return learner.parts.velocity(state, step)
+        return plan.velocity(learner.parts.velocity)(state, entry)
 
-    sample(velocity, steps, degraded, noise, table)
+    sample(velocity, plan.conditioning, degraded, noise, table)
     seen = set()
     for learner.iteration in range(24):
         state, target, t = learner.visited(degraded, clean, noise)
@@ -193,6 +195,7 @@ def test_on_policy_states_are_those_of_the_sampler(weights, pool):
         time = next(known for known in visited if known == pytest.approx(t[0].item()))
         assert torch.allclose(state, visited[time], atol=1e-5)
         assert torch.allclose(state - t.view(-1, 1, 1, 1, 1) * target, clean, atol=1e-4)
+        assert learner.shift == plan.shifts[table.times.index(time)]
         seen.add(time)
     assert len(seen) == 4
 
