@@ -42,7 +42,7 @@ TINY = WanConfig((1, 2, 2), 2, 12, 48, 48, text_dim=16, freq_dim=16, ffn_dim=32,
 class Learning:
     """What every prompt of a study is learned with, unless an arm says otherwise."""
 
-    iterations: int = 120
+    iterations: int = 100
     batch: int = 32
     size: int = 64  # pixels a side of the crops
     t0: float = 0.2
@@ -68,6 +68,7 @@ class Study:
     steps: int = FAST_STEPS
     learning: Learning = Learning()
     quick: bool = False
+    compile: bool = False  # the blocks, while the engine's learner runs: faster after the first minute, equal up to rounding
 
     @cached_property
     def restorer(self) -> Restorer:
@@ -104,7 +105,7 @@ class Study:
         chosen = asdict(self.learning) | {"task": task, "seed": seed} | changes
         path = self.work / "prompts" / f"{key_of(chosen | {'model': fingerprint(self.model)})}.safetensors"
         if not path.exists():
-            learn_prompt(chosen, path, self.model, "fp32" if self.quick else "auto")
+            learn_prompt(chosen, path, self.model, "fp32" if self.quick else "auto", self.compile)
         return load_prompt(path)
 
     def restore(self, case: Case, prompt: Prompt | None, table: StepTable) -> Tensor:
@@ -155,9 +156,9 @@ class Store:
         return self.runs[key]["rows"]
 
 
-def learn_prompt(settings: dict[str, Any], path: Path, model: Path, precision: str) -> None:
+def learn_prompt(settings: dict[str, Any], path: Path, model: Path, precision: str, compile: bool = False) -> None:
     """Learn a prompt into `path`: the only place that knows how the engine is asked to. An interrupted run goes on."""
-    learn(LearnConfig(**settings, model=str(model), precision=precision), path)
+    learn(LearnConfig(**settings, model=str(model), precision=precision, compile=compile), path)
 
 
 def make_case(photo: str, task: str, size: int, storm: int, how: Degrade | None = None) -> Case:
@@ -212,6 +213,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--iterations", type=int, default=Learning.iterations, help="of every run of learning")
     parser.add_argument("--batch", type=int, default=Learning.batch)
     parser.add_argument("--crop", type=int, default=Learning.size, help="side of the crops that prompts learn from")
+    parser.add_argument("--compile", action="store_true", help="the blocks, for learning: faster after the first minute")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="table, plot and store (benchmarks/results/claims)")
     parser.add_argument("--work", type=Path, default=Path("runs/claims"), metavar="FOLDER", help="learned prompts")
     return parser
@@ -224,7 +226,9 @@ def study_of(name: str, options: argparse.Namespace, tasks: Sequence[str]) -> St
     chosen = tuple(options.tasks or tasks)
     if not options.quick:
         out, photos, numbers = options.out or RESULTS / "claims", tuple(options.photos), tuple(options.seeds)
-        return Study(name, options.model, out, work, chosen, photos, numbers, options.size, learning=learning)
+        return Study(
+            name, options.model, out, work, chosen, photos, numbers, options.size, learning=learning, compile=options.compile
+        )
     work = work / "quick"
     work.mkdir(parents=True, exist_ok=True)
     model = save_random(work / "tiny.safetensors", TINY, gain=10) if options.model == WEIGHTS else options.model
