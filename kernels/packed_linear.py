@@ -4,7 +4,8 @@
 
 torch's own linear layers multiply float32 by another library, and lay bf16 weights out anew in every product. A weight in that
 layout (oneDNN's blocked formats, https://uxlfoundation.github.io/oneDNN) is opaque to compilers: compiled graphs find it by a
-number. The operators are those that torch's own compiler packs weights with.
+number, which is a tensor, so that layers of one shape share a graph. The operators are those that torch's own compiler packs
+weights with.
 """
 
 import itertools
@@ -25,8 +26,9 @@ class PackedWeight:
         weight = weight.detach()
         self.tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
         self.transposed = PackedWeight(weight.t()) if learns else None
-        self.number = next(NUMBERS)
-        KEPT[self.number] = self
+        number = next(NUMBERS)
+        self.number = torch.tensor(number)
+        KEPT[number] = self
 
     def dense(self) -> Tensor:
         """The weight in rows, as it was."""
@@ -58,32 +60,45 @@ def packed_linear_launch(x: Tensor, weight: PackedWeight, bias: Tensor, gelu: bo
 
 
 # By the plain interface: what `custom_op` adds to a call is as long as a small product.
-torch.library.define("ebr::packed_linear", "(Tensor x, int number, Tensor bias, bool gelu) -> Tensor")
+torch.library.define("ebr::packed_linear", "(Tensor x, Tensor number, Tensor bias, bool gelu) -> Tensor")
+torch.library.define("ebr::packed_linear_back", "(Tensor gradient, Tensor number, int width) -> Tensor")
 
 
 @torch.library.impl("ebr::packed_linear", "CPU")
-def _(x: Tensor, number: int, bias: Tensor, gelu: bool) -> Tensor:
-    return packed_linear_launch(x, KEPT[number], bias, gelu)
+def _(x: Tensor, number: Tensor, bias: Tensor, gelu: bool) -> Tensor:
+    return packed_linear_launch(x, KEPT[int(number)], bias, gelu)
+
+
+@torch.library.impl("ebr::packed_linear_back", "CPU")
+def _(gradient: Tensor, number: Tensor, width: int) -> Tensor:
+    return packed_linear_launch(gradient, KEPT[int(number)].transposed, gradient.new_zeros(width), False)
 
 
 @torch.library.register_fake("ebr::packed_linear")
-def _(x: Tensor, number: int, bias: Tensor, gelu: bool) -> Tensor:
+def _(x: Tensor, number: Tensor, bias: Tensor, gelu: bool) -> Tensor:
     return x.new_empty(*x.shape[:-1], bias.shape[0])
+
+
+@torch.library.register_fake("ebr::packed_linear_back")
+def _(gradient: Tensor, number: Tensor, width: int) -> Tensor:
+    return gradient.new_empty(*gradient.shape[:-1], width)
 
 
 packed_linear_op = torch.ops.ebr.packed_linear.default
 
 
 def remember_number(ctx, inputs, output) -> None:
-    _, ctx.number, bias, gelu = inputs
+    x, number, bias, gelu = inputs
     if bias.requires_grad or gelu:
         raise NotImplementedError("a packed layer has no gradient of its bias, nor of its fused GELU")
+    ctx.save_for_backward(number)
+    ctx.width = x.shape[-1]
 
 
 def packed_linear_backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
     """dx = dy W, [..., N] → [..., K]."""
-    back = KEPT[ctx.number].transposed
-    return packed_linear_op(gradient, back.number, gradient.new_zeros(back.tensor.shape[0]), False), None, None, None
+    (number,) = ctx.saved_tensors
+    return torch.ops.ebr.packed_linear_back.default(gradient, number, ctx.width), None, None, None
 
 
 torch.library.register_autograd("ebr::packed_linear", packed_linear_backward, setup_context=remember_number)

@@ -73,6 +73,19 @@ def test_torch_knows_the_gradient():
     torch.testing.assert_close(gradient, expected)
 
 
+def test_layers_of_one_shape_share_a_graph():
+    layers = [(weight, bias, PackedWeight(weight, learns=True)) for weight, bias in (layer(), layer())]
+    graph = torch.compile(lambda x, packed, bias: packed_linear(x, packed, bias, gelu=True), backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 3, 5, requires_grad=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for weight, bias, packed in layers:
+            expected = packed_linear_ref(x, weight, bias, True)
+            y = graph(x, packed, bias)
+            torch.testing.assert_close(y, expected)
+            (wanted,) = torch.autograd.grad(expected.square().sum(), x)
+            torch.testing.assert_close(torch.autograd.grad(y.square().sum(), x)[0], wanted)
+
+
 def test_what_has_no_gradient_is_refused():
     weight, bias = layer()
     packed, x = PackedWeight(weight, learns=True), torch.randn(2, 5, requires_grad=True)
@@ -83,7 +96,7 @@ def test_what_has_no_gradient_is_refused():
 
 def test_a_weight_is_kept_by_its_layer_alone():
     packed = PackedWeight(layer()[0])
-    number = packed.number
+    number = int(packed.number)
     assert KEPT[number] is packed
     del packed
     gc.collect()
