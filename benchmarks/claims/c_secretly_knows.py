@@ -77,7 +77,9 @@ def main(given: Sequence[str] | None = None) -> None:
         random = save_random(study.work / "tiny3.safetensors", TINY, 3, gain=10)
     else:
         short = short_runs(study.work, options.minutes)
-        random = save_random(study.work / "random.safetensors", MINI, codec=load_mini(study.model).codec)
+        random = study.work / "random.safetensors"
+        if not random.exists():  # its bytes name what is learned on it, and another file of the same numbers has others
+            save_random(random, MINI, codec=load_mini(study.model).codec)
     backbones = {"given": study.model, **short, "random": random}
     more = {f"{name} backbone": fingerprint(path) for name, path in backbones.items()}
     rows = study.measure(arms(study, backbones), **more)
