@@ -5,7 +5,7 @@ that learned the mixture itself.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import cache
 
@@ -81,18 +81,18 @@ def mixed_arms(study: Study, tasks: Sequence[str]) -> dict[str, Callable[[Case, 
 
         return restored
 
-    def in_turn(case: Case, seed: int) -> Tensor:
-        picture = case.degraded
-        for task in reversed(tasks):  # what was added last goes first
+    def in_turn(picture: Tensor, order: Iterable[str], seed: int) -> Tensor:
+        for task in order:
             picture = restorer.run(picture, restorer.bake([(study.prompt(task, seed), 1.0)], table))
         return picture
 
+    def one_by_one(case: Case, seed: int) -> Tensor:
+        return in_turn(case.degraded, reversed(tasks), seed)  # what was added last goes first
+
     def chosen(case: Case, seed: int) -> Tensor:
-        tasks = diagnose(list(case.degraded)).tasks  # as `--task auto` does, with the study's own prompts
-        if not tasks:
-            return case.degraded
-        prompts = [(study.prompt(task, seed), 1.0) for task in tasks]
-        return restorer.run(case.degraded, restorer.bake(prompts, table))
+        return in_turn(
+            case.degraded, diagnose(list(case.degraded)).tasks, seed
+        )  # as `--task auto` does
 
     own = cache(lambda seed: mixture_prompt(study, tasks, seed))
     return {
@@ -102,7 +102,7 @@ def mixed_arms(study: Study, tasks: Sequence[str]) -> dict[str, Callable[[Case, 
         "velocity mean (released)": mixed("velocity", 1.0),
         "residuals, weights 1": mixed("residual", 1.0),
         "residuals, weights 0.5": mixed("residual", 0.5),
-        "one after the other": in_turn,
+        "one after the other": one_by_one,
         "automatic choice": chosen,
         "prompt learned on the mixture": lambda case, seed: study.restore(case, own(seed), table),
     }
