@@ -90,9 +90,7 @@ def mixed_arms(study: Study, tasks: Sequence[str]) -> dict[str, Callable[[Case, 
         return in_turn(case.degraded, reversed(tasks), seed)  # what was added last goes first
 
     def chosen(case: Case, seed: int) -> Tensor:
-        return in_turn(
-            case.degraded, diagnose(list(case.degraded)).tasks, seed
-        )  # as `--task auto` does
+        return in_turn(case.degraded, diagnose(list(case.degraded)).tasks, seed)  # as `--task auto` does
 
     own = cache(lambda seed: mixture_prompt(study, tasks, seed))
     return {
