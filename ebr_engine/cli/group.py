@@ -16,6 +16,8 @@ from ebr_engine import settings
 from ebr_engine.cli.run.telling import one_line, tell
 from ebr_engine.errors import EbrError
 
+EXTRAS = {"scipy": "train", "skimage": "train"}  # the extra that a missing module comes with, where whole commands need it
+
 # name: (module:attribute, panel of the help page); the attribute is a function, or a typer.Typer with its own commands.
 COMMANDS = {
     "restore": ("restore:restore", "Restore"),
@@ -79,6 +81,11 @@ class EbrGroup(TyperGroup):
         except KeyboardInterrupt as error:
             tell(str(error) or "interrupted")
             raise typer.Exit(130) from None
+        except ModuleNotFoundError as error:
+            if debug or error.name not in EXTRAS:
+                raise
+            tell(f"{error.name} is not installed: pip install 'ebr-engine[{EXTRAS[error.name]}]'")
+            raise typer.Exit(2) from None
         except BrokenPipeError:
             raise  # the reader of our output has gone, as in `ebr-engine info | head -1`: click leaves quietly
         except (EbrError, OSError, MemoryError, RuntimeError) as error:

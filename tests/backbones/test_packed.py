@@ -36,7 +36,7 @@ def test_the_velocity_is_the_same(model, relative_rms):
     assert pack_trunk(trunk) > 0
     assert relative_rms(trunk(latent, step), expected) < 1e-5
     torch.manual_seed(3)
-    assert relative_rms(trunk(latent, bake()), expected) < 1e-5  # TINY_FLUX's tables are made of the trunk's weights
+    assert relative_rms(trunk(latent, bake()), expected) < 1e-5  # FLUX's tables are made of the trunk's weights
 
 
 def test_prompts_learn_through_a_packed_trunk_as_through_another(make_wan, relative_rms):

@@ -109,6 +109,7 @@ def failing(monkeypatch):
         (OSError("disk on fire"), 1, "error: disk on fire"),
         (MemoryError(), 1, "error: not enough memory; a smaller --tile needs less"),
         (OutOfMemoryError("CUDA out of memory.\nTried"), 1, "error: not enough memory; a smaller --tile needs less"),
+        (ModuleNotFoundError("No", name="scipy"), 2, "error: scipy is not installed: pip install 'ebr-engine[train]'"),
         (KeyboardInterrupt(), 130, "error: interrupted"),
     ],
 )
@@ -120,6 +121,9 @@ def test_expected_errors_are_one_line(cli, failing, error, code, line):
 def test_bugs_are_not_hidden(cli, failing):
     failing(RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
+        cli("info")
+    failing(ModuleNotFoundError("No module named 'ebr_engine.typo'", name="ebr_engine.typo"))
+    with pytest.raises(ModuleNotFoundError):
         cli("info")
     failing(ZeroDivisionError("another"))
     with pytest.raises(ZeroDivisionError):
