@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import columns, provenance, told, write_json
-from ebr_engine.catalogue import TASKS
-from ebr_engine.classify import Classifier, bundled, diagnose, load_classifier
+from ebr_engine.engine.classify import Classifier, bundled, diagnose, load_classifier
 from ebr_engine.evaluation.photos import NAMES, STRENGTH, load_photo, square
 from ebr_engine.evaluation.quality import psnr
+from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.training.classifier import as_stored, spoil
 from ebr_engine.training.degradations import degrade, seeds
 
@@ -106,7 +106,7 @@ def summed(cases: list[dict[str, Any]]) -> dict[str, Any]:
 
 def mended(model: Classifier, size: int, quick: bool) -> Iterator[dict[str, Any]]:
     """PSNR of every photo and set of tasks, by way: {photo, tasks, found, input, auto, oracle, ...}."""
-    from ebr_engine.engine import Restorer
+    from ebr_engine.engine.restorer import Restorer
 
     restorer = Restorer("mini", device="cpu", precision="fp32")
     sets = [*((task,) for task in TASKS), *combinations(TASKS, 2)]

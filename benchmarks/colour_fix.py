@@ -36,10 +36,10 @@ def measure(size: int, quick: bool) -> list[dict[str, Any]]:
     """PSNR in dB of every photo, task and way: {task, photo, input, none, wavelet, adain}."""
     import torch
 
-    from ebr_engine.catalogue import TASKS
-    from ebr_engine.engine import Restorer
+    from ebr_engine.engine.restorer import Restorer
     from ebr_engine.evaluation.photos import NAMES, make_case
     from ebr_engine.evaluation.quality import psnr
+    from ebr_engine.prompts.catalogue import TASKS
 
     restorer = Restorer("mini", device="cpu", precision="fp32")
     scores = []

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from benchmarks.report import ROOT, columns, provenance, told, write_json
 from benchmarks.roofline import WAN_DISTINCT, Workload, workload
-from ebr_engine.backbones.flux import MLP_RATIO
-from ebr_engine.backbones.wan import WanConfig
+from ebr_engine.backbones.flux.model import MLP_RATIO
+from ebr_engine.backbones.wan.model import WanConfig
 from ebr_engine.kernels import prompt_attention as attention
 from ebr_engine.kernels import prompt_attention_gradient as attention_gradient
 from ebr_engine.kernels.bridge_step import bridge_step_launch

@@ -36,10 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def quality(size: int, quick: bool) -> dict[str, dict[str, float]]:
     """{task: mean PSNR in dB of float32 and fp8}."""
-    from ebr_engine.catalogue import TASKS
-    from ebr_engine.engine import Restorer
+    from ebr_engine.engine.restorer import Restorer
     from ebr_engine.evaluation.photos import NAMES
     from ebr_engine.evaluation.quality import means, measure
+    from ebr_engine.prompts.catalogue import TASKS
 
     tasks, photos = (TASKS[:1], NAMES[:1]) if quick else (TASKS, NAMES)
     scores: dict[str, dict[str, float]] = {}
@@ -55,7 +55,7 @@ def layers(widths: dict[str, tuple[int, int]]) -> list[dict[str, Any]]:
     import torch
     from torch import nn
 
-    from ebr_engine.backbones.quantized import Fp8Linear, feed_forward
+    from ebr_engine.backbones.layers import Fp8Linear, feed_forward
 
     def error(value: torch.Tensor, exact: torch.Tensor) -> float:
         return float((value.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt())

@@ -121,12 +121,12 @@ def write_model(backbone: str, folder: Path, small: bool) -> dict[str, Any]:
     """A model of real size with random weights, a prompt, an empty text and an input; what it holds."""
     import torch
 
-    from ebr_engine.backbones.flux import FluxConditioner, FluxTrunk
-    from ebr_engine.backbones.flux_weights import diffusers_state_dict as flux_state
+    from ebr_engine.backbones.flux.model import FluxConditioner, FluxTrunk
+    from ebr_engine.backbones.flux.weights import diffusers_state_dict as flux_state
     from ebr_engine.backbones.registry import named_config
     from ebr_engine.backbones.text import save_context
-    from ebr_engine.backbones.wan import WanConditioner, WanTrunk
-    from ebr_engine.backbones.wan_weights import diffusers_state_dict as wan_state
+    from ebr_engine.backbones.wan.model import WanConditioner, WanTrunk
+    from ebr_engine.backbones.wan.weights import diffusers_state_dict as wan_state
 
     torch.manual_seed(0)
     wan = backbone == "wan"

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.roofline import FLUX_TEXT, MLP_RATIO, WAN_DISTINCT, WAN_TEXT, workload
-from ebr_engine.backbones.wan import WanConfig
+from ebr_engine.backbones.wan.model import WanConfig
 from ebr_engine.kernels import attention, bridge_step, context_kv, prompt_attention, qk_norm_rope, quantize_fp8, scaled_linear
 from ebr_engine.kernels import gated_residual_norm as gated
 from ebr_engine.kernels import layer_norm_modulate as norm

@@ -10,11 +10,10 @@ from torch import Tensor
 from benchmarks.gpu_clock import Run, milliseconds, relative_rms
 from benchmarks.gpu_models import T0, Model, free, random_model
 from ebr_engine.backbones.loading import Backbone
-from ebr_engine.bridge import make_table
-from ebr_engine.graphs import CudaRecorder, Graphs
-from ebr_engine.plan import Plan
-from ebr_engine.runner import Runner
-from ebr_engine.sampler import draw_noise
+from ebr_engine.bridge.sampler import draw_noise
+from ebr_engine.bridge.schedules import make_table
+from ebr_engine.engine.execute import CudaRecorder, Graphs, Runner
+from ebr_engine.engine.plan import Plan
 
 COMPILE_SECONDS = 90  # what torch.compile of a whole transformer may take: without so much left it is not begun
 ROUNDING = {"captured": 0.0, "compiled": 0.02, "compiled and captured": 0.02}  # relative RMS from the plain run; bf16 throughout

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from benchmarks.gpu_clock import Run, captured, ceilings, milliseconds, relative_rms
 from benchmarks.roofline import FLUX_TEXT, WAN_TEXT, Workload, analyse, workload
 from benchmarks.training_memory import learning_memory
-from ebr_engine.backbones.flux import FluxConditioner, FluxConfig, FluxTrunk
+from ebr_engine.backbones.flux.model import FluxConditioner, FluxConfig, FluxTrunk
+from ebr_engine.backbones.layers import quantize_trunk
 from ebr_engine.backbones.loading import Backbone
-from ebr_engine.backbones.quantized import quantize_trunk
-from ebr_engine.backbones.wan import WanConditioner, WanTrunk
-from ebr_engine.bridge import make_table
+from ebr_engine.backbones.wan.model import WanConditioner, WanTrunk
+from ebr_engine.bridge.sampler import draw_noise, sample
+from ebr_engine.bridge.schedules import make_table
 from ebr_engine.kernels import backend
-from ebr_engine.sampler import draw_noise, sample
 from ebr_engine.training.learner import checkpoint_blocks
 from ebr_engine.training.live import live_conditioner
 
@@ -102,7 +102,8 @@ def with_diffusers(run: Run, model: Model) -> None:
     """Add diffusers' module with the same weights."""
     import diffusers
 
-    from ebr_engine.backbones import flux_weights, wan_weights
+    from ebr_engine.backbones.flux import weights as flux_weights
+    from ebr_engine.backbones.wan import weights as wan_weights
 
     weights = (flux_weights if model.flux else wan_weights).diffusers_state_dict(model.conditioner, model.trunk)
     kind = diffusers.FluxTransformer2DModel if model.flux else diffusers.WanTransformer3DModel

@@ -109,7 +109,7 @@ def timed_stages(photo: Path, out: Path, options: argparse.Namespace) -> dict[st
     with clock(seconds, "import torch"):
         import torch
     with clock(seconds, "import engine"):
-        from ebr_engine.engine import Restorer
+        from ebr_engine.engine.restorer import Restorer
     how = {name: getattr(options, name) for name in ("model", "context", "device", "precision", "compile")}
     with clock(seconds, "load weights"):
         restorer = Restorer(options.backbone, **how)
@@ -127,8 +127,8 @@ def timed_stages(photo: Path, out: Path, options: argparse.Namespace) -> dict[st
 
         setattr(owner, name, watched)
 
-    from ebr_engine.backbones.wan import WanConfig
-    from ebr_engine.measuring import run_flop
+    from ebr_engine.backbones.wan.model import WanConfig
+    from ebr_engine.engine.measure import run_flop
 
     counted = isinstance(restorer.trunk.config, WanConfig)
     transformer: list[dict[str, float]] = []

@@ -2,7 +2,7 @@
 
 Every setting is a process of its own. Measured is how far its resident memory rose at most above what it was with the
 libraries imported and nothing loaded, so weights count, with a limit set that everything fits into; predicted is what
-`ebr_engine.memory.peak` computes. `mini` runs as it is; Wan at a middle size with random weights: the architecture at width 512
+`engine.memory.peak` computes. `mini` runs as it is; Wan at a middle size with random weights: the architecture at width 512
 with 8 blocks, and a VAE of a third of the channels.
 """
 
@@ -56,10 +56,10 @@ def restorer_of(case: Case) -> Any:
 
     from ebr_engine.backbones.loading import Backbone
     from ebr_engine.backbones.registry import CONFIGS
-    from ebr_engine.backbones.wan import WanConditioner, WanTrunk
-    from ebr_engine.fitting import Fitting
-    from ebr_engine.pipeline import Pipeline
-    from ebr_engine.vae import WanCodec
+    from ebr_engine.backbones.wan.codec import WanCodec
+    from ebr_engine.backbones.wan.model import WanConditioner, WanTrunk
+    from ebr_engine.engine.fallback import Fitting
+    from ebr_engine.engine.run import Pipeline
 
     torch.manual_seed(0)
     config = replace(CONFIGS["wan-1.3b"], num_attention_heads=4, num_layers=8, ffn_dim=2048)
@@ -74,9 +74,6 @@ def measure(case: str) -> None:
     """Run a case in this process and print predicted and measured bytes as JSON."""
     import torch
 
-    import ebr_engine.engine
-    import ebr_engine.vae  # noqa: F401 (what they import is no part of a run)
-
     case = Case(**json.loads(case))
     if case.backbone == "wan":
         import diffusers
@@ -86,7 +83,7 @@ def measure(case: str) -> None:
     warm(torch.rand(512, 64))
     Path("/proc/self/clear_refs").write_text("5")  # begins to look for the peak anew
     before = _status("VmRSS")
-    from ebr_engine.memory import peak
+    from ebr_engine.engine.memory import peak
 
     restorer = restorer_of(case)
     plan = restorer.plan("haze", steps=2) if case.backbone == "mini" else restorer.plan(t0=0.4, steps=2)

@@ -26,19 +26,18 @@ from torch import Tensor, nn
 from benchmarks.released import released_flux, released_wan
 from benchmarks.report import columns, provenance, spread, told, write_json
 from benchmarks.steps import load_task, scores
-from ebr_engine.backbones.flux import FluxConfig
-from ebr_engine.backbones.flux_weights import load_flux
-from ebr_engine.backbones.mini import Mini, load_mini
-from ebr_engine.backbones.packed import pack_trunk
-from ebr_engine.backbones.quantized import quantize_trunk
+from ebr_engine.backbones.flux.model import FluxConfig
+from ebr_engine.backbones.flux.weights import load_flux
+from ebr_engine.backbones.layers import pack_trunk, quantize_trunk
+from ebr_engine.backbones.mini.model import Mini, load_mini
 from ebr_engine.backbones.registry import CONFIGS
-from ebr_engine.backbones.wan import WanConditioning, WanConfig
-from ebr_engine.backbones.wan_weights import diffusers_state_dict, load_wan
-from ebr_engine.bridge import StepTable, make_table, released_timesteps
-from ebr_engine.catalogue import TASKS
+from ebr_engine.backbones.wan.model import WanConditioning, WanConfig
+from ebr_engine.backbones.wan.weights import diffusers_state_dict, load_wan
+from ebr_engine.bridge.sampler import draw_noise, sample
+from ebr_engine.bridge.schedules import StepTable, make_table, released_timesteps
+from ebr_engine.engine.execute import compile_trunk
 from ebr_engine.kernels import backend
-from ebr_engine.runner import compile_trunk
-from ebr_engine.sampler import draw_noise, sample
+from ebr_engine.prompts.catalogue import TASKS
 
 STEPS, T0 = 20, 0.4
 CONVERGED = 200

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from ebr_engine import Restorer
-from ebr_engine.catalogue import ASSETS
 from ebr_engine.media.images import read_image, write_image
+from ebr_engine.prompts.catalogue import ASSETS
 
 HEIGHT = 300  # pixels of each row
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import columns, commit, write_json
-from ebr_engine.backbones.flux import FREQUENCIES, MLP_RATIO, FluxConfig
+from ebr_engine.backbones.flux.model import FREQUENCIES, MLP_RATIO, FluxConfig
 from ebr_engine.backbones.registry import CONFIGS
-from ebr_engine.backbones.wan import MODULATIONS, WanConfig
+from ebr_engine.backbones.wan.model import MODULATIONS, WanConfig
 
 BF16 = 2
 STATE = 4  # the bridge state is float32

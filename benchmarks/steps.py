@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import columns, provenance, told, write_json
-from ebr_engine.backbones.mini import Mini, load_mini
-from ebr_engine.bridge import FAST_POWER, exact_times, power_times, released_times, released_timesteps, start_state, step_table
-from ebr_engine.catalogue import ASSETS, TASKS
+from ebr_engine.backbones.mini.model import Mini, load_mini
+from ebr_engine.bridge.process import start_state
+from ebr_engine.bridge.sampler import Velocity, draw_noise, sample
+from ebr_engine.bridge.schedules import FAST_POWER, exact_times, power_times, released_times, released_timesteps, step_table
 from ebr_engine.evaluation.photos import NAMES, make_case
-from ebr_engine.prompts import Prompt, load_prompt
-from ebr_engine.sampler import Velocity, draw_noise, sample
+from ebr_engine.prompts.catalogue import ASSETS, TASKS
+from ebr_engine.prompts.prompt import Prompt, load_prompt
 
 STEPS = (1, 2, 3, 4, 5, 6, 8, 12, 19)
 T0_FACTORS = (0.75, 1.25)  # of the prompt's own T0

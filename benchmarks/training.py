@@ -25,8 +25,8 @@ from benchmarks.released import set_wan_prompts, wan_velocity
 from benchmarks.report import columns, provenance, spread, told, write_json
 from benchmarks.training_memory import memory_table
 from ebr_engine.backbones.loading import Backbone
-from ebr_engine.bridge import training_state
-from ebr_engine.codecs import PixelCodec
+from ebr_engine.backbones.mini.codec import PixelCodec
+from ebr_engine.bridge.process import training_state
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.learner import Learner
 

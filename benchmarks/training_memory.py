@@ -19,9 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.report import columns
 from benchmarks.roofline import WAN_DISTINCT, WAN_TEXT, Workload, workload
-from ebr_engine.backbones.flux import DOUBLE_MODULATIONS, SINGLE_MODULATIONS, FluxConditioner, FluxConfig, FluxTrunk
-from ebr_engine.backbones.flux_tables import FluxStep
-from ebr_engine.backbones.wan import MODULATIONS, WanConditioner, WanStep, WanTrunk
+from ebr_engine.backbones.flux.conditioning import FluxStep
+from ebr_engine.backbones.flux.model import DOUBLE_MODULATIONS, SINGLE_MODULATIONS, FluxConditioner, FluxConfig, FluxTrunk
+from ebr_engine.backbones.wan.model import MODULATIONS, WanConditioner, WanStep, WanTrunk
 from ebr_engine.kernels import backend
 from ebr_engine.training.learner import blocks_of
 

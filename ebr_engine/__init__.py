@@ -9,7 +9,12 @@ from typing import Any
 
 from ebr_engine.version import __version__
 
-_EXPORTS = {"Restorer": "engine", "Prompt": "prompts", "load_prompt": "prompts", "EbrError": "errors"}
+_EXPORTS = {
+    "Restorer": "engine.restorer",
+    "Prompt": "prompts.prompt",
+    "load_prompt": "prompts.prompt",
+    "EbrError": "errors",
+}
 __all__ = ["EbrError", "Prompt", "Restorer", "__version__", "load_prompt"]
 
 

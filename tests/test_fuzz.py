@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from ebr_engine.errors import EbrError
 from ebr_engine.export.engine_file import load_engine, read_about
-from ebr_engine.media.files import Job
-from ebr_engine.media.journal import NAME, Journal
-from ebr_engine.media.manifest import read_manifest
-from ebr_engine.prompts import Prompt, load_prompt
+from ebr_engine.jobs.files import Job
+from ebr_engine.jobs.journal import NAME, Journal
+from ebr_engine.jobs.manifest import read_manifest
+from ebr_engine.prompts.prompt import Prompt, load_prompt
 
 few = settings(
     max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -54,7 +54,7 @@ def mutated(valid):
 @pytest.fixture(scope="module")
 def valid(tmp_path_factory):
     """The bytes of a valid file of each kind."""
-    from ebr_engine.engine import Restorer
+    from ebr_engine.engine.restorer import Restorer
 
     folder = tmp_path_factory.mktemp("valid")
     Prompt(torch.ones(3, 4), torch.ones(2), "mini", task="haze", t0=0.1).save(folder / "p.safetensors")

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.flux import FluxConfig
-from ebr_engine.backbones.mini import save_mini
-from ebr_engine.backbones.wan import WanConfig
-from ebr_engine.codecs import PixelCodec
-from ebr_engine.prompts import Prompt
+from ebr_engine.backbones.flux.model import FluxConfig
+from ebr_engine.backbones.mini.codec import PixelCodec
+from ebr_engine.backbones.mini.model import save_mini
+from ebr_engine.backbones.wan.model import WanConfig
+from ebr_engine.prompts.prompt import Prompt
 from ebr_engine.training.pretrain import Pretrainee, finished
 
 TINY = WanConfig(

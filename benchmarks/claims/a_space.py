@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from benchmarks.claims.common import Study, arguments, fingerprint, key_of, study_of
 from benchmarks.claims.fitting import T_MIN, fit, pairs
 from benchmarks.claims.reporting import command_of, finish
-from ebr_engine.backbones.mini import CONTEXT_TOKENS, Mini, MiniTextEncoder
-from ebr_engine.backbones.wan import WanStep
-from ebr_engine.bridge import training_state
+from ebr_engine.backbones.mini.model import CONTEXT_TOKENS, Mini, MiniTextEncoder
+from ebr_engine.backbones.wan.model import WanStep
+from ebr_engine.bridge.process import training_state
+from ebr_engine.bridge.sampler import draw_noise, sample
 from ebr_engine.evaluation.photos import Case
-from ebr_engine.sampler import draw_noise, sample
 from ebr_engine.tensor_files import write_tensors
 from ebr_engine.training.degradations import STRENGTH_WORDS, degrade
 from ebr_engine.training.pretrain import CLEAN_WORD

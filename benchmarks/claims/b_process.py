@@ -11,11 +11,11 @@ from torch import Tensor
 
 from benchmarks.claims.common import Study, arguments, study_of
 from benchmarks.claims.reporting import command_of, finish
-from ebr_engine.bridge import FAST_POWER, flow_table, power_times
-from ebr_engine.catalogue import TASKS
+from ebr_engine.bridge.sampler import draw_noise
+from ebr_engine.bridge.schedules import FAST_POWER, flow_table, power_times
 from ebr_engine.evaluation.photos import Case
-from ebr_engine.prompts import Prompt
-from ebr_engine.sampler import draw_noise
+from ebr_engine.prompts.catalogue import TASKS
+from ebr_engine.prompts.prompt import Prompt
 
 SEED = 42
 REFERENCE = "EBR prompt, EBR sampler"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.claims.common import TINY, Study, arguments, fingerprint, save_random, study_of
 from benchmarks.claims.reporting import command_of, finish
-from ebr_engine.backbones.mini import MINI, load_mini
+from ebr_engine.backbones.mini.model import MINI, load_mini
 from ebr_engine.evaluation.photos import Case
 from ebr_engine.training.pretrain import PretrainConfig, pretrain
 

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import RESULTS
-from ebr_engine.backbones.mini import WEIGHTS, Mini, load_mini, save_mini
-from ebr_engine.backbones.quantized import trunk_dtype
-from ebr_engine.backbones.wan import WanConfig
-from ebr_engine.bridge import FAST_POWER, FAST_STEPS, StepTable, power_times, step_table
-from ebr_engine.catalogue import TASKS
-from ebr_engine.engine import Restorer
+from ebr_engine.backbones.layers import trunk_dtype
+from ebr_engine.backbones.mini.model import WEIGHTS, Mini, load_mini, save_mini
+from ebr_engine.backbones.wan.model import WanConfig
+from ebr_engine.bridge.schedules import FAST_POWER, FAST_STEPS, StepTable, power_times, step_table
+from ebr_engine.engine.restorer import Restorer
 from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.evaluation.photos import NAMES, STRENGTH, Case, load_photo
 from ebr_engine.media.images import write_atomically
-from ebr_engine.prompts import Prompt, load_prompt
+from ebr_engine.prompts.catalogue import TASKS
+from ebr_engine.prompts.prompt import Prompt, load_prompt
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.degradations import degrade, seeds
 from ebr_engine.training.loop import learn
@@ -190,7 +190,7 @@ def fingerprint(model: Path) -> str:
 
 def save_random(path: Path, sizes: WanConfig, seed: int = 0, codec: Any = None, gain: float = 1.0) -> Path:
     """Write a backbone of random numbers, as pre-training begins with, its output layer scaled by `gain`; returns its path."""
-    from ebr_engine.codecs import PixelCodec
+    from ebr_engine.backbones.mini.codec import PixelCodec
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -9,10 +9,10 @@ from torch import Tensor
 from benchmarks import steps
 from benchmarks.claims.common import Study, arguments, study_of
 from benchmarks.claims.reporting import command_of, finish
-from ebr_engine.backbones.mini import load_mini
-from ebr_engine.bridge import FAST_POWER
+from ebr_engine.backbones.mini.model import load_mini
+from ebr_engine.bridge.sampler import draw_noise
+from ebr_engine.bridge.schedules import FAST_POWER
 from ebr_engine.evaluation.photos import Case
-from ebr_engine.sampler import draw_noise
 
 T0 = (0.1, 0.2, 0.3, 0.4, 0.6)
 STEPS = (1, 2, 3, 5, 8, 20)

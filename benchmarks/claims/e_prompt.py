@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from benchmarks.claims.common import Study, arguments, study_of, variants
 from benchmarks.claims.reporting import command_of, finish
-from ebr_engine.bridge import FAST_STEPS
+from ebr_engine.bridge.schedules import FAST_STEPS
 
 SWEEP = {
     "tokens": (1, 4, 16, 64, 226),

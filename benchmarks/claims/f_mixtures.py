@@ -15,10 +15,10 @@ from torch import Tensor
 from benchmarks.claims.common import Degrade, Study, arguments, fingerprint, key_of, study_of
 from benchmarks.claims.fitting import fit
 from benchmarks.claims.reporting import command_of, finish
-from ebr_engine.catalogue import TASKS
-from ebr_engine.classify import diagnose
+from ebr_engine.engine.classify import diagnose
 from ebr_engine.evaluation.photos import STRENGTH, Case
-from ebr_engine.prompts import Prompt, load_prompt
+from ebr_engine.prompts.catalogue import TASKS
+from ebr_engine.prompts.prompt import Prompt, load_prompt
 from ebr_engine.training.degradations import degrade
 from ebr_engine.training.scenes import still_pool
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.claims.common import Degrade, Learning
-from ebr_engine.bridge import training_state
-from ebr_engine.codecs import PixelCodec
+from ebr_engine.backbones.mini.codec import PixelCodec
+from ebr_engine.bridge.process import training_state
 from ebr_engine.training.scenes import ScenePool
 
 T_MIN = 1e-4

@@ -24,11 +24,11 @@ from torch.nn import functional as F
 from benchmarks.claims.common import Study, arguments, fingerprint, key_of, study_of
 from benchmarks.claims.fitting import fit, pairs
 from benchmarks.claims.reporting import command_of, finish
-from ebr_engine.backbones.mini import Mini
-from ebr_engine.backbones.wan import BlockStep, WanBlock
+from ebr_engine.backbones.mini.model import Mini
+from ebr_engine.backbones.wan.model import BlockStep, WanBlock
 from ebr_engine.evaluation.photos import Case
 from ebr_engine.kernels.prompt_attention import prompt_attention_ref
-from ebr_engine.prompts import Prompt
+from ebr_engine.prompts.prompt import Prompt
 from ebr_engine.training.degradations import degrade
 from ebr_engine.training.scenes import ScenePool, still_pool
 

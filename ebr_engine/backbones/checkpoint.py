@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.flux import FluxConditioner, FluxConfig, FluxTrunk
-from ebr_engine.backbones.flux_weights import load_flux
+from ebr_engine.backbones.flux.model import FluxConditioner, FluxConfig, FluxTrunk
+from ebr_engine.backbones.flux.weights import load_flux
 from ebr_engine.backbones.hub import HUB_ID, fetch
 from ebr_engine.backbones.original_names import OriginalState, flux_sizes, wan_sizes
 from ebr_engine.backbones.parameters import TensorFiles
-from ebr_engine.backbones.wan import WanConditioner, WanConfig, WanTrunk
-from ebr_engine.backbones.wan_weights import load_wan
+from ebr_engine.backbones.wan.model import WanConditioner, WanConfig, WanTrunk
+from ebr_engine.backbones.wan.weights import load_wan
 from ebr_engine.errors import BackboneError
 
 DEFAULT_MODELS = {"wan": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "flux": "black-forest-labs/FLUX.1-dev"}

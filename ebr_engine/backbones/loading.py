@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ebr_engine.backbones.mini import load_mini
-from ebr_engine.backbones.quantized import quantize_trunk, trunk_dtype
+from ebr_engine.backbones.layers import quantize_trunk, trunk_dtype
+from ebr_engine.backbones.mini.model import load_mini
 from ebr_engine.errors import BackboneError
 
 if TYPE_CHECKING:
-    from ebr_engine.codecs import Codec
+    from ebr_engine.backbones.base import Codec
 
 
 POSTERIOR_SEED = 43  # of latents drawn from the VAE: another than the sampler's usual 42, whose noise it would repeat
@@ -110,7 +110,7 @@ def _mini(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Back
 
 def _pretrained(name: str, source: ModelSource, device: torch.device, dtype: torch.dtype) -> Backbone:
     from ebr_engine.backbones import checkpoint
-    from ebr_engine.vae import load_codec
+    from ebr_engine.backbones.codecs import load_codec
 
     files = checkpoint.find_model(name, source.model, revision=source.revision, offline=source.offline)
     vae = source.vae or files.vae
@@ -133,7 +133,7 @@ def latent_channels(config: Any) -> int:
 def find_codec(name: str, folder: Path | None, source: dict[str, str]) -> "Codec":
     """The VAE of an engine file: in `folder`, or where the file was built from (`Backbone.codec_source`)."""
     from ebr_engine.backbones import checkpoint
-    from ebr_engine.vae import load_codec
+    from ebr_engine.backbones.codecs import load_codec
 
     folder = folder or Path(source["folder"])
     if not folder.is_dir():

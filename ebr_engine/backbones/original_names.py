@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ebr_engine.backbones.parameters import TensorFiles
-from ebr_engine.backbones.wan import WanConfig
+from ebr_engine.backbones.wan.model import WanConfig
 from ebr_engine.errors import BackboneError
 
 WAN = {

@@ -1,8 +1,8 @@
 """Named configurations of the backbones."""
 
-from ebr_engine.backbones.flux import FluxConfig
-from ebr_engine.backbones.mini import MINI
-from ebr_engine.backbones.wan import WanConfig
+from ebr_engine.backbones.flux.model import FluxConfig
+from ebr_engine.backbones.mini.model import MINI
+from ebr_engine.backbones.wan.model import WanConfig
 from ebr_engine.errors import BackboneError
 
 CONFIGS: dict[str, WanConfig | FluxConfig] = {

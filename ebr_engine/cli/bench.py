@@ -32,9 +32,9 @@ def bench(
     started = time.perf_counter()
     import torch
 
-    from ebr_engine.engine import Restorer
+    from ebr_engine.engine.measure import measured
+    from ebr_engine.engine.restorer import Restorer
     from ebr_engine.kernels import backend
-    from ebr_engine.measuring import measured
 
     imports = time.perf_counter() - started
     started = time.perf_counter()
@@ -52,7 +52,7 @@ def bench(
 
 def dtype(restorer: Any) -> str:
     """The transformer's precision by name."""
-    from ebr_engine.safety import precision
+    from ebr_engine.engine.fallback import precision
 
     return precision(restorer.parts)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ebr_engine.cli import options
-from ebr_engine.cli.run.loading import BaseModel, spread
+from ebr_engine.cli.loading import BaseModel, spread
 from ebr_engine.errors import EbrError
 
 
@@ -35,7 +35,7 @@ def build(
 
     [bold]ebr-engine restore clip.mp4 -o clean.mp4 --engine rain.ebr[/]
     """
-    from ebr_engine.cli.run.choosing import chosen_prompts, precision_of
+    from ebr_engine.jobs.choosing import chosen_prompts, precision_of
 
     prompts = chosen_prompts(base.backbone, task, prompt or [])
     chosen = precision_of(precision, fp8)

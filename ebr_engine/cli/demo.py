@@ -13,18 +13,18 @@ def demo(
 
     [bold]ebr-engine demo[/]
     """
-    from ebr_engine.catalogue import ASSETS
-    from ebr_engine.cli.run.jobs import run_jobs
-    from ebr_engine.cli.run.progress import Progress
-    from ebr_engine.cli.run.recipe import Recipe
+    from ebr_engine.cli.progress import Progress
     from ebr_engine.errors import EbrError
-    from ebr_engine.media.files import plan_jobs
+    from ebr_engine.jobs.files import plan_jobs
+    from ebr_engine.jobs.recipe import Recipe
+    from ebr_engine.jobs.run import run_jobs
+    from ebr_engine.prompts.catalogue import ASSETS
 
     photos = sorted((ASSETS / "demo").glob("*.jpg"))
     if not photos:
         raise EbrError(f"no photos in {ASSETS / 'demo'}: the installation is not complete")
     with Progress(len(photos)) as progress:
-        from ebr_engine.engine import Restorer
+        from ebr_engine.engine.restorer import Restorer
 
         restorer = Restorer()
         failed = 0

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ebr_engine.cli import options
-from ebr_engine.cli.run.loading import BaseModel, spread
+from ebr_engine.cli.loading import BaseModel, spread
 from ebr_engine.errors import EbrError
 
 
@@ -145,9 +145,9 @@ def _bundled_benchmark(
 
     import torch
 
-    from ebr_engine.catalogue import TASKS
     from ebr_engine.evaluation import quality
     from ebr_engine.evaluation.photos import STRENGTH
+    from ebr_engine.prompts.catalogue import TASKS
     from ebr_engine.version import __version__
 
     if wrong := [name for name in task or [] if name not in TASKS]:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ebr_engine.cli.run.choosing import chosen_prompts
-from ebr_engine.cli.run.telling import tell
+from ebr_engine.cli.telling import tell
 from ebr_engine.errors import EbrError
+from ebr_engine.jobs.choosing import chosen_prompts
 
 if TYPE_CHECKING:
     from ebr_engine.evaluation.paired import Item

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ebr_engine.cli import options
-from ebr_engine.cli.run.loading import BaseModel, spread
+from ebr_engine.cli.loading import BaseModel, spread
 from ebr_engine.errors import EbrError
 
 
@@ -77,7 +77,7 @@ def export(
 
     [bold]ebr-engine restore clip.mp4 -o clean.mp4 --engine rain.onnx[/]
     """
-    from ebr_engine.cli.run.choosing import chosen_prompts
+    from ebr_engine.jobs.choosing import chosen_prompts
 
     prompts = chosen_prompts(base.backbone, task, prompt or [])
     sides = side_lengths(size)
@@ -92,9 +92,9 @@ def export(
     if out.exists() and not overwrite:
         raise EbrError(f"{out} exists; add --overwrite to replace it")
 
-    from ebr_engine.catalogue import RELEASED_SIZES
+    from ebr_engine.engine.layout import DEFAULT_CHUNK, DEFAULT_TILE
     from ebr_engine.export.exporting import ExportOptions, check_request, export_trunk
-    from ebr_engine.geometry import DEFAULT_CHUNK, DEFAULT_TILE
+    from ebr_engine.prompts.catalogue import RELEASED_SIZES
 
     check_request(out, chosen)
     started = time.perf_counter()

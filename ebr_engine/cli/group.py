@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ebr_engine import settings
-from ebr_engine.cli.run.telling import one_line, tell
+from ebr_engine.cli.telling import one_line, tell
 from ebr_engine.errors import EbrError
 
 EXTRAS = {"scipy": "train", "skimage": "train"}  # the extra that a missing module comes with, where whole commands need it

@@ -26,8 +26,8 @@ def collect() -> dict[str, Any]:
     import torch
 
     from ebr_engine import settings
-    from ebr_engine.backbones.quantized import trunk_dtype
-    from ebr_engine.devices import choose_device
+    from ebr_engine.backbones.layers import trunk_dtype
+    from ebr_engine.engine.devices import choose_device
     from ebr_engine.kernels import backend
     from ebr_engine.version import __version__
 
@@ -96,10 +96,10 @@ def _backbones() -> dict[str, dict[str, int]]:
 def _memory() -> dict[str, dict[str, int]]:
     """Bytes that a run of every backbone's default size needs on a GPU, by the memory model: as it is, and at the least."""
     from ebr_engine.backbones.registry import CONFIGS
-    from ebr_engine.catalogue import RELEASED_SIZES
-    from ebr_engine.fitting import costs
-    from ebr_engine.geometry import DEFAULT_CHUNK, DEFAULT_OVERLAP, DEFAULT_TILE
-    from ebr_engine.memory import Rung, Work, gentle, ladder, peak
+    from ebr_engine.engine.fallback import costs
+    from ebr_engine.engine.layout import DEFAULT_CHUNK, DEFAULT_OVERLAP, DEFAULT_TILE
+    from ebr_engine.engine.memory import Rung, Work, gentle, ladder, peak
+    from ebr_engine.prompts.catalogue import RELEASED_SIZES
 
     needs = {}
     for name, config in CONFIGS.items():
@@ -116,7 +116,7 @@ def _memory() -> dict[str, dict[str, int]]:
 
 
 def _needs(frames: int, height: int, width: int, bytes: int, low_bytes: int, least_bytes: int) -> str:
-    from ebr_engine.memory import told
+    from ebr_engine.engine.memory import told
 
     size = f"{width} x {height}" + (f", {frames} frames" if frames > 1 else "")
     return f"{size}: {told(bytes)}; {told(low_bytes)} with --low-memory, {told(least_bytes)} at the least (--max-memory)"
@@ -144,7 +144,7 @@ def _tasks(*folders: Path) -> dict[str, list[str]]:
     """Backbone → tasks of the prompt files in the package and in `folders`, by what the files say of themselves."""
     from safetensors import SafetensorError, safe_open
 
-    from ebr_engine.prompts import FORMAT
+    from ebr_engine.prompts.prompt import FORMAT
 
     tasks: dict[str, set[str]] = {}
     for folder in (Path(__file__).parents[1] / "assets", *folders):

@@ -10,7 +10,7 @@ import typer
 from ebr_engine.errors import EbrError, PromptError
 
 if TYPE_CHECKING:
-    from ebr_engine.prompts import Prompt
+    from ebr_engine.prompts.prompt import Prompt
 
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -24,7 +24,7 @@ def list_prompts() -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from ebr_engine.catalogue import ASSETS, BACKBONES, prompt_files
+    from ebr_engine.prompts.catalogue import ASSETS, BACKBONES, prompt_files
 
     columns = ("backbone", "task", "T0", "steps", "tokens", "origin", "file")
     table, damaged = Table(*columns, box=None, header_style="bold", pad_edge=False), False
@@ -57,7 +57,7 @@ def add(
 
     [bold]ebr-engine prompts add wan_rain.pt[/], then [bold]ebr-engine restore clip.mp4 --backbone wan --task rain[/]
     """
-    from ebr_engine.catalogue import installed_file
+    from ebr_engine.prompts.catalogue import installed_file
 
     prompt = _load(file, backbone)
     task = prompt.task or file.stem if task is None else task
@@ -82,7 +82,7 @@ def show(
     from rich.console import Console
     from rich.table import Table
 
-    from ebr_engine.prompts import load_prompt
+    from ebr_engine.prompts.prompt import load_prompt
 
     prompt = load_prompt(file)
     alpha = prompt.alpha
@@ -110,7 +110,7 @@ def import_file(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Convert a released .pt prompt to .safetensors; the file is read without running any code in it."""
-    from ebr_engine.prompts import load_prompt
+    from ebr_engine.prompts.prompt import load_prompt
 
     if out.suffix != ".safetensors":
         raise EbrError(f"{out}: a prompt file's name ends in .safetensors")
@@ -123,7 +123,7 @@ def import_file(
 
 def _load(file: Path, backbone: str | None) -> "Prompt":
     """A prompt, checked to be for `backbone` if one is given."""
-    from ebr_engine.prompts import load_prompt
+    from ebr_engine.prompts.prompt import load_prompt
 
     prompt = load_prompt(file)
     if backbone not in (None, prompt.backbone):
@@ -133,7 +133,7 @@ def _load(file: Path, backbone: str | None) -> "Prompt":
 
 def _model(prompt: "Prompt") -> str | None:
     """The published model that a prompt's sizes fit; None if there is no such."""
-    from ebr_engine.backbones.flux import FluxConfig
+    from ebr_engine.backbones.flux.model import FluxConfig
     from ebr_engine.backbones.registry import CONFIGS
 
     for name, config in CONFIGS.items():

@@ -6,15 +6,15 @@ from functools import partial
 import typer
 
 from ebr_engine.cli import options
-from ebr_engine.cli.run.auto import recipe_for
-from ebr_engine.cli.run.choosing import precision_of
-from ebr_engine.cli.run.jobs import run_jobs
-from ebr_engine.cli.run.loading import BaseModel, spread
-from ebr_engine.cli.run.preview import go_on, write_preview
-from ebr_engine.cli.run.progress import Progress
-from ebr_engine.cli.run.recipe import ClipOptions, Recipe
-from ebr_engine.cli.run.work import plan_work
+from ebr_engine.cli.loading import BaseModel, spread
+from ebr_engine.cli.progress import Progress
 from ebr_engine.errors import EbrError
+from ebr_engine.jobs.auto import recipe_for
+from ebr_engine.jobs.choosing import precision_of
+from ebr_engine.jobs.preview import go_on, write_preview
+from ebr_engine.jobs.recipe import ClipOptions, Recipe
+from ebr_engine.jobs.run import run_jobs
+from ebr_engine.jobs.work import plan_work
 
 
 @spread
@@ -113,7 +113,7 @@ def restore(
             progress.summary(0, [], work.skipped, 0, 0.0)
             return
 
-        from ebr_engine.catalogue import RELEASED_SIZES
+        from ebr_engine.prompts.catalogue import RELEASED_SIZES
 
         placed = {"device": device, "offload": offload, "compile": compile, "max_memory": max_memory, "low_memory": low_memory}
         restorer = base.load(engine, **placed, precision=chosen, sample_latents=sample_latents)

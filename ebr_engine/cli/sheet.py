@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ebr_engine.cli import options
-from ebr_engine.cli.run.loading import BaseModel, spread
-from ebr_engine.cli.run.progress import Progress
+from ebr_engine.cli.loading import BaseModel, spread
+from ebr_engine.cli.progress import Progress
 from ebr_engine.errors import EbrError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ebr_engine.classify import Diagnosis
+    from ebr_engine.engine.classify import Diagnosis
 
 
 @spread
@@ -46,7 +46,7 @@ def sheet(
 
     [bold]ebr-engine sheet photo.jpg -o sheet.png -t haze -t rain+haze -t rain+haze:0.5[/]
     """
-    from ebr_engine.catalogue import BACKBONES, find_prompts, prompt_files
+    from ebr_engine.prompts.catalogue import BACKBONES, find_prompts, prompt_files
 
     if base.backbone not in BACKBONES:
         raise EbrError(f"unknown backbone {base.backbone!r}; choose one of {', '.join(BACKBONES)}")
@@ -94,7 +94,7 @@ def _check(source: Path, out: Path, overwrite: bool) -> None:
 
 
 def _read(source: Path, start: float | None) -> "np.ndarray":
-    from ebr_engine.media.files import is_clip
+    from ebr_engine.jobs.files import is_clip
     from ebr_engine.media.images import read_image
     from ebr_engine.media.video import open_video
 
@@ -116,7 +116,7 @@ def _reduced(pixels: "np.ndarray", side: int) -> "np.ndarray":
 def _diagnosis(pixels: "np.ndarray") -> "Diagnosis":
     import torch
 
-    from ebr_engine.classify import diagnose
+    from ebr_engine.engine.classify import diagnose
 
     return diagnose([torch.tensor(pixels).permute(2, 0, 1)])
 
@@ -128,6 +128,6 @@ def _label(name: str, diagnosis: "Diagnosis", chosen: bool) -> str:
 
 def _usual(task: str) -> tuple[int, str]:
     """The tasks that everybody knows first, in their order."""
-    from ebr_engine.catalogue import TASKS
+    from ebr_engine.prompts.catalogue import TASKS
 
     return (TASKS.index(task) if task in TASKS else len(TASKS), task)

@@ -153,7 +153,7 @@ def train(
     if out is None:
         raise EbrError("name the prompt to write with --out FILE.safetensors")
 
-    from ebr_engine.devices import choose_device
+    from ebr_engine.engine.devices import choose_device
     from ebr_engine.settings import process
     from ebr_engine.training.loop import check_request, learn, run_folder
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ebr_engine.errors import EbrError
-from ebr_engine.media.files import ALL_SUFFIXES, is_clip
+from ebr_engine.jobs.files import ALL_SUFFIXES, is_clip
 from ebr_engine.media.images import SUFFIXES, read_image
 
 INPUT_KEYS = ("image_path", "input_path", "input", "lq_path", "lq")

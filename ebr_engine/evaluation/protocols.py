@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ebr_engine.catalogue import RELEASED_SIZES
 from ebr_engine.errors import EbrError
+from ebr_engine.prompts.catalogue import RELEASED_SIZES
 
 METRIC_SIDE = 512
 RELEASED_FRAMES = 33

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ebr_engine.bridge import FAST_STEPS, flow_table, power_times
-from ebr_engine.catalogue import ASSETS, TASKS
-from ebr_engine.engine import Restorer
+from ebr_engine.bridge.schedules import FAST_STEPS, flow_table, power_times
+from ebr_engine.engine.restorer import Restorer
 from ebr_engine.errors import PromptError
 from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.evaluation.photos import NAMES, make_case
-from ebr_engine.prompts import load_prompt
+from ebr_engine.prompts.catalogue import ASSETS, TASKS
+from ebr_engine.prompts.prompt import load_prompt
 
 ROWS = ("input", "empty prompt", "naive prompt", "EBR prompt")
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebr_engine.catalogue import find_prompts
-from ebr_engine.engine import Restorer
+from ebr_engine.engine.plan import Plan
+from ebr_engine.engine.restorer import Restorer
 from ebr_engine.errors import EbrError
 from ebr_engine.evaluation.metrics import METRICS, make_scores
 from ebr_engine.evaluation.paired import Item, Media
 from ebr_engine.evaluation.protocols import Protocol, as_frame, protocol_for
-from ebr_engine.plan import Plan
+from ebr_engine.prompts.catalogue import find_prompts
 
 Row = dict[str, Any]  # name, stamp, frames, height, width, scores {metric: value}; or name and error
 

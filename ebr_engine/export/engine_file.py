@@ -14,13 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ebr_engine.backbones.flux import FluxConfig, FluxTrunk
-from ebr_engine.backbones.flux_tables import FluxConditioning
+from ebr_engine.backbones.flux.conditioning import FluxConditioning
+from ebr_engine.backbones.flux.model import FluxConfig, FluxTrunk
+from ebr_engine.backbones.layers import Fp8Linear
 from ebr_engine.backbones.loading import Backbone, find_codec
-from ebr_engine.backbones.quantized import Fp8Linear
-from ebr_engine.backbones.wan import WanConditioning, WanConfig, WanStep, WanTrunk
-from ebr_engine.bridge import StepTable
-from ebr_engine.codecs import PixelCodec
+from ebr_engine.backbones.mini.codec import PixelCodec
+from ebr_engine.backbones.wan.model import WanConditioning, WanConfig, WanStep, WanTrunk
+from ebr_engine.bridge.schedules import StepTable
 from ebr_engine.errors import EngineError
 from ebr_engine.export.graph import SUFFIXES, TABLES, Graph, load_trunk
 from ebr_engine.tensor_files import write_tensors

@@ -12,7 +12,7 @@ from ebr_engine.export.engine_file import save_engine
 from ebr_engine.export.graph import SUFFIXES, TABLES, Graph, needed, patches, rotary_grid, token_grid
 
 if TYPE_CHECKING:
-    from ebr_engine.plan import Plan
+    from ebr_engine.engine.plan import Plan
 
 WRITE_ONNX = (("onnx", "onnx"), ("onnxscript", "onnx"))  # packages and the extras that bring them
 PACKAGES = {"onnx": WRITE_ONNX, "tensorrt": (*WRITE_ONNX, ("tensorrt", "tensorrt")), "aoti": ()}

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones import flux, wan
+from ebr_engine.backbones.flux import model as flux
+from ebr_engine.backbones.wan import model as wan
 from ebr_engine.errors import EngineError
 
 TABLES = ".tables"  # follows the name of a graph's file

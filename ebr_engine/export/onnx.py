@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebr_engine.backbones.quantized import Fp8Linear
+from ebr_engine.backbones.layers import Fp8Linear
 from ebr_engine.errors import EngineError
 from ebr_engine.export.graph import OUTPUT, Step, input_names, needed
 from ebr_engine.export.trace import TrunkGraph, quiet, trace

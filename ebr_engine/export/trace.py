@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
-from ebr_engine.backbones import flux, wan
+from ebr_engine.backbones.flux import model as flux
+from ebr_engine.backbones.wan import model as wan
 from ebr_engine.errors import EngineError
 from ebr_engine.export.graph import Config, Step, patches, rotary_grid, token_grid
 from ebr_engine.kernels import backend

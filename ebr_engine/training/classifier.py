@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ebr_engine.classify import FORMAT, GLANCE, PATCH, Classifier
+from ebr_engine.engine.classify import FORMAT, GLANCE, PATCH, Classifier
 from ebr_engine.errors import EbrError
 from ebr_engine.tensor_files import write_tensors
 from ebr_engine.training.degradations import TASKS, degrade, seeds

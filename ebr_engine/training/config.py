@@ -9,8 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ebr_engine.catalogue import BACKBONES, TASKS
 from ebr_engine.errors import EbrError
+from ebr_engine.prompts.catalogue import BACKBONES, TASKS
 
 BRIDGES = ("ebr", "naive", "ddbm")
 LOSSES = ("pixel", "x0", "velocity")

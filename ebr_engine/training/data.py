@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ebr_engine.errors import EbrError
-from ebr_engine.media.files import is_clip
+from ebr_engine.jobs.files import is_clip
 from ebr_engine.media.images import read_image
 from ebr_engine.media.video import open_video
 from ebr_engine.training.config import LearnConfig

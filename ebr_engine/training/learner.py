@@ -18,14 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ebr_engine.backbones.layers import pack_trunk
 from ebr_engine.backbones.loading import Backbone
-from ebr_engine.backbones.packed import pack_trunk
-from ebr_engine.bridge import FAST_STEPS, PROCESSES, RELEASED_STEPS, StepTable, make_table
+from ebr_engine.bridge.process import PROCESSES
+from ebr_engine.bridge.sampler import sample
+from ebr_engine.bridge.schedules import FAST_STEPS, RELEASED_STEPS, StepTable, make_table
+from ebr_engine.engine.offload import BLOCK_LISTS
+from ebr_engine.engine.plan import alternating, shifted
 from ebr_engine.errors import EbrError
-from ebr_engine.offload import BLOCK_LISTS
-from ebr_engine.plan import alternating, shifted
-from ebr_engine.prompts import Prompt, load_prompt
-from ebr_engine.sampler import sample
+from ebr_engine.prompts.prompt import Prompt, load_prompt
 from ebr_engine.training.config import FREE, LearnConfig
 from ebr_engine.training.data import seeded
 from ebr_engine.training.distributed import World

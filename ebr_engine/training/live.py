@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ebr_engine.backbones.loading import Backbone
-from ebr_engine.backbones.wan import WanConditioning, merge_equal_rows, resize_rows
+from ebr_engine.backbones.wan.model import WanConditioning, merge_equal_rows, resize_rows
 from ebr_engine.kernels.context_kv import finish, product
 
 

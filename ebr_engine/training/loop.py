@@ -13,7 +13,7 @@ import torch
 
 from ebr_engine.backbones.loading import Backbone, ModelSource, load_backbone
 from ebr_engine.errors import EbrError
-from ebr_engine.prompts import Prompt
+from ebr_engine.prompts.prompt import Prompt
 from ebr_engine.training.config import LearnConfig, to_toml
 from ebr_engine.training.data import PairSamples, Samples, SceneSamples, pair_samples
 from ebr_engine.training.distributed import World, joined
@@ -82,7 +82,7 @@ def learn(
 
 def load_parts(config: LearnConfig, device: str) -> Backbone:
     """The backbone that a configuration names."""
-    from ebr_engine.devices import choose_device
+    from ebr_engine.engine.devices import choose_device
 
     paths = (Path(name) if name else None for name in (config.context, config.vae))
     source = ModelSource(config.model or None, config.revision or None, config.offline, *paths)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ebr_engine.errors import EbrError
-from ebr_engine.media.files import ALL_SUFFIXES, is_clip
+from ebr_engine.jobs.files import ALL_SUFFIXES, is_clip
 from ebr_engine.media.video.folder import by_number
 
 FOLDERS = (

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebr_engine.backbones.mini import CONTEXT_TOKENS, MINI, Mini, MiniTextEncoder, load_mini, save_mini
-from ebr_engine.backbones.wan import WanConditioner, WanConfig, WanStep, WanTrunk
-from ebr_engine.codecs import PixelCodec
+from ebr_engine.backbones.mini.codec import PixelCodec
+from ebr_engine.backbones.mini.model import CONTEXT_TOKENS, MINI, Mini, MiniTextEncoder, load_mini, save_mini
+from ebr_engine.backbones.wan.model import WanConditioner, WanConfig, WanStep, WanTrunk
 from ebr_engine.errors import EbrError
 from ebr_engine.training import degradations, procedural
 from ebr_engine.training.scenes import ScenePool

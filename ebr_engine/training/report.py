@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ebr_engine.prompts import Prompt
+from ebr_engine.prompts.prompt import Prompt
 from ebr_engine.training.config import SETTINGS, LearnConfig
 
 ROWS = 20  # of the table

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ebr_engine.backbones.loading import Backbone
-from ebr_engine.bridge import make_table
+from ebr_engine.bridge.sampler import draw_noise, sample
+from ebr_engine.bridge.schedules import make_table
 from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.media.images import write_image
-from ebr_engine.sampler import draw_noise, sample
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.data import pair_samples
 from ebr_engine.training.degradations import degrade, seeds

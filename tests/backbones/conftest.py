@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ebr_engine.backbones.wan import WanConfig
-from ebr_engine.backbones.wan_weights import load_wan
+from ebr_engine.backbones.wan.model import WanConfig
+from ebr_engine.backbones.wan.weights import load_wan
 
 TINY = {
     "patch_size": (1, 2, 2),

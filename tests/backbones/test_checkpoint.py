@@ -10,13 +10,13 @@ from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 from safetensors.torch import save_file
 
 from ebr_engine.backbones.checkpoint import find_model, load_backbone, memory
-from ebr_engine.backbones.flux import FluxConfig
-from ebr_engine.backbones.flux_weights import diffusers_state_dict as flux_state_dict
-from ebr_engine.backbones.flux_weights import load_flux
+from ebr_engine.backbones.flux.model import FluxConfig
+from ebr_engine.backbones.flux.weights import diffusers_state_dict as flux_state_dict
+from ebr_engine.backbones.flux.weights import load_flux
 from ebr_engine.backbones.registry import named_config
-from ebr_engine.backbones.wan import WanConfig
-from ebr_engine.backbones.wan_weights import diffusers_state_dict as wan_state_dict
-from ebr_engine.backbones.wan_weights import load_wan
+from ebr_engine.backbones.wan.model import WanConfig
+from ebr_engine.backbones.wan.weights import diffusers_state_dict as wan_state_dict
+from ebr_engine.backbones.wan.weights import load_wan
 from ebr_engine.errors import BackboneError
 from tests.backbones.original_layouts import flux_original, wan_original
 

@@ -10,8 +10,8 @@ import torch
 from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 from safetensors.torch import save_file
 
-from ebr_engine.backbones.flux import FluxConfig
-from ebr_engine.backbones.wan import WanConfig
+from ebr_engine.backbones.flux.model import FluxConfig
+from ebr_engine.backbones.wan.model import WanConfig
 from tests.backbones.original_layouts import flux_original
 
 # Pages of the mapped file count as RssFile and can be dropped at any time; what a load needs is what is RssAnon.

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ebr_engine.backbones.flux import FluxConditioner, FluxTrunk
-from ebr_engine.backbones.quantized import quantize_trunk
-from ebr_engine.backbones.wan import WanConditioner, WanConfig, WanTrunk
+from ebr_engine.backbones.flux.model import FluxConditioner, FluxTrunk
+from ebr_engine.backbones.layers import quantize_trunk
+from ebr_engine.backbones.wan.model import WanConditioner, WanConfig, WanTrunk
 from ebr_engine.kernels import backend
 from tests.tiny import TINY_FLUX
 

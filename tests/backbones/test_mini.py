@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ebr_engine.backbones.mini import MINI, Mini, MiniTextEncoder, load_mini, save_mini
-from ebr_engine.backbones.wan import WanConditioner, WanTrunk
-from ebr_engine.backbones.wan_weights import diffusers_state_dict, load_wan
-from ebr_engine.codecs import PixelCodec
+from ebr_engine.backbones.mini.codec import PixelCodec
+from ebr_engine.backbones.mini.model import MINI, Mini, MiniTextEncoder, load_mini, save_mini
+from ebr_engine.backbones.wan.model import WanConditioner, WanTrunk
+from ebr_engine.backbones.wan.weights import diffusers_state_dict, load_wan
 from ebr_engine.errors import BackboneError
 
 WORDS = ["haze", "strong", "blue"]

@@ -5,11 +5,11 @@ import torch
 from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 from safetensors.torch import save_file
 
-from ebr_engine.backbones.flux import FluxConfig
+from ebr_engine.backbones.flux.model import FluxConfig
 from ebr_engine.backbones.original_names import OriginalState, flux_sizes, pieces, wan_sizes
 from ebr_engine.backbones.parameters import TensorFiles
 from ebr_engine.backbones.registry import named_config
-from ebr_engine.backbones.wan import WanConfig
+from ebr_engine.backbones.wan.model import WanConfig
 from ebr_engine.errors import BackboneError
 from tests.backbones.original_layouts import flux_original, wan_original
 

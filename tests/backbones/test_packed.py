@@ -6,9 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from ebr_engine.backbones.flux import FluxConditioner, FluxTrunk
-from ebr_engine.backbones.packed import PackedLinear, linear_with, pack_trunk, unpack_trunk
-from ebr_engine.backbones.quantized import activated, quantize_trunk, safer_trunk
+from ebr_engine.backbones.flux.model import FluxConditioner, FluxTrunk
+from ebr_engine.backbones.layers import (
+    PackedLinear,
+    activated,
+    linear_with,
+    pack_trunk,
+    quantize_trunk,
+    safer_trunk,
+    unpack_trunk,
+)
 from ebr_engine.kernels.packed_linear import can_pack
 from tests.tiny import TINY_FLUX
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from ebr_engine.backbones.flux import FluxConfig, FluxTrunk
-from ebr_engine.backbones.mini import load_mini
-from ebr_engine.backbones.quantized import Fp8Linear, dense_weight, feed_forward, quantize_trunk, takes_fp8, trunk_dtype
+from ebr_engine.backbones.flux.model import FluxConfig, FluxTrunk
+from ebr_engine.backbones.layers import Fp8Linear, dense_weight, feed_forward, quantize_trunk, takes_fp8, trunk_dtype
+from ebr_engine.backbones.mini.model import load_mini
 from ebr_engine.kernels.quantize_fp8 import quantize_fp8
 
 
@@ -49,7 +49,7 @@ def test_a_precision_that_is_asked_for_is_taken(precision, dtype):
 
 @pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_the_automatic_precision_is_what_the_hardware_multiplies(has_bf16, dtype, monkeypatch):
-    monkeypatch.setattr("ebr_engine.backbones.quantized.cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr("ebr_engine.backbones.layers.cpu_has_bf16", lambda: has_bf16)
     assert trunk_dtype("auto", torch.device("cpu")) == dtype
     assert trunk_dtype("fp8", torch.device("cpu")) == dtype
     assert trunk_dtype("auto", torch.device("cuda")) == torch.bfloat16

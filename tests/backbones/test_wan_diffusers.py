@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from ebr_engine.backbones.wan import WanConfig, WanStep, merge_equal_rows
-from ebr_engine.backbones.wan_weights import diffusers_state_dict, load_wan
+from ebr_engine.backbones.wan.model import WanConfig, WanStep, merge_equal_rows
+from ebr_engine.backbones.wan.weights import diffusers_state_dict, load_wan
 from ebr_engine.errors import BackboneError
-from ebr_engine.prompts import Prompt, mixed_weights
+from ebr_engine.prompts.mixing import mixed_weights
+from ebr_engine.prompts.prompt import Prompt
 
 TOLERANCE = 1e-4  # relative RMS in float32
 LATENT = (2, 4, 3, 6, 10)

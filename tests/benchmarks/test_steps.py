@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from benchmarks import steps
-from ebr_engine.backbones.mini import load_mini
-from ebr_engine.bridge import power_times, start_state, step_table
-from ebr_engine.sampler import sample
+from ebr_engine.backbones.mini.model import load_mini
+from ebr_engine.bridge.process import start_state
+from ebr_engine.bridge.sampler import sample
+from ebr_engine.bridge.schedules import power_times, step_table
 
 T0 = 0.3
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from ebr_engine import catalogue
 from ebr_engine.cli import app
 from ebr_engine.errors import EbrError
+from ebr_engine.prompts import catalogue
 
 
 class FakeRestorer:
@@ -61,9 +61,9 @@ class FakeRestorer:
 @pytest.fixture
 def engine(monkeypatch):
     """The stand-in in the engine's place; its `made` and `calls` start empty."""
-    fake = types.ModuleType("ebr_engine.engine")
+    fake = types.ModuleType("ebr_engine.engine.restorer")
     fake.Restorer = type("Restorer", (FakeRestorer,), {"made": [], "calls": [], "expected": []})
-    monkeypatch.setitem(sys.modules, "ebr_engine.engine", fake)
+    monkeypatch.setitem(sys.modules, "ebr_engine.engine.restorer", fake)
     monkeypatch.setattr(catalogue, "RELEASED_SIZES", {"wan": (4, 6)})
     return fake.Restorer
 

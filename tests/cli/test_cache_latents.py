@@ -5,9 +5,9 @@ import shutil
 import numpy as np
 import pytest
 
-from ebr_engine.codecs import PixelCodec
+from ebr_engine.backbones.mini.codec import PixelCodec
 from ebr_engine.media.images import write_image
-from ebr_engine.prompts import load_prompt
+from ebr_engine.prompts.prompt import load_prompt
 
 QUICK = ("--size", "32", "--seed", "3", "--device", "cpu")
 

@@ -89,9 +89,9 @@ class Uneven(conftest.FakeRestorer):
         callback(1, 1)
         return (clip * (0.5 + clip[:, :, :1].mean() + clip[:, :, -1:].std() / 4)).clamp(0, 1)
 if {fake}:
-    fake = types.ModuleType("ebr_engine.engine")
+    fake = types.ModuleType("ebr_engine.engine.restorer")
     fake.Restorer = Uneven
-    sys.modules["ebr_engine.engine"] = fake
+    sys.modules["ebr_engine.engine.restorer"] = fake
 from ebr_engine.cli import main
 main()
 """

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from ebr_engine import catalogue
 from ebr_engine.evaluation import quality
 from ebr_engine.media.images import read_image
+from ebr_engine.prompts import catalogue
 
 ORIENTATION = 0x0112
 

@@ -58,7 +58,7 @@ def test_the_table_tells_the_same(cli, monkeypatch):
 def test_prompts_in_the_users_folder_are_listed_and_broken_ones_do_not_stop_it(cli, tmp_path, monkeypatch):
     import torch
 
-    from ebr_engine.prompts import Prompt
+    from ebr_engine.prompts.prompt import Prompt
 
     monkeypatch.setenv("EBR_PROMPT_DIR", str(tmp_path))
     Prompt(torch.ones(2, 4), torch.ones(3), "flux", task="moire").save(tmp_path / "deep" / "x.safetensors")

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ebr_engine import catalogue
-from ebr_engine.catalogue import TASKS
-from ebr_engine.classify import Diagnosis
+from ebr_engine.engine.classify import Diagnosis
 from ebr_engine.media.images import Picture, read_image, write_image
 from ebr_engine.media.video import VideoInfo, open_video, write_video
+from ebr_engine.prompts import catalogue
+from ebr_engine.prompts.catalogue import TASKS
 
 
 def picture(path, value=0.25, size=(6, 10), **more):
@@ -92,7 +92,7 @@ def test_after_the_preview_yes_goes_on(cli, engine):
 @pytest.mark.parametrize("answer", [True, False])
 def test_a_person_is_asked(cli, engine, monkeypatch, answer):
     asked = []
-    monkeypatch.setattr("ebr_engine.cli.run.preview.on_terminal", lambda: True)
+    monkeypatch.setattr("ebr_engine.jobs.preview.on_terminal", lambda: True)
     monkeypatch.setattr("typer.confirm", lambda text, **how: asked.append((text, how["default"])) or answer)
     picture("a.png")
     picture("b.png")
@@ -156,7 +156,7 @@ def sees(monkeypatch):
         hazy = 0.9 if pictures[0].mean() > 0.2 else 0.2
         return Diagnosis(dict.fromkeys(TASKS, 0.1) | {"haze": hazy})
 
-    monkeypatch.setattr("ebr_engine.classify.diagnose", diagnose)
+    monkeypatch.setattr("ebr_engine.engine.classify.diagnose", diagnose)
     return shown
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ebr_engine.jobs.journal import NAME
 from ebr_engine.media import images
 from ebr_engine.media.images import Picture, read_image, write_image
-from ebr_engine.media.journal import NAME
 
 
 def picture(path, value=0.25, size=(6, 10)):
@@ -248,9 +248,9 @@ class Slow(conftest.FakeRestorer):
             time.sleep(0.05)
             callback(index + 1, 10)
         return 1 - image
-fake = types.ModuleType("ebr_engine.engine")
+fake = types.ModuleType("ebr_engine.engine.restorer")
 fake.Restorer = Slow
-sys.modules["ebr_engine.engine"] = fake
+sys.modules["ebr_engine.engine.restorer"] = fake
 from ebr_engine.cli import main
 main()
 """

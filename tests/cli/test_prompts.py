@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ebr_engine.catalogue import TASKS, find_prompt
-from ebr_engine.prompts import Prompt, load_prompt
+from ebr_engine.prompts.catalogue import TASKS, find_prompt
+from ebr_engine.prompts.prompt import Prompt, load_prompt
 
 RELEASED = Path(__file__).parents[3] / "shared" / "released_prompts"
 

@@ -121,7 +121,7 @@ def test_prompts_and_weights(cli, engine, arguments, expected):
 
 
 def test_a_windows_drive_is_no_weight():
-    from ebr_engine.cli.run.choosing import _prompt_parts
+    from ebr_engine.jobs.choosing import _prompt_parts
 
     assert _prompt_parts(r"C:\rain.safetensors") == (r"C:\rain.safetensors", 1.0)
     assert _prompt_parts(r"C:\rain.safetensors:0.5") == (r"C:\rain.safetensors", 0.5)
@@ -272,8 +272,8 @@ def test_the_progress_bar_shows_on_a_terminal(cli, engine, monkeypatch):
     picture("in/b.png")
     script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
     script += "import conftest, types, time\n"
-    script += "fake = types.ModuleType('ebr_engine.engine'); fake.Restorer = conftest.FakeRestorer\n"
-    script += "sys.modules['ebr_engine.engine'] = fake\n"
+    script += "fake = types.ModuleType('ebr_engine.engine.restorer'); fake.Restorer = conftest.FakeRestorer\n"
+    script += "sys.modules['ebr_engine.engine.restorer'] = fake\n"
     script += "conftest.app(['restore', 'in', '-o', 'out', '--task', 'haze'])\n"
     leader, follower = pty.openpty()
     environment = {**os.environ, "COLUMNS": "100", "TERM": "xterm"}

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ebr_engine.catalogue import TASKS
-from ebr_engine.classify import Diagnosis
+from ebr_engine.engine.classify import Diagnosis
 from ebr_engine.media.images import Picture, read_image, write_image
 from ebr_engine.media.sheet import MARK
 from ebr_engine.media.video import VideoInfo, write_video
+from ebr_engine.prompts.catalogue import TASKS
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def sheets(engine, monkeypatch):
     made = []
     monkeypatch.setattr(engine, "plan", lambda self, task, **settings: {"task": task, **settings})
     monkeypatch.setattr(engine, "restore", lambda self, image, *, plan, seed: image * 0 + len(plan["task"]) / 20)
-    monkeypatch.setattr("ebr_engine.classify.diagnose", lambda pictures: Diagnosis(seen))
+    monkeypatch.setattr("ebr_engine.engine.classify.diagnose", lambda pictures: Diagnosis(seen))
     original = sheet.contact_sheet
     monkeypatch.setattr(sheet, "contact_sheet", lambda tiles: made.append(tiles) or original(tiles))
     seen = dict.fromkeys(TASKS, 0.1) | {"haze": 0.8, "rain": 0.9}
@@ -103,4 +103,4 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(cli, sheets, monkeyp
     assert len(stderr.strip().splitlines()) == 1
     assert words in stderr
     assert sorted(os.listdir()) == ["bad.png", "in.png", "old.png"]
-    assert sys.modules["ebr_engine.engine"].Restorer.made == []
+    assert sys.modules["ebr_engine.engine.restorer"].Restorer.made == []

@@ -5,11 +5,11 @@ from functools import partial
 import pytest
 import torch
 
-from ebr_engine.backbones.mini import load_mini
-from ebr_engine.backbones.wan import WanConfig
-from ebr_engine.bridge import PROCESSES
+from ebr_engine.backbones.mini.model import load_mini
+from ebr_engine.backbones.wan.model import WanConfig
+from ebr_engine.bridge.process import PROCESSES
 from ebr_engine.cli import train
-from ebr_engine.prompts import load_prompt
+from ebr_engine.prompts.prompt import load_prompt
 from ebr_engine.training import loop, pretrain, scenes
 from ebr_engine.training.config import LOSSES, LearnConfig, read_toml, resolve
 from ebr_engine.training.degradations import TASKS

@@ -9,14 +9,14 @@ import pytest
 import torch
 from skimage import metrics
 
-from ebr_engine.bridge import flow_table, power_times
-from ebr_engine.catalogue import ASSETS, TASKS
-from ebr_engine.engine import Restorer
+from ebr_engine.bridge.schedules import flow_table, power_times
+from ebr_engine.engine.restorer import Restorer
 from ebr_engine.errors import PromptError
 from ebr_engine.evaluation import photos, quality
 from ebr_engine.evaluation.photos import make_case
 from ebr_engine.evaluation.quality import ROWS, markdown, means, measure, psnr, ssim
-from ebr_engine.prompts import load_prompt
+from ebr_engine.prompts.catalogue import ASSETS, TASKS
+from ebr_engine.prompts.prompt import load_prompt
 
 BOUNDS = ASSETS / "mini" / "quality.json"  # written by `ebr-engine eval --out`
 MARGIN = 0.3  # dB: other kernels, other roundings

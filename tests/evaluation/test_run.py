@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ebr_engine.engine import Restorer
+from ebr_engine.engine.restorer import Restorer
 from ebr_engine.errors import EbrError
 from ebr_engine.evaluation import metrics, run
 from ebr_engine.evaluation.metrics import psnr, ssim

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ebr_engine.backbones.flux import FluxConfig, FluxStep, FluxTrunk
-from ebr_engine.backbones.wan import WanConfig, WanStep, WanTrunk
+from ebr_engine.backbones.flux.model import FluxConfig, FluxStep, FluxTrunk
+from ebr_engine.backbones.wan.model import WanConfig, WanStep, WanTrunk
 
 WAN = WanConfig((1, 2, 2), 2, 12, 16, 16, text_dim=20, freq_dim=16, ffn_dim=40, num_layers=1)
 FLUX = FluxConfig(

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from ebr_engine.backbones.loading import Backbone
-from ebr_engine.backbones.wan import WanConditioning
-from ebr_engine.bridge import make_table
+from ebr_engine.backbones.wan.model import WanConditioning
+from ebr_engine.bridge.schedules import make_table
+from ebr_engine.engine.plan import Plan
 from ebr_engine.errors import EngineError
 from ebr_engine.export import exporting
 from ebr_engine.export.engine_file import read_about
 from ebr_engine.export.exporting import ExportOptions, export_trunk, latent_size
-from ebr_engine.plan import Plan
 
 CODEC = SimpleNamespace(spatial=8, temporal=4, channels=16, frames=lambda count: count + -(count - 1) % 4)
 PICTURES = SimpleNamespace(spatial=8, temporal=1, channels=16, frames=lambda count: count)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ebr_engine.backbones.quantized import quantize_trunk
+from ebr_engine.backbones.layers import quantize_trunk
 from ebr_engine.errors import EngineError
 from ebr_engine.export import onnx as exporter
 from ebr_engine.export.graph import ExportedTrunk, Graph

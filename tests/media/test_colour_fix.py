@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ebr_engine.catalogue import TASKS
 from ebr_engine.media.colour_fix import BY_TASK, FIXES, fix_colours, fix_for, low_frequencies
+from ebr_engine.prompts.catalogue import TASKS
 
 
 def picture(shape=(48, 70, 3), seed=0):

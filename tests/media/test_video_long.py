@@ -80,9 +80,9 @@ from pathlib import Path
 import numpy as np
 sys.path.insert(0, {tests!r})
 import conftest
-fake = types.ModuleType("ebr_engine.engine")
+fake = types.ModuleType("ebr_engine.engine.restorer")
 fake.Restorer = conftest.FakeRestorer
-sys.modules["ebr_engine.engine"] = fake
+sys.modules["ebr_engine.engine.restorer"] = fake
 from ebr_engine.cli import app
 from ebr_engine.media.video import VideoInfo, info, parts, write_video
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ebr_engine.codecs import PixelCodec
+from ebr_engine.backbones.mini.codec import PixelCodec
 from ebr_engine.media.images import write_image
 from ebr_engine.training import loop, scenes
 from ebr_engine.training.scenes import ScenePool

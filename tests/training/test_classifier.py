@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ebr_engine.classify import load_classifier
+from ebr_engine.engine.classify import load_classifier
 from ebr_engine.training.classifier import (
     ClassifierConfig,
     as_stored,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ebr_engine.cli import main
-from ebr_engine.prompts import load_prompt
+from ebr_engine.prompts.prompt import load_prompt
 from ebr_engine.training.distributed import World, joined
 
 COMMAND = "from ebr_engine.cli import main\n\nmain()\n"

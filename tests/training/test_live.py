@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ebr_engine.backbones.flux import FluxConfig
-from ebr_engine.backbones.flux_weights import load_flux
+from ebr_engine.backbones.flux.model import FluxConfig
+from ebr_engine.backbones.flux.weights import load_flux
 from ebr_engine.backbones.loading import Backbone
-from ebr_engine.backbones.wan import WanConfig
-from ebr_engine.backbones.wan_weights import load_wan
+from ebr_engine.backbones.wan.model import WanConfig
+from ebr_engine.backbones.wan.weights import load_wan
 from ebr_engine.training.live import live_conditioner
 
 GOLDEN = Path(__file__).parents[1] / "golden"

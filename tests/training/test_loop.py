@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ebr_engine.errors import EbrError
-from ebr_engine.prompts import load_prompt
+from ebr_engine.prompts.prompt import load_prompt
 from ebr_engine.training.config import LearnConfig, read_toml, resolve
 from ebr_engine.training.degradations import seeds
 from ebr_engine.training.learner import shareable

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ebr_engine.backbones.mini import CONTEXT_TOKENS, load_mini
-from ebr_engine.codecs import PixelCodec
+from ebr_engine.backbones.mini.codec import PixelCodec
+from ebr_engine.backbones.mini.model import CONTEXT_TOKENS, load_mini
 from ebr_engine.errors import EbrError
 from ebr_engine.training import degradations, pretrain, procedural, scenes
 from ebr_engine.training.pretrain import CLEAN_WORD, VOCABULARY, PretrainConfig, Pretrainee, batch, measured_codec, rate_factor

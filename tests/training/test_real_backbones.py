@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ebr_engine.prompts import load_prompt
+from ebr_engine.prompts.prompt import load_prompt
 from ebr_engine.training import loop
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.learner import Learner

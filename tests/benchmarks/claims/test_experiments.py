@@ -19,8 +19,9 @@ from benchmarks.claims import (
 )
 from benchmarks.claims.b_process import ddbm_sample, ddbm_weights
 from benchmarks.claims.common import TINY
-from ebr_engine.backbones.mini import load_mini, save_mini
-from ebr_engine.bridge import ddbm_state, power_times
+from ebr_engine.backbones.mini.model import load_mini, save_mini
+from ebr_engine.bridge.process import ddbm_state
+from ebr_engine.bridge.schedules import power_times
 
 
 @pytest.mark.parametrize(

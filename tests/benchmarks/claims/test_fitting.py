@@ -8,8 +8,8 @@ import torch
 from benchmarks.claims import a_space, f_mixtures
 from benchmarks.claims.common import TINY, Learning, save_random
 from benchmarks.claims.fitting import fit
-from ebr_engine.backbones.mini import load_mini
-from ebr_engine.bridge import training_state
+from ebr_engine.backbones.mini.model import load_mini
+from ebr_engine.bridge.process import training_state
 from ebr_engine.evaluation.photos import load_photo
 from ebr_engine.training.degradations import degrade
 from ebr_engine.training.scenes import ScenePool

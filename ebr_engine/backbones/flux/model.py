@@ -1,0 +1,365 @@
+"""FLUX.1's transformer in two halves: a conditioner that never sees a pixel, and a trunk that sees nothing else.
+
+The conditioner turns timesteps, guidance, the pooled text and the text context into tables (every AdaLN modulation, the first
+text tokens); with the rows that a prompt adds to the text tokens' q, k and v they are all that the trunk needs besides a
+latent. The conditioner runs once, the trunk once a step.
+
+Source: FLUX.1 (github.com/black-forest-labs/flux); prompts as residuals on the text tokens: arXiv 2604.04924. Parameter names
+of checkpoints are those of diffusers' `FluxTransformer2DModel`; `flux_weights.py` maps them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ebr_engine.backbones.flux.conditioning import BlockStep, FluxConditioning, FluxStep, Prompts
+from ebr_engine.backbones.layers import PackedLinear, activated, dense_weight, feed_forward, normed_for, residual_normed_for
+from ebr_engine.backbones.wan.model import sinusoid
+from ebr_engine.errors import BackboneError
+from ebr_engine.kernels.attention import attention
+from ebr_engine.kernels.qk_norm_rope import qk_norm_rope
+from ebr_engine.kernels.quantize_fp8 import Quantized
+
+EPS = 1e-6
+ROPE_THETA = 10000.0
+FREQUENCIES = 256  # width of the sinusoids that time and guidance are embedded with
+MLP_RATIO = 4
+PACK = 2  # a token is 2×2 latent cells
+DOUBLE_MODULATIONS = 6  # shift, 1 + scale, gate of attention; the same of the feed-forward
+SINGLE_MODULATIONS = 3  # shift, 1 + scale, gate of the whole block
+
+
+@dataclass(frozen=True)
+class FluxConfig:
+    """Sizes of a FLUX transformer, under the names of diffusers' configuration file."""
+
+    patch_size: int = 1
+    in_channels: int = 64
+    num_layers: int = 19
+    num_single_layers: int = 38
+    attention_head_dim: int = 128
+    num_attention_heads: int = 24
+    joint_attention_dim: int = 4096
+    pooled_projection_dim: int = 768
+    guidance_embeds: bool = False
+    axes_dims_rope: tuple[int, int, int] = (16, 56, 56)
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def blocks(self) -> int:
+        return self.num_layers + self.num_single_layers
+
+    @property
+    def latent_channels(self) -> int:
+        return self.in_channels // PACK**2
+
+    @classmethod
+    def from_diffusers(cls, config: dict) -> "FluxConfig":
+        """Read a diffusers config dict; `BackboneError` names what is of another model (Fill, Canny or Depth, say)."""
+        fields = {name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None}
+        fields["axes_dims_rope"] = tuple(fields.get("axes_dims_rope", cls.axes_dims_rope))
+        sizes = cls(**fields)
+        out_channels = config.get("out_channels") or sizes.in_channels
+        if out_channels != sizes.in_channels:
+            raise BackboneError(
+                f"FLUX configuration has in_channels={sizes.in_channels} and out_channels={out_channels}: models with extra "
+                "image inputs (Fill, Canny, Depth) are not supported"
+            )
+        if sizes.patch_size != 1 or sizes.in_channels % PACK**2:
+            found = f"patch_size={sizes.patch_size} and in_channels={sizes.in_channels}"
+            raise BackboneError(f"FLUX configuration has {found}; only latents packed 2×2 with patch_size 1 are supported")
+        if sum(sizes.axes_dims_rope) != sizes.attention_head_dim or any(dim % 2 for dim in sizes.axes_dims_rope):
+            raise BackboneError(
+                f"FLUX configuration has axes_dims_rope={sizes.axes_dims_rope}: even numbers with the sum "
+                f"attention_head_dim={sizes.attention_head_dim} are expected"
+            )
+        if not (sizes.num_layers and sizes.num_single_layers):
+            raise BackboneError("FLUX configuration has no double-stream or no single-stream blocks")
+        return sizes
+
+    def to_diffusers(self) -> dict:
+        """The diffusers config dict of these sizes."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return fields | {"axes_dims_rope": list(self.axes_dims_rope)}
+
+
+class FluxConditioner(nn.Module):
+    """Time, guidance, pooled-text and context embedders and every AdaLN linear: all that does not depend on a pixel.
+
+    Its parameters stay in the dtype they are given in (3.2 of 12 billion: 6 GB in bf16) and are multiplied in float32.
+    """
+
+    def __init__(self, config: FluxConfig):
+        super().__init__()
+        self.config = config
+        width, doubles = config.width, config.num_layers
+        self.time_in = nn.Linear(FREQUENCIES, width)
+        self.time_out = nn.Linear(width, width)
+        if config.guidance_embeds:
+            self.guidance_in = nn.Linear(FREQUENCIES, width)
+            self.guidance_out = nn.Linear(width, width)
+        self.pooled_in = nn.Linear(config.pooled_projection_dim, width)
+        self.pooled_out = nn.Linear(width, width)
+        self.context_in = nn.Linear(config.joint_attention_dim, width)
+        self.text = nn.ModuleList(nn.Linear(width, DOUBLE_MODULATIONS * width) for _ in range(doubles))
+        self.image = nn.ModuleList(nn.Linear(width, DOUBLE_MODULATIONS * width) for _ in range(doubles))
+        self.single = nn.ModuleList(nn.Linear(width, SINGLE_MODULATIONS * width) for _ in range(config.num_single_layers))
+        self.head = nn.Linear(width, 2 * width)
+
+    def embed(self, timestep: Tensor, pooled: Tensor, guidance: float) -> Tensor:
+        """The vector that every modulation is read from, [S, D] float32."""
+        vector = wide(self.time_out, F.silu(wide(self.time_in, sinusoid(timestep, FREQUENCIES))))
+        vector = vector + wide(self.pooled_out, F.silu(wide(self.pooled_in, pooled)))
+        if self.config.guidance_embeds:
+            scaled = torch.full_like(timestep[:1], 1000 * guidance)
+            vector = vector + wide(self.guidance_out, F.silu(wide(self.guidance_in, sinusoid(scaled, FREQUENCIES))))
+        return vector
+
+    def forward(self, timestep: Tensor, context: Tensor, pooled: Tensor, guidance: float = 1.0) -> FluxConditioning:
+        """Bake the tables of a run without a prompt.
+
+        Args: `timestep` [S] float32 in 0..1000; `context` [T, joint_attention_dim] and `pooled` [pooled_projection_dim], the
+        text encoders' outputs; `guidance` is not read by a model without guidance embedding (schnell).
+        """
+        vector = F.silu(self.embed(timestep, pooled, guidance))
+
+        def modulation(layer: nn.Linear, names: int) -> Tensor:
+            table = wide(layer, vector).unflatten(-1, (names, -1))
+            table[:, 1::SINGLE_MODULATIONS] += 1  # scales, which are second of every three
+            return table
+
+        streams = [
+            torch.stack([modulation(layer, DOUBLE_MODULATIONS) for layer in pair], 1) for pair in zip(self.text, self.image)
+        ]
+        single = torch.stack([modulation(layer, SINGLE_MODULATIONS) for layer in self.single], 1)
+        text = wide(self.context_in, context)
+        double_rows, single_rows = (text.new_zeros(len(part), 0, 3 * self.config.width) for part in (self.text, self.single))
+        return FluxConditioning(torch.stack(streams, 1), single, modulation(self.head, 2), text, double_rows, single_rows)
+
+    def bake(
+        self,
+        trunk: "FluxTrunk",
+        timestep: Tensor,
+        context: Tensor,
+        pooled: Tensor,
+        prompts: Prompts = (),
+        guidance: float = 1.0,
+    ) -> FluxConditioning:
+        """Bake the tables of a run with its prompts; differentiable in the prompts.
+
+        A prompt's rows are products with the blocks' own QKV weights, which the trunk needs at every step, so they are
+        borrowed from it for the call: no second copy, and no reference that a moved or quantised trunk leaves behind.
+        """
+        return self(timestep, context, pooled, guidance).with_prompts(trunk, prompts)
+
+
+class FluxTrunk(nn.Module):
+    """Everything that touches a pixel: packing, both streams' blocks, the joined blocks, the head."""
+
+    def __init__(self, config: FluxConfig):
+        super().__init__()
+        self.config = config
+        self.image_in = nn.Linear(config.in_channels, config.width)
+        self.double_blocks = nn.ModuleList(FluxDoubleBlock(config) for _ in range(config.num_layers))
+        self.single_blocks = nn.ModuleList(FluxSingleBlock(config) for _ in range(config.num_single_layers))
+        self.image_out = nn.Linear(config.width, config.in_channels)
+        self._rotary: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    def forward(self, latent: Tensor, step: FluxStep) -> Tensor:
+        """Velocity [B, C, H, W] float32 of `latent` [B, C, H, W] at one step of the tables; H and W even (`BackboneError`)."""
+        grid = self.grid(latent.shape)
+        tokens = step.text.shape[0]
+        cos, sin = self.rotary(grid, tokens, latent.device)
+        image = self.image_in(self.pack(latent, grid).to(self.image_in.weight.dtype))  # [B, N, D]
+        streams = (step.text.expand(image.shape[0], -1, -1), image)
+        # A block returns its last branch unadded, so that the sum is fused with the norm that reads it.
+        readers = [[(block.text.qkv,), (block.image.qkv,)] for block in self.double_blocks]
+        readers += [[self.single_blocks[0].readers] * 2]
+        normed = [
+            normed_for(layers, x, scale, shift, EPS)
+            for layers, x, (shift, scale) in zip(readers[0], streams, step.double_norms(0))
+        ]
+        for i, block in enumerate(self.double_blocks):
+            updates = block(streams, normed, step.double(i), cos, sin)
+            sums = (
+                residual_normed_for(layers, *update, scale, shift, EPS)
+                for layers, update, (shift, scale) in zip(readers[i + 1], updates, step.double_norms(i + 1))
+            )
+            streams, normed = zip(*sums)
+        x, normed = torch.cat(streams, dim=1), joined(normed)  # [B, T + N, D]
+        last = len(self.single_blocks) - 1
+        readers = [block.readers for block in self.single_blocks[1:]] + [(self.image_out,)]
+        for i, block in enumerate(self.single_blocks):
+            branch, gate = block(normed, step.single(i), cos, sin)
+            if i == last:  # the head reads the image alone
+                x, branch = x[:, tokens:], branch[:, tokens:]
+            shift, scale = step.single_norm(i + 1)
+            x, normed = residual_normed_for(readers[i], x, branch, gate, scale, shift, EPS)
+        return self.unpack(self.image_out(normed), grid).float()
+
+    def prompt_rows(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """W_qkv·Σ weight·residual for every block, [double blocks, L, 3D] and [single blocks, L, 3D], in the trunk's dtype.
+
+        `prompts`: at least one (residual [Lp, D] or [blocks, Lp, D], weight [blocks]); L is the longest's rows.
+        """
+        longest = max(residual.shape[-2] for residual, _ in prompts)
+        padded = [F.pad(residual, (0, 0, 0, longest - residual.shape[-2])) for residual, _ in prompts]
+        mixing = torch.stack([weight for _, weight in prompts], dim=1)  # [blocks, P]
+
+        def rows(qkv: nn.Linear, block: int) -> Tensor:
+            own = torch.stack([residual[block] if residual.ndim == 3 else residual for residual in padded])
+            mixed = torch.einsum("p,pld->ld", mixing[block], own)
+            if isinstance(qkv, PackedLinear):
+                return qkv(mixed.to(qkv.weight.dtype), torch.zeros_like(qkv.bias))
+            matrix = dense_weight(qkv)
+            return F.linear(mixed.to(matrix), matrix)
+
+        layers = [block.text.qkv for block in self.double_blocks] + [block.qkv for block in self.single_blocks]
+        every, doubles = [rows(qkv, block) for block, qkv in enumerate(layers)], len(self.double_blocks)
+        return torch.stack(every[:doubles]), torch.stack(every[doubles:])
+
+    def grid(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Number of tokens along height and width of a latent of `shape` [B, C, H, W]."""
+        channels = self.config.latent_channels
+        if len(shape) != 4 or shape[1] != channels:
+            raise BackboneError(f"expected a latent [B, {channels}, H, W], got {tuple(shape)}")
+        if shape[2] % PACK or shape[3] % PACK:
+            raise BackboneError(f"latent size {tuple(shape[2:])} is not a multiple of {PACK}")
+        return shape[2] // PACK, shape[3] // PACK
+
+    def pack(self, latent: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, C, H, W] → [B, N, C·2·2], a token's channels in the released order."""
+        x = latent.unflatten(-1, (grid[1], PACK)).unflatten(2, (grid[0], PACK))
+        return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+    def unpack(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, N, C·2·2] → [B, C, H, W]."""
+        x = tokens.unflatten(1, grid).unflatten(-1, (-1, PACK, PACK))
+        return x.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+    def rotary(self, grid: tuple[int, int], tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """cos and sin [tokens + N, head_dim/2] float32, computed once a shape and device.
+
+        A graph keeps them if they are there when it is compiled (call this first), and computes them in every run otherwise.
+        """
+        key = (grid, tokens, device)
+        if key in self._rotary:
+            return self._rotary[key]
+        tables = tuple(table.to(device) for table in rotary_tables(self.config, grid, tokens))
+        if not torch.compiler.is_compiling():  # a graph that fills the cache would be compiled again when it is full
+            self._rotary[key] = tables
+        return tables
+
+
+class FluxDoubleBlock(nn.Module):
+    """Text and image, each with its own weights, in one attention."""
+
+    def __init__(self, config: FluxConfig):
+        super().__init__()
+        self.text = FluxStream(config)
+        self.image = FluxStream(config)
+
+    def forward(
+        self, streams: Sequence[Tensor], normed: Sequence[Tensor], step: BlockStep, cos: Tensor, sin: Tensor
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """From both residual streams and their norms ([B, T, D] and [B, N, D]) to the `FluxStream.finish` of both."""
+        tokens = streams[0].shape[1]
+        mixed = self.attend(tokens, normed, step, cos, sin)
+        text_modulation, image_modulation = step.modulation.unbind(1)
+        return (
+            self.text.finish(streams[0], mixed[:, :tokens], text_modulation),
+            self.image.finish(streams[1], mixed[:, tokens:], image_modulation),
+        )
+
+    def attend(self, tokens: int, normed: Sequence[Tensor], step: BlockStep, cos: Tensor, sin: Tensor) -> Tensor:
+        """Attention over the text's `tokens` and the image's, [B, T + N, D]; what it needs inside is freed when it returns."""
+        text = self.text.project(normed[0], cos[:tokens], sin[:tokens], step.rows)
+        image = self.image.project(normed[1], cos[tokens:], sin[tokens:])
+        q, k, v = (torch.cat(pair, dim=2) for pair in zip(text, image))  # [B, heads, T + N, head_dim]
+        del text, image
+        return attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class FluxStream(nn.Module):
+    """One stream's weights of a double-stream block: attention projections and feed-forward."""
+
+    def __init__(self, config: FluxConfig):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        width = config.width
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = nn.Parameter(torch.ones(config.attention_head_dim))
+        self.k_norm = nn.Parameter(torch.ones(config.attention_head_dim))
+        self.out = nn.Linear(width, width)
+        self.up = nn.Linear(width, MLP_RATIO * width)
+        self.down = nn.Linear(MLP_RATIO * width, width)
+
+    def project(self, normed: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v, [B, heads, tokens, head_dim] each."""
+        return qk_norm_rope(self.qkv(normed), self.q_norm, self.k_norm, cos, sin, self.heads, EPS, rows)
+
+    def finish(self, x: Tensor, mixed: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From the stream and attention's output to the stream, the feed-forward branch and its gate [B, D]."""
+        _, _, gate, ff_shift, ff_scale, ff_gate = modulation.unbind(1)
+        x, normed = residual_normed_for((self.up,), x, self.out(mixed), gate, ff_scale, ff_shift, EPS)
+        return x, feed_forward(self.up, self.down, normed), ff_gate
+
+
+class FluxSingleBlock(nn.Module):
+    """Attention over text and image in one stream, the feed-forward beside it."""
+
+    def __init__(self, config: FluxConfig):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        width = config.width
+        # Apart, so that the feed-forward's GELU can end its own product and a prompt's rows read qkv's weight as it is.
+        self.qkv = nn.Linear(width, 3 * width)
+        self.up = nn.Linear(width, MLP_RATIO * width)
+        self.q_norm = nn.Parameter(torch.ones(config.attention_head_dim))
+        self.k_norm = nn.Parameter(torch.ones(config.attention_head_dim))
+        self.out = nn.Linear((1 + MLP_RATIO) * width, width)
+
+    @property
+    def readers(self) -> tuple[nn.Module, nn.Module]:
+        """The layers that read the norm."""
+        return self.qkv, self.up
+
+    def forward(self, normed: Tensor | Quantized, step: BlockStep, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """From the norm of the residual stream [B, T + N, D] to the block's branch and its gate [B, D]."""
+        mixed = self.attend(normed, step, cos, sin)
+        hidden = activated(self.up, normed)
+        return self.out(torch.cat((mixed, hidden), dim=-1)), step.modulation[:, 2]
+
+    def attend(self, normed: Tensor | Quantized, step: BlockStep, cos: Tensor, sin: Tensor) -> Tensor:
+        """Attention over all tokens, [B, T + N, D]; what it needs inside is freed when it returns."""
+        q, k, v = qk_norm_rope(self.qkv(normed), self.q_norm, self.k_norm, cos, sin, self.heads, EPS, step.rows)
+        return attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def joined(parts: Sequence[Tensor | Quantized]) -> Tensor | Quantized:
+    """Text and image tokens in one sequence, quantised or not."""
+    if isinstance(parts[0], Quantized):
+        return Quantized(*(torch.cat(pair, dim=1) for pair in zip(*parts)))
+    return torch.cat(parts, dim=1)
+
+
+def wide(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer in float32 whatever its weights are stored in."""
+    return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+
+
+def rotary_tables(config: FluxConfig, grid: tuple[int, int], tokens: int) -> tuple[Tensor, Tensor]:
+    """cos and sin [tokens + N, head_dim/2]; text tokens are at position 0, image tokens at (0, row, column); float64 inside."""
+    axes = torch.zeros(1, dtype=torch.float64), *(torch.arange(size, dtype=torch.float64) for size in grid)
+    angles = []
+    for position, dim in zip(torch.cartesian_prod(*axes).unbind(1), config.axes_dims_rope):
+        frequency = ROPE_THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+        angles.append(position[:, None] * frequency)
+    angle = F.pad(torch.cat(angles, dim=-1), (0, 0, tokens, 0))
+    return angle.cos().float(), angle.sin().float()

@@ -1,0 +1,153 @@
+"""FLUX's parameters under diffusers' names, and under ours (fused QKV, split in conditioner and trunk)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ebr_engine.backbones.flux.model import FluxConditioner, FluxConfig, FluxTrunk
+from ebr_engine.backbones.parameters import CheckedState, assign, halves_to_pairs, pairs_to_halves
+
+EMBEDDERS = {
+    "time_in": "time_text_embed.timestep_embedder.linear_1",
+    "time_out": "time_text_embed.timestep_embedder.linear_2",
+    "pooled_in": "time_text_embed.text_embedder.linear_1",
+    "pooled_out": "time_text_embed.text_embedder.linear_2",
+    "context_in": "context_embedder",
+}
+GUIDANCE = {
+    "guidance_in": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_out": "time_text_embed.guidance_embedder.linear_2",
+}
+ENDS = {"image_in": "x_embedder", "image_out": "proj_out"}
+HEAD = "norm_out.linear"
+IMAGE_STREAM = {
+    "q": "attn.to_q",
+    "k": "attn.to_k",
+    "v": "attn.to_v",
+    "q_norm": "attn.norm_q",
+    "k_norm": "attn.norm_k",
+    "out": "attn.to_out.0",
+    "up": "ff.net.0.proj",
+    "down": "ff.net.2",
+}
+TEXT_STREAM = {
+    "q": "attn.add_q_proj",
+    "k": "attn.add_k_proj",
+    "v": "attn.add_v_proj",
+    "q_norm": "attn.norm_added_q",
+    "k_norm": "attn.norm_added_k",
+    "out": "attn.to_add_out",
+    "up": "ff_context.net.0.proj",
+    "down": "ff_context.net.2",
+}
+SINGLE_BLOCK = {
+    "q": "attn.to_q",
+    "k": "attn.to_k",
+    "v": "attn.to_v",
+    "q_norm": "attn.norm_q",
+    "k_norm": "attn.norm_k",
+    "up": "proj_mlp",
+    "out": "proj_out",
+}
+ALIKE = ("out", "up", "down")  # a single-stream block's down is part of its out
+KINDS = ("weight", "bias")
+
+
+def streams(config: FluxConfig) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Our prefix, diffusers' prefix and the layers' names (ours, theirs) of all that has a fused QKV in the trunk."""
+    for i in range(config.num_layers):
+        yield f"double_blocks.{i}.text.", f"transformer_blocks.{i}.", TEXT_STREAM
+        yield f"double_blocks.{i}.image.", f"transformer_blocks.{i}.", IMAGE_STREAM
+    for i in range(config.num_single_layers):
+        yield f"single_blocks.{i}.", f"single_transformer_blocks.{i}.", SINGLE_BLOCK
+
+
+def conditioner_names(config: FluxConfig) -> dict[str, str]:
+    """Our name of each conditioner layer that diffusers stores alike, and diffusers'."""
+    names = EMBEDDERS | (GUIDANCE if config.guidance_embeds else {})
+    for i in range(config.num_layers):
+        names |= {
+            f"text.{i}": f"transformer_blocks.{i}.norm1_context.linear",
+            f"image.{i}": f"transformer_blocks.{i}.norm1.linear",
+        }
+    return names | {f"single.{i}": f"single_transformer_blocks.{i}.norm.linear" for i in range(config.num_single_layers)}
+
+
+def trunk_parameters(config: FluxConfig, source: Mapping[str, Tensor]) -> Iterator[tuple[str, Sequence[Tensor]]]:
+    """The trunk's parameters one by one, (our name, pieces: see `assign`), read from a state dict with diffusers' names."""
+
+    def halves(name: str) -> Tensor:
+        return pairs_to_halves(source[name], config.attention_head_dim)
+
+    for ours, theirs in ENDS.items():
+        for kind in KINDS:
+            yield f"{ours}.{kind}", [source[f"{theirs}.{kind}"]]
+    for prefix, their_prefix, names in streams(config):
+        for kind in KINDS:
+            q, k = (halves(f"{their_prefix}{names[name]}.{kind}") for name in "qk")
+            yield f"{prefix}qkv.{kind}", [q, k, source[f"{their_prefix}{names['v']}.{kind}"]]
+        for name in ("q_norm", "k_norm"):
+            yield prefix + name, [halves(f"{their_prefix}{names[name]}.weight")]
+        for name in filter(names.__contains__, ALIKE):
+            for kind in KINDS:
+                yield f"{prefix}{name}.{kind}", [source[f"{their_prefix}{names[name]}.{kind}"]]
+
+
+def conditioner_parameters(config: FluxConfig, source: Mapping[str, Tensor]) -> Iterator[tuple[str, Sequence[Tensor]]]:
+    """The conditioner's parameters one by one, (our name, pieces: see `assign`), from a state dict with diffusers' names."""
+    for ours, theirs in conditioner_names(config).items():
+        for kind in KINDS:
+            yield f"{ours}.{kind}", [source[f"{theirs}.{kind}"]]
+    for kind in KINDS:
+        yield f"head.{kind}", swapped_halves(source[f"{HEAD}.{kind}"])
+
+
+def swapped_halves(x: Tensor) -> Sequence[Tensor]:
+    """Diffusers' head gives scale, shift; all other modulations, and ours, give shift, scale."""
+    return x.chunk(2)[::-1]
+
+
+def load_flux(
+    config: FluxConfig,
+    source: Mapping[str, Tensor],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[FluxConditioner, FluxTrunk]:
+    """Build both halves from a diffusers state dict, frozen; trunk in `dtype` on `device`, conditioner on the CPU as stored.
+
+    Raises `BackboneError` for missing or unexpected keys (the first few are listed) and for shapes that do not fit `config`.
+    """
+    with torch.device("meta"):
+        conditioner, trunk = FluxConditioner(config), FluxTrunk(config)
+    source = CheckedState(source, diffusers_state_dict(conditioner, trunk))
+    assign(conditioner, conditioner_parameters(config, source), "cpu", None)
+    assign(trunk, trunk_parameters(config, source), device, dtype)
+    return conditioner, trunk
+
+
+def diffusers_state_dict(conditioner: FluxConditioner, trunk: FluxTrunk) -> dict[str, Tensor]:
+    """Both halves as one state dict with diffusers' names: the inverse of `load_flux`."""
+    config = trunk.config
+    blocks, rest = trunk.state_dict(), conditioner.state_dict()
+    state = {}
+
+    def back(rows: Tensor) -> Tensor:
+        return halves_to_pairs(rows, config.attention_head_dim)
+
+    for kind in KINDS:
+        state |= {f"{theirs}.{kind}": blocks[f"{ours}.{kind}"] for ours, theirs in ENDS.items()}
+        state |= {f"{theirs}.{kind}": rest[f"{ours}.{kind}"] for ours, theirs in conditioner_names(config).items()}
+        head = rest[f"head.{kind}"]
+        # On the meta device only shapes count, and concatenating there imports torch's compiler, which takes seconds.
+        state[f"{HEAD}.{kind}"] = head if head.is_meta else torch.cat(swapped_halves(head))
+    for prefix, their_prefix, names in streams(config):
+        for kind in KINDS:
+            q, k, v = blocks[f"{prefix}qkv.{kind}"].chunk(3)
+            for name, tensor in zip("qkv", (back(q), back(k), v)):
+                state[f"{their_prefix}{names[name]}.{kind}"] = tensor
+            for name in filter(names.__contains__, ALIKE):
+                state[f"{their_prefix}{names[name]}.{kind}"] = blocks[f"{prefix}{name}.{kind}"]
+        for name in ("q_norm", "k_norm"):
+            state[f"{their_prefix}{names[name]}.weight"] = back(blocks[prefix + name])
+    return state

@@ -1,0 +1,211 @@
+"""fp8 linear layers in a trunk."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ebr_engine.kernels.gated_residual_norm import gated_residual_norm, gated_residual_norm_fp8
+from ebr_engine.kernels.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_fp8
+from ebr_engine.kernels.packed_linear import PackedWeight, can_pack, packed_linear
+from ebr_engine.kernels.quantize_fp8 import Quantized, quantize_fp8
+from ebr_engine.kernels.scaled_linear import bound_ref, scaled_linear
+
+LAYERS = ("qkv", "out", "up", "down")
+
+
+class Fp8Linear(nn.Module):
+    """A frozen linear layer with an e4m3 weight scaled by output channel; activations are quantised by token."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self._set(*quantize_fp8(linear.weight.detach()), linear.bias.detach())
+
+    @classmethod
+    def from_tensors(cls, weight: Tensor, scale: Tensor, bias: Tensor) -> "Fp8Linear":
+        """A layer of tensors that are quantised already: [N, K] e4m3, [N, 1] float32, [N]."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._set(weight, scale, bias)
+        return layer
+
+    def _set(self, weight: Tensor, scale: Tensor, bias: Tensor) -> None:
+        for name, tensor in (("weight", weight), ("scale", scale), ("bias", bias)):
+            self.register_buffer(name, tensor)
+        self.register_buffer("bound", bound_ref(weight, scale, bias), persistent=False)  # of the output, see `scaled_linear`
+        self.register_load_state_dict_post_hook(Fp8Linear._rebound)
+
+    def _rebound(self, _: object) -> None:
+        self.bound = bound_ref(self.weight, self.scale, self.bias)
+
+    def forward(self, x: Tensor | Quantized) -> Tensor:
+        """[..., K] → [..., N], in `x.dtype`, or the bias's for a quantised input."""
+        return scaled_linear(x, self.weight, self.scale, self.bias, dtype=self.bias.dtype if isinstance(x, Quantized) else None)
+
+    def gelu(self, x: Tensor | Quantized) -> Quantized:
+        """The layer, GELU and quantisation for the next layer, in one pass."""
+        return scaled_linear(x, self.weight, self.scale, self.bias, gelu=True, fp8_out=True, bound=self.bound)
+
+    def dense(self) -> nn.Linear:
+        """An ordinary layer of these weights."""
+        weight = self.dequantised()
+        with torch.device("meta"):
+            linear = nn.Linear(*reversed(weight.shape))
+        linear.weight, linear.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, self.bias))
+        return linear
+
+    def dequantised(self) -> Tensor:
+        """The weight [N, K] in the bias's dtype."""
+        return (self.weight.float() * self.scale).to(self.bias.dtype)
+
+
+def dense_weight(linear: nn.Linear | Fp8Linear) -> Tensor:
+    """A layer's weight [N, K] as numbers that can be multiplied."""
+    return linear.dequantised() if isinstance(linear, Fp8Linear) else linear.weight
+
+
+def takes_fp8(*linears: nn.Module) -> bool:
+    """Whether these layers, which read one input, want it quantised: all are fp8, and nothing is being learned."""
+    return not torch.is_grad_enabled() and all(isinstance(linear, Fp8Linear) for linear in linears)
+
+
+def feed_forward(up: nn.Module, down: nn.Module, x: Tensor | Quantized) -> Tensor:
+    """down(GELU(up(x))), [..., D]; in fp8 the hidden layer is quantised as it is made."""
+    return down(up.gelu(x) if takes_fp8(up, down) else activated(up, x))
+
+
+def activated(layer: nn.Module, x: Tensor | Quantized) -> Tensor:
+    """GELU of a linear layer, [..., N], in the layer's own pass where it is packed."""
+    return layer.gelu(x) if isinstance(layer, PackedLinear) else F.gelu(layer(x), approximate="tanh")
+
+
+def quantize_trunk(trunk: nn.Module) -> int:
+    """Replace the large linear layers of every block (QKV, out, feed-forward) by fp8 ones, in place; how many there were.
+
+    The first and last layers keep their precision, because their errors are not averaged over blocks, and so does Wan's
+    cross-attention, whose q and out are small beside the rest. FLUX's text stream is quantised like its image stream.
+    """
+    parts = [trunk.blocks] if hasattr(trunk, "blocks") else [trunk.double_blocks, trunk.single_blocks]
+    count = 0
+    for block in (block for blocks in parts for block in blocks):
+        for part in (block.text, block.image) if hasattr(block, "image") else (block,):
+            for name in filter(part._modules.__contains__, LAYERS):
+                setattr(part, name, Fp8Linear(getattr(part, name)))
+                count += 1
+    return count
+
+
+def has_fp8_layers(trunk: nn.Module) -> bool:
+    """Whether any layer of a trunk is quantised."""
+    return any(isinstance(layer, Fp8Linear) for layer in trunk.modules())
+
+
+def safer_trunk(trunk: nn.Module) -> nn.Module | None:
+    """A copy of a trunk in the next wider precision: fp8 layers as dense ones in the dtype of the rest, or all in float32.
+
+    None for a trunk that is float32 already. The weights' values stay what they were rounded to.
+    """
+    if not has_fp8_layers(trunk) and all(parameter.dtype == torch.float32 for parameter in trunk.parameters()):
+        return None
+    wider = copy.deepcopy(trunk)
+    if not has_fp8_layers(trunk):
+        return wider.float()
+    for owner in list(wider.modules()):
+        for name, layer in owner.named_children():
+            if isinstance(layer, Fp8Linear):
+                setattr(owner, name, layer.dense())
+    return wider
+
+
+def trunk_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The trunk's dtype for `auto`, `bf16`, `fp16`, `fp32` or `fp8` (what its other layers are in).
+
+    `auto`, and what accompanies fp8, is bf16 on a GPU and on a CPU with bf16 instructions, float32 elsewhere.
+    """
+    if precision in ("auto", "fp8"):
+        return torch.bfloat16 if device.type != "cpu" or cpu_has_bf16() else torch.float32
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 in hardware (AVX512-BF16 or AMX)."""
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(check is not None and check() for check in checks)
+
+
+class PackedLinear(nn.Module):
+    """A frozen linear layer; copies of it, and its state, are those of an ordinary one."""
+
+    def __init__(self, linear: nn.Linear, learns: bool = False):
+        super().__init__()
+        self.packed = PackedWeight(linear.weight, learns)
+        self.bias = linear.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """[N, K], opaque: for its shape and dtype."""
+        return self.packed.tensor
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[..., K] → [..., N]; `bias` [N] in place of the layer's own."""
+        return packed_linear(x, self.packed, self.bias if bias is None else bias)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """GELU of the layer, in one pass."""
+        return packed_linear(x, self.packed, self.bias, gelu=True)
+
+    def dense(self) -> nn.Linear:
+        """An ordinary layer of these weights."""
+        out, inside = self.weight.shape
+        linear = nn.Linear(inside, out, device="meta")
+        linear.weight = nn.Parameter(self.packed.dense(), requires_grad=False)
+        linear.bias = self.bias
+        return linear
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self.dense()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
+        return self.dense()
+
+
+def pack_trunk(trunk: nn.Module, learns: bool = False) -> int:
+    """Replace the linear layers of every block by packed ones, in place, where this CPU has them; how many there were.
+
+    A layer's old weight is dropped before the next one is packed. `learns`: gradients pass through them at the same speed, for
+    twice the memory.
+    """
+    layers = [(owner, name) for owner in trunk.modules() for name, layer in owner.named_children() if type(layer) is nn.Linear]
+    layers = [(owner, name) for owner, name in layers if owner is not trunk and can_pack(getattr(owner, name).weight.dtype)]
+    for owner, name in layers:
+        setattr(owner, name, PackedLinear(getattr(owner, name), learns))
+    return len(layers)
+
+
+def unpack_trunk(trunk: nn.Module) -> None:
+    """Put ordinary layers back in place of packed ones."""
+    for owner in list(trunk.modules()):
+        for name, layer in list(owner.named_children()):
+            if isinstance(layer, PackedLinear):
+                setattr(owner, name, layer.dense())
+
+
+def linear_with(layer: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer with another bias, [..., K] → [..., N]."""
+    return layer(x, bias) if isinstance(layer, PackedLinear) else F.linear(x, layer.weight, bias)
+
+
+def normed_for(linears: tuple[nn.Module, ...], x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor | Quantized:
+    """`layer_norm_modulate` for the layers that read it: quantised in the same pass where they are fp8."""
+    norm = layer_norm_modulate_fp8 if takes_fp8(*linears) else layer_norm_modulate
+    return norm(x, weight, bias, eps)
+
+
+def residual_normed_for(
+    linears: tuple[nn.Module, ...], x: Tensor, y: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Any]:
+    """`gated_residual_norm` for the layers that read the norm: quantised in the same pass where they are fp8."""
+    norm = gated_residual_norm_fp8 if takes_fp8(*linears) else gated_residual_norm
+    return norm(x, y, gate, weight, bias, eps)

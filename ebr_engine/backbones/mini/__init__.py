@@ -1,0 +1,1 @@
+"""`mini`, the small backbone that comes with the package."""

@@ -1,0 +1,1 @@
+"""The engine: a backbone, a plan and a machine become a run."""

@@ -1,0 +1,100 @@
+"""How fast the engine runs here: stages of a restoration by the clock, and the operations of its transformer."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ebr_engine.backbones.wan.model import WanConfig
+
+if TYPE_CHECKING:
+    from ebr_engine.engine.restorer import Restorer
+
+STAGES = ("bake", "encode", "denoise", "decode")
+
+
+def run_flop(config: WanConfig, latent: Tensor, step: Any) -> int:
+    """Floating-point operations of one run of the trunk on `latent` [B, C, F, H, W] with `step`'s tables."""
+    tokens = latent[0, 0].numel() // config.patch_volume
+    prompts, rows = step.prompt_key.shape[1], step.prompt_key.shape[3]
+    return latent.shape[0] * trunk_flop(config, tokens, step.text_key.shape[3] + prompts * rows)
+
+
+def trunk_flop(config: WanConfig, tokens: int, context: int) -> int:
+    """Linear layers and attention of one sample, a multiply-add as two; `context`: rows that cross-attention reads."""
+    width, volume = config.width, config.patch_volume
+    ends = volume * (config.in_channels + config.out_channels) * width
+    linears = 6 * width**2 + 2 * width * config.ffn_dim  # QKV, out; cross q and out; up and down
+    attention = 2 * (tokens + context) * width  # scores and values, a number each
+    return 2 * tokens * (ends + config.num_layers * (linears + attention))
+
+
+@contextmanager
+def watched(restorer: "Restorer") -> Iterator[dict[str, list[float]]]:
+    """Meanwhile, seconds of every encoding, denoising (a whole run) and decoding, and the operations of each denoising.
+
+    They are told under `encode`, `denoise`, `decode` and `flop`; a CUDA device is waited for.
+    """
+    seconds: dict[str, list[float]] = {"encode": [], "denoise": [], "decode": [], "flop": []}
+
+    def clocked(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*arguments: Any, **settings: Any) -> Tensor:
+            synchronise(restorer.device)
+            started = time.perf_counter()
+            result = function(*arguments, **settings)
+            synchronise(restorer.device)
+            seconds[name].append(time.perf_counter() - started)
+            if name == "denoise":
+                plan, latent = arguments[:2]
+                seconds["flop"].append(plan_flop(restorer, plan, latent))
+            return result
+
+        return call
+
+    places = {"encode": restorer.codec, "decode": restorer.codec, "denoise": restorer.runner}
+    for name, owner in places.items():
+        method = "run" if name == "denoise" else name
+        setattr(owner, method, clocked(name, getattr(owner, method)))
+    try:
+        yield seconds
+    finally:
+        for name, owner in places.items():
+            delattr(owner, "run" if name == "denoise" else name)
+
+
+def plan_flop(restorer: "Restorer", plan: Any, latent: Tensor) -> float:
+    """Operations of a run of `plan` on `latent` in one piece; NaN for transformers whose operations are not counted here."""
+    if not isinstance(restorer.trunk.config, WanConfig):
+        return float("nan")
+    return sum(run_flop(restorer.trunk.config, latent, tables[0]) for tables in plan.tables) * len(plan.table)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for a CUDA device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measured(restorer: "Restorer", task: str, size: int, runs: int, batch: int = 1) -> dict[str, Any]:
+    """Median seconds of the stages of restoring `batch` square pictures in one run, after a first run that is told apart.
+
+    `bake` is that of the tables, which all pictures share; `whole` is a run without it; TFLOP/s are the transformer's.
+    """
+    started = time.perf_counter()
+    plan = restorer.plan(task)
+    synchronise(restorer.device)
+    bake = time.perf_counter() - started
+    pixels = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    whole = []
+    with watched(restorer) as seconds:
+        for _ in range(runs + 1):
+            started = time.perf_counter()
+            restorer.run(pixels, plan, tile=0)
+            whole.append(time.perf_counter() - started)
+    stages = {name: median(seconds[name][1:]) for name in ("encode", "denoise", "decode")}
+    rate = median(flop / taken / 1e12 for flop, taken in zip(seconds["flop"][1:], seconds["denoise"][1:]))
+    return {"bake": bake, "first": whole[0], "whole": median(whole[1:]), **stages, "steps": len(plan.table), "tflops": rate}

@@ -1,0 +1,110 @@
+"""What waits on the CPU while the device does not need it: the codec, and the transformer's blocks one by one."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ebr_engine.backbones.base import Codec
+    from ebr_engine.backbones.loading import Backbone
+
+OFFLOADS = ("none", "codec", "blocks")
+BLOCK_LISTS = ("blocks", "double_blocks", "single_blocks")
+
+
+def offloaded(parts: "Backbone", device: torch.device, mode: str) -> "Backbone":
+    """The same backbone set to run on `device`; `mode` says what waits on the CPU: `none`, `codec`, or `blocks` (both).
+
+    For `blocks` the trunk has to be on the CPU when it comes in.
+    """
+    if mode == "none":
+        return parts
+    codec = OffloadedCodec(parts.codec, device)
+    if mode == "blocks":
+        lists = [getattr(parts.trunk, name) for name in BLOCK_LISTS if hasattr(parts.trunk, name)]
+        for child in parts.trunk.children():
+            if not any(child is blocks for blocks in lists):
+                child.to(device)
+        BlockOffload(list(chain(*lists)), device)
+    return replace(parts, codec=codec, device=device)
+
+
+class OffloadedCodec:
+    """A codec that lies on the CPU, and on the device only while it encodes or decodes."""
+
+    def __init__(self, codec: "Codec", device: torch.device):
+        self.codec, self.device = codec.to("cpu"), device
+        self.spatial, self.temporal, self.channels = codec.spatial, codec.temporal, codec.channels
+        self.frames = codec.frames
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """See `codecs.Codec`."""
+        try:
+            return self.codec.to(self.device).encode(pixels)
+        finally:
+            self.codec.to("cpu")
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """See `codecs.Codec`."""
+        try:
+            return self.codec.to(self.device).decode(latent)
+        finally:
+            self.codec.to("cpu")
+
+
+def inner(codec: "Codec") -> "Codec":
+    """The codec itself, where one waits on the CPU."""
+    return getattr(codec, "codec", codec)
+
+
+class BlockOffload:
+    """Blocks whose weights lie in (pinned) host memory; the next block's are copied while one computes: two at most are there.
+
+    Works through hooks on the blocks, which are always run in order, over and over.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], device: torch.device):
+        self.device = device
+        self.weights = [[*block.parameters(), *block.buffers()] for block in blocks]
+        self.host = [[_pinned(weight.data, device) for weight in weights] for weights in self.weights]
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.there: dict[int, list[Tensor]] = {}
+        self.most = 0  # blocks that were on the device at once
+        for i, block in enumerate(blocks):
+            self._place(i, self.host[i])
+            block.register_forward_pre_hook(partial(self._enter, i))
+            block.register_forward_hook(partial(self._leave, i))
+
+    def _enter(self, i: int, *_: object) -> None:
+        self._fetch(i)
+        if self.stream is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self.stream)
+            for weight in self.there[i]:
+                weight.record_stream(current)
+        self._place(i, self.there[i])
+        self._fetch((i + 1) % len(self.host))
+
+    def _leave(self, i: int, *_: object) -> None:
+        self._place(i, self.host[i])
+        del self.there[i]
+
+    def _fetch(self, i: int) -> None:
+        if i in self.there:
+            return
+        with torch.cuda.stream(self.stream):  # None: no stream, no effect
+            self.there[i] = [weight.to(self.device, non_blocking=True, copy=True) for weight in self.host[i]]
+        self.most = max(self.most, len(self.there))
+
+    def _place(self, i: int, tensors: Sequence[Tensor]) -> None:
+        for weight, tensor in zip(self.weights[i], tensors):
+            weight.data = tensor
+
+
+def _pinned(weight: Tensor, device: torch.device) -> Tensor:
+    return weight.cpu().pin_memory() if device.type == "cuda" else weight.cpu()

@@ -1,0 +1,222 @@
+"""What of a run does not depend on a pixel."""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebr_engine.backbones.loading import Backbone
+from ebr_engine.bridge.sampler import Steps, Velocity, mean_velocity, place
+from ebr_engine.bridge.schedules import StepTable, make_table, released_timesteps
+from ebr_engine.engine.classify import diagnose
+from ebr_engine.errors import EngineError, check_choice
+from ebr_engine.prompts.catalogue import TASKS
+from ebr_engine.prompts.mixing import MIXES, PromptLike, chosen_prompts, mix_for, mixed_weights
+from ebr_engine.prompts.prompt import Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The sampler's steps, and the transformer's tables for them."""
+
+    table: StepTable
+    tables: list[Any]  # a conditioning for every velocity that is averaged: one, unless prompts are mixed by velocity
+    bake: Callable[[Backbone], list[Any]] | None = None  # the tables for the same backbone in another precision
+    shifts: tuple[tuple[int, int], ...] = ()  # of the grid of patches in each step, in cells down and right
+    then: "Plan | None" = None  # a run of its own over the result
+
+    @property
+    def stages(self) -> list["Plan"]:
+        """The runs, one over the result of the other."""
+        return [self, *(self.then.stages if self.then else [])]
+
+    def check_single(self) -> None:
+        """Raise `EngineError` where more than one run is planned."""
+        if self.then:
+            raise EngineError("a file holds one run; make one for each prompt, or mix them with --mix residual")
+
+    @property
+    def conditioning(self) -> Sequence:
+        """What `sample` takes: an entry a step."""
+        entries = self.tables[0] if len(self.tables) == 1 else list(zip(*self.tables))
+        return list(zip(entries, self.shifts)) if self.shifts else entries
+
+    @cached_property
+    def steps(self) -> Steps:
+        """The step table's numbers where the tables are."""
+        return place(self.table, self.tables[0].head.device)
+
+    @cached_property
+    def kind(self) -> Hashable:
+        """Equal for plans whose runs are the same work on other numbers: schedule, and shapes and dtypes of the tables."""
+        shapes = tuple((tuple(x.shape), x.dtype) for tables in self.tables for x in tensors_of(tables))
+        coefficients = tuple(map(tuple, self.table.coefficients.tolist()))
+        return self.table.t0, self.table.times, coefficients, self.shifts, len(self.tables), shapes
+
+    def velocity(self, velocity: Velocity) -> Velocity:
+        """The velocity function of a run, of the transformer's own."""
+        velocity = velocity if len(self.tables) == 1 else mean_velocity(velocity)
+        return shifted(velocity) if self.shifts else velocity
+
+    def first(self, count: int) -> "Plan":
+        """The first steps alone: enough to have met every kernel, not a restoration."""
+        steps = StepTable(self.table.t0, self.table.times[: count + 1], self.table.coefficients[:count])
+        return Plan(steps, [_Part(tables, len(steps)) for tables in self.tables], shifts=self.shifts[: len(steps)])
+
+    def with_precision(self, parts: Backbone) -> "Plan":
+        """The same run on the same backbone in another precision."""
+        tables = self.bake(parts) if self.bake else [tables.to(parts.device, parts.dtype) for tables in self.tables]
+        return replace(self, tables=tables)
+
+    def copy(self) -> "Plan":
+        """The same run with tables of its own, whose numbers `load` replaces."""
+        return replace(self, tables=[_mapped(torch.clone, tables) for tables in self.tables])
+
+    def load(self, other: "Plan") -> None:
+        """Take the numbers of another plan of the same kind, in place."""
+        for own, new in zip(self.tables, other.tables):
+            for target, source in zip(tensors_of(own), tensors_of(new)):
+                target.copy_(source)
+
+
+def chained(first: Plan, others: Sequence[Plan]) -> Plan:
+    """One run after the other."""
+    return replace(first, then=chained(others[0], others[1:])) if others else first
+
+
+def alternating(parts: Backbone, steps: int) -> tuple[tuple[int, int], ...]:
+    """A shift a step, so that the borders of patches lie elsewhere in each; none but for `mini`, whose patches are seen.
+
+    A transformer that decides patch by patch leaves their grid in the picture; over shifted grids it averages out (cycle
+    spinning: Coifman and Donoho, "Translation-invariant de-noising", 1995), here at no further evaluation. The last step's is 0.
+    """
+    if parts.name != "mini":
+        return ()
+    half = parts.patch // 2
+    ways = ((0, 0), (half, 0), (0, half), (half, half))
+    return tuple(ways[(steps - 1 - i) % 4] for i in range(steps))
+
+
+def shifted(velocity: Velocity) -> Velocity:
+    """The same velocity function with the latent moved under the grid of patches; a step comes with its shift.
+
+    What leaves at one border comes back at the other: only its outermost cells meet strangers.
+    """
+
+    def moved(state: Tensor, entry: tuple[Any, tuple[int, int]]) -> Tensor:
+        step, (down, right) = entry
+        if (down, right) == (0, 0):
+            return velocity(state.contiguous(), step)
+        down, right = (by if side > 2 * by else 0 for by, side in zip((down, right), state.shape[-2:]))  # not within one patch
+        there = state.roll((down, right), (-2, -1)).clone(memory_format=torch.contiguous_format)  # one layout: one graph
+        return velocity(there, step).roll((-down, -right), (-2, -1))
+
+    return moved
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The first steps of a conditioning."""
+
+    whole: Any
+    count: int
+
+    @property
+    def head(self) -> Tensor:
+        return self.whole.head
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, step: int) -> Any:
+        return self.whole[step]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.whole[step] for step in range(self.count))
+
+
+def tensors_of(conditioning: Any) -> list[Tensor]:
+    """All tensors of a backbone's tables, in order."""
+    values = (getattr(conditioning, field.name) for field in fields(conditioning))
+    return [x for value in values for x in (value if isinstance(value, tuple) else (value,))]
+
+
+def _mapped(function: Callable[[Tensor], Tensor], conditioning: Any) -> Any:
+    """The same tables with `function` of every tensor."""
+    values = {field.name: getattr(conditioning, field.name) for field in fields(conditioning)}
+    return replace(
+        conditioning,
+        **{name: tuple(map(function, value)) if isinstance(value, tuple) else function(value) for name, value in values.items()},
+    )
+
+
+STRONGEST = 2.0  # times a prompt's learned strength
+
+
+def make_plan(
+    parts: Backbone,
+    task: str | None = None,
+    prompt: PromptLike | Sequence | None = None,
+    *,
+    steps: int | None = None,
+    schedule: str = "fast",
+    order: int | None = None,
+    t0: float | None = None,
+    mix: str = "auto",
+    strength: float = 1.0,
+) -> Plan:
+    """The plan of a request; arguments and errors as those of `Restorer.restore`."""
+    check_choice("mix", mix, MIXES)
+    if not 0 <= strength <= STRONGEST:  # so that NaN fails too
+        raise EngineError(f"the strength must be from 0 (the empty prompt) to {STRONGEST:g}, got {strength:g}")
+    prompts = [(one, weight * strength) for one, weight in chosen_prompts(parts, task, prompt)]
+    if not prompts and t0 is None:
+        raise EngineError(f"say what to repair: a task ({', '.join(TASKS)}) or a prompt")
+    looked_up = parts.name != "mini" and schedule in ("released", "exact")
+
+    def run_of(prompts: list[tuple[Prompt, float]], mix: str) -> Plan:
+        try:
+            table = make_table(schedule, prompts[0][0].t0 if t0 is None else t0, steps, order)
+        except ValueError as error:
+            raise EngineError(str(error)) from error
+        return bake(parts, prompts, table, mix, released_timesteps(table.times, parts.name) if looked_up else None)
+
+    mix = mix_for(parts.name) if mix == "auto" else mix
+    if mix != "turn":
+        return run_of(prompts, mix)
+    first, *others = [run_of([one], "residual") for one in prompts] or [run_of([], "residual")]
+    return chained(first, others)
+
+
+@torch.no_grad()
+def bake(
+    parts: Backbone,
+    prompts: list[tuple[Prompt, float]],
+    table: StepTable,
+    mix: str = "residual",
+    timesteps: Tensor | None = None,
+) -> Plan:
+    """The plan of a run with these prompts along a step table.
+
+    `timesteps` [N]: what the transformer is told at each step, 1000 times the table's times by default.
+    """
+    check_choice("mix", mix, ("residual", "velocity"))
+    if timesteps is None:
+        timesteps = torch.tensor(table.times[:-1]) * 1000
+    groups = [[pair] for pair in prompts] if mix == "velocity" and len(prompts) > 1 else [prompts]
+
+    def tables(parts: Backbone) -> list[Any]:
+        return [parts.bake(timesteps, mixed_weights(group)) for group in groups]
+
+    return Plan(table, tables(parts), tables, alternating(parts, len(table)))
+
+
+def seen(pictures: Tensor) -> str:
+    """The tasks that auto chooses for pictures [B, 3, H, W] in [0, 1], as `make_plan` takes them; `EngineError` for none."""
+    diagnosis = diagnose(list(pictures))
+    if not diagnosis.tasks:
+        raise EngineError(f"auto sees {diagnosis}; name a task")
+    return "+".join(diagnosis.tasks)

@@ -1,0 +1,266 @@
+"""Which pictures and clips to read and where their results go: decided and checked as a whole before any work is done."""
+
+import fnmatch
+import glob
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ebr_engine.jobs.manifest import Row
+from ebr_engine.media.images import SUFFIXES, MediaError, is_animation
+from ebr_engine.media.video import video_suffixes
+from ebr_engine.media.video.folder import frames_of, names_frames
+
+ALL_SUFFIXES = (*SUFFIXES, *video_suffixes())
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture or clip to restore: read `source`, write `target`, and `compare` where a side by side is wanted."""
+
+    source: Path
+    target: Path
+    compare: Path | None = None
+    task: str | None = None  # by which its recipe is found; None is the one that the command line asks for
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether the source is a video, a folder of frames that is one clip, or an animation that becomes a clip."""
+        if is_clip(self.source) or self.source.is_dir():
+            return True
+        return (is_clip(self.target) or names_frames(self.target)) and is_animation(self.source)
+
+    @property
+    def frames(self) -> bool:
+        """Whether the target is a folder of frames, or names them by a pattern."""
+        return names_frames(self.target) or (self.source.is_dir() and self.target.suffix.lower() not in video_suffixes())
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        return (self.target, self.compare) if self.compare else (self.target,)
+
+
+def is_clip(path: Path) -> bool:
+    """Whether a file's name is that of a video."""
+    return path.suffix.lower() in video_suffixes()
+
+
+def plan_jobs(inputs: Sequence[Path], out: str, compare: bool = False, overwrite: bool = False) -> list[Job]:
+    """`pair_inputs`, then `check_jobs`."""
+    jobs = pair_inputs(inputs, out, compare)
+    check_jobs(jobs, overwrite)
+    return jobs
+
+
+def pair_inputs(inputs: Sequence[Path], out: str, compare: bool = False, as_clip: bool = False) -> list[Job]:
+    """Pair every picture and clip with its output.
+
+    Inputs are files; folders, which are walked (hidden files and folders, and `out` itself, left aside); and patterns
+    such as `photos/**/*.jpg`. `out` is a file when the only input is one file and `out` names an image or a video;
+    otherwise a folder that mirrors the input folders, for a pattern the folder before its first wildcard. A folder of
+    frames is one clip where `out` is a video, or with `as_clip`; `out` may also be `frames/%06d.png` for a clip's frames.
+    Raises MediaError for an input that is missing or holds nothing.
+    """
+    if len(inputs) == 1 and (as_clip or is_frames(inputs[0], out)):
+        return [_frames_job(inputs[0], out)]
+    if as_clip:
+        raise MediaError("one folder of frames is one clip; name a single folder")
+    found = [each for item in inputs for each in _gather(item, Path(out))]
+    if is_file_name(inputs, out):
+        targets = [Path(out)]
+    else:
+        targets = [Path(out) / relative for _, relative in found]
+    return [
+        Job(source, target, _compare_path(source, target) if compare else None) for (source, _), target in zip(found, targets)
+    ]
+
+
+def _compare_path(source: Path, target: Path) -> Path:
+    return target.with_name(f"{target.stem}_compare{target.suffix if is_clip(source) else '.png'}")
+
+
+def is_frames(source: Path, out: str) -> bool:
+    """Whether a folder is asked to become a video, or a clip to become frames."""
+    if source.is_dir():
+        return Path(out).suffix.lower() in video_suffixes(writable=True) and not Path(out).is_dir()
+    return names_frames(out) and (is_clip(source) or is_animation(source))
+
+
+def _frames_job(source: Path, out: str) -> Job:
+    if not source.exists():
+        raise MediaError(f"{source}: no such file or folder")
+    if not (source.is_dir() or is_clip(source) or is_animation(source)):
+        raise MediaError(f"{source}: a clip is a video, an animated GIF or PNG, or a folder of frames")
+    if source.is_dir() and Path(out).exists() and Path(out).is_dir() and Path(out).samefile(source):
+        raise MediaError(f"{out}: is the input; it is never overwritten, choose another output")
+    return Job(source, Path(out) / source.name if is_clip(source) and Path(out).is_dir() else Path(out))
+
+
+def pair_rows(rows: Sequence[Row], folder: Path, compare: bool = False) -> list[Job]:
+    """The jobs of a manifest: each row as `pair_inputs` would, its output below `folder`; errors name the row's line.
+
+    A row without an output is written below `folder` by the input's own path, as the manifest has it.
+    """
+    jobs = []
+    for row in rows:
+        try:
+            if row.output is None and (Path(row.input).is_absolute() or ".." in Path(row.input).parts):
+                raise MediaError(f"{row.input}: lies outside of the manifest's folder; give it an output")
+            out = row.output or row.input
+            is_file = row.output is None and not (row.source.is_dir() or _is_pattern(row.source))
+            target = str(folder / (Path(out).parent if is_file else out)) + (os.sep if is_file or out.endswith("/") else "")
+            jobs += [replace(job, task=row.task) for job in pair_inputs([row.source], target, compare)]
+        except MediaError as error:
+            raise MediaError(f"{row.where}: {error}") from error
+    return jobs
+
+
+def check_jobs(
+    jobs: Sequence[Job],
+    overwrite: bool = False,
+    ours: Callable[[Job, Path], bool] = lambda job, path: False,
+    known: Callable[[Path], bool] = lambda path: False,
+) -> None:
+    """Raise MediaError unless every job can be done as planned; nothing is created.
+
+    That is for two inputs with one output, an output that would replace an input, or an existing one without `overwrite`
+    (but for those that are `ours`: another run would make the same), a format that cannot be written, and a folder that
+    cannot be written. `known` tells outputs that an earlier run has made.
+    """
+    if (existing := _check_outputs(jobs, ours)) and not overwrite:
+        more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
+        how = ", made with other settings or from an input that has changed" if known(existing[0]) else ""
+        raise MediaError(f"{existing[0]}: exists{more}{how}; replace it with --overwrite")
+    for folder in {path.parent for job in jobs for path in job.outputs}:
+        check_writable(folder)
+
+
+def _gather(item: Path, out: Path) -> list[tuple[Path, Path]]:
+    """(picture, its path below `out`) for a file, or for every one in a folder or that a pattern matches, in a stable order."""
+    if item.is_dir():
+        found = list(_walk(item, out))
+    elif item.exists():
+        return [(item, Path(item.name))]
+    elif _is_pattern(item):
+        found = list(_matching(item, out))
+    else:
+        raise MediaError(f"{item}: no such file or folder")
+    if not found:
+        what = "no pictures or clips in this folder" if item.is_dir() else "no picture or clip matches this pattern"
+        raise MediaError(f"{item}: {what} (looked for {' '.join(ALL_SUFFIXES)})")
+    return found
+
+
+def _walk(top: Path, out: Path, depth: int | None = None) -> Iterator[tuple[Path, Path]]:
+    """Pictures and clips below a folder, at most `depth` folders deep; links to folders are not followed."""
+    for folder, folders, names in os.walk(top, onerror=_raise):
+        deep = len(Path(folder).relative_to(top).parts)
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and not _same(Path(folder, f), out) and deep != depth)
+        pictures = (n for n in sorted(names) if n.lower().endswith(ALL_SUFFIXES) and not n.startswith("."))
+        yield from ((path := Path(folder, name), path.relative_to(top)) for name in pictures)
+
+
+def _is_pattern(path: Path) -> bool:
+    return glob.has_magic(str(path)) and not path.exists()
+
+
+def _matching(pattern: Path, out: Path) -> Iterator[tuple[Path, Path]]:
+    """What a pattern matches, with paths below its part before the first wildcard; `**` is any number of folders."""
+    parts = pattern.parts
+    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    depth = None if "**" in parts else len(parts) - first - 1
+    top = Path(*parts[:first])
+    if top.is_dir():  # not glob, which follows links round and round
+        yield from (each for each in _walk(top, out, depth) if _matches(parts[first:], each[1].parts))
+
+
+def _matches(pattern: Sequence[str], names: Sequence[str]) -> bool:
+    if not pattern or not names:
+        return not names and all(part == "**" for part in pattern)
+    if pattern[0] == "**":
+        return _matches(pattern[1:], names) or _matches(pattern, names[1:])
+    return fnmatch.fnmatch(names[0], pattern[0]) and _matches(pattern[1:], names[1:])
+
+
+def is_file_name(inputs: Sequence[Path], out: str) -> bool:
+    """Whether `out` names one output file. A name such as `x.gif` is refused rather than made a folder."""
+    if out.endswith(("/", os.sep)) or Path(out).is_dir():
+        return False
+    suffix = Path(out).suffix.lower()
+    if len(inputs) == 1 and not inputs[0].is_dir() and not _is_pattern(inputs[0]):
+        clip = is_clip(inputs[0]) or (suffix in video_suffixes() and is_animation(inputs[0]))
+        if suffix and suffix not in (known := video_suffixes(writable=True) if clip else SUFFIXES):
+            raise MediaError(f"{out}: cannot write {suffix}, only {' '.join(known)}; end a folder's name with /")
+        return bool(suffix)
+    if suffix in ALL_SUFFIXES:
+        raise MediaError(f"{out}: has to be a folder when the input is a folder or several files")
+    return False
+
+
+def _existing_frames(job: Job) -> list[Path]:
+    """The frames in the way of a job that writes frames; one that reads from the same folder is refused."""
+    pattern = names_frames(job.target)
+    folder = job.target.parent if pattern else job.target
+    if pattern and job.target.suffix.lower() not in SUFFIXES:
+        raise MediaError(f"{job.target}: frames are written as {' '.join(SUFFIXES)}")
+    if folder.exists() and not folder.is_dir():
+        raise MediaError(f"{folder}: is a file, not a folder for frames")
+    if job.source.is_dir() and _same(folder, job.source):
+        raise MediaError(f"{folder}: is an input; it is never overwritten, choose another output")
+    if pattern:
+        return frames_of(job.target)
+    return sorted(folder.iterdir())[:1] if folder.is_dir() else []
+
+
+def _check_outputs(jobs: Sequence[Job], ours: Callable[[Job, Path], bool]) -> list[Path]:
+    """The outputs that exist, but for those that are `ours`."""
+    inputs = {_identity(job.source): job.source for job in jobs}
+    writers: dict[str, Path] = {}
+    existing = []
+    for job in jobs:
+        if job.frames:
+            existing += _existing_frames(job)
+            continue
+        for path in job.outputs:
+            if path.suffix.lower() not in (video_suffixes(writable=True) if job.is_clip else SUFFIXES):
+                kind = path.suffix or "a file without suffix"
+                example = "out.mp4" if job.is_clip else "out.png"
+                raise MediaError(f"{job.source}: cannot write {kind}; name the output file, as in -o {example}")
+            first = writers.setdefault(os.path.normcase(os.path.realpath(path)), job.source)
+            if first is not job.source:
+                raise MediaError(f"{first} and {job.source} would both be written to {path}")
+            if not path.exists():
+                continue
+            if _identity(path) in inputs:
+                raise MediaError(f"{path}: is an input; it is never overwritten, choose another output")
+            if path.is_dir():
+                raise MediaError(f"{path}: is a folder")
+            if not ours(job, path):
+                existing.append(path)
+    return existing
+
+
+def check_writable(folder: Path) -> None:
+    """Prove it by a file without a name, in the folder or in the nearest one above that exists."""
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise MediaError(f"{folder}: cannot write there: {error.strerror}") from error
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _same(path: Path, other: Path) -> bool:
+    return other.exists() and path.exists() and path.samefile(other)
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,1 @@
+"""Prompts: their files, how several mix, and which tasks there are."""

@@ -1,0 +1,93 @@
+"""A journal vouches for what is there as told, and for nothing else."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ebr_engine.jobs.files import Job
+from ebr_engine.jobs.journal import NAME, Journal
+from ebr_engine.media.images import MediaError
+
+
+@pytest.fixture
+def job(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "in.png").write_bytes(b"source")
+    return Job(tmp_path / "in.png", tmp_path / "out" / "deep" / "in.png")
+
+
+def finish(job, settings="s", content=b"result"):
+    job.target.parent.mkdir(exist_ok=True)
+    rename = Journal(job.target.parents[1]).commit(job, settings)
+    (part := job.target.with_suffix(".part")).write_bytes(content)
+    rename(part, job.target)
+
+
+def finished(job, settings="s"):
+    return Journal(job.target.parents[1]).finished(job, settings)
+
+
+def test_it_knows_its_own_work_and_no_other(job):
+    assert not finished(job)
+    finish(job)
+    assert finished(job)
+    assert not finished(job, "other settings")
+    assert not finished(Job(job.source, job.target, compare=job.target.with_name("compare.png")))
+    os.rename(job.source.parent, moved := job.source.parent.with_name("moved"))
+    assert finished(Job(moved / "in.png", moved / "out" / "deep" / "in.png"))
+
+
+@pytest.mark.parametrize("which", ["source", "target"])
+@pytest.mark.parametrize("how", ["gone", "longer", "later"])
+def test_files_that_have_changed_are_not_vouched_for(job, which, how):
+    finish(job)
+    path = getattr(job, which)
+    if how == "gone":
+        path.unlink()
+    elif how == "longer":
+        before = path.stat()
+        path.write_bytes(path.read_bytes() + b"!")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    else:
+        os.utime(path, (1, 1))
+    assert not finished(job)
+
+
+def test_a_run_killed_before_the_renaming_has_finished_nothing(job, monkeypatch):
+    finish(job, content=b"an earlier result")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        finish(job, "new", b"result")
+    assert job.target.read_bytes() == b"an earlier result"
+    assert not finished(job, "new")
+
+
+@pytest.mark.parametrize("cut", [1, 20, 100])
+def test_a_last_line_that_is_cut_short_counts_for_nothing_and_spoils_nothing(job, cut):
+    finish(job)
+    file = job.target.parents[1] / NAME
+    file.write_bytes(file.read_bytes()[:-cut])
+    assert finished(job) == (cut == 1)  # but the end of the line
+    other = Job(job.source, job.target.with_name("other.png"))
+    finish(other)
+    assert finished(other)
+    assert finished(job) == (cut == 1)
+
+
+def test_a_journal_that_cannot_be_read_is_told(tmp_path):
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(MediaError, match="no-resume"):
+        Journal(tmp_path)
+
+
+def test_the_latest_line_counts(job):
+    finish(job, "a")
+    finish(job, "b")
+    assert not finished(job, "a")
+    assert finished(job, "b")
+    assert len(Path(job.target.parents[1] / NAME).read_text().splitlines()) == 2
