@@ -23,12 +23,12 @@ def graphs(run: Run, name: str) -> None:
     """One restoration by five evaluations in every form: time, distance from the plain form, and with another prompt's tables."""
     model = random_model(run, name)
     model.conditioner.to("cpu" if model.flux else run.device)  # FLUX's is not needed beside its graphs; it bakes where it is
-    parts = Backbone("flux" if model.flux else "wan", None, model.trunk, None, {}, run.device, torch.bfloat16)
+    backbone = Backbone("flux" if model.flux else "wan", None, model.trunk, None, {}, run.device, torch.bfloat16)
     state = model.degraded.unsqueeze(2) if model.flux else model.degraded
     noise = draw_noise(state.shape, 42, run.device)
     plans = [planned(model, prompt) for prompt in (model.prompt, tuple(0.5 * part for part in model.prompt))]
     expected: list[Tensor] = []
-    for form, make in forms(run, parts):
+    for form, make in forms(run, backbone):
         if "compiled" in form and not run.left(COMPILE_SECONDS, model=name, form=form):
             continue
         with run.guarded(model=name, form=form), torch.no_grad():
@@ -75,15 +75,15 @@ def still(one: Runner, form: str) -> bool:
     return ("captured" in form) == (one.graphs is not None) and ("compiled" in form) == (one.compiled is not None)
 
 
-def forms(run: Run, parts: Backbone) -> Iterator[tuple[str, Callable[[], Runner]]]:
+def forms(run: Run, backbone: Backbone) -> Iterator[tuple[str, Callable[[], Runner]]]:
     """The forms of a run by name."""
 
     def runner(captured: bool, compiled: bool) -> Runner:
         kept = Graphs(called_again if run.tiny else CudaRecorder(run.device)) if captured else None
-        one = Runner(parts, "auto", graphs=kept) if captured else Runner(parts, "off")
+        one = Runner(backbone, "auto", graphs=kept) if captured else Runner(backbone, "off")
         if compiled:
             backend = "eager" if run.tiny else "inductor"
-            one.compiled = replace(parts, trunk=torch.compile(parts.trunk, fullgraph=True, dynamic=False, backend=backend))
+            one.compiled = replace(backbone, trunk=torch.compile(backbone.trunk, fullgraph=True, dynamic=False, backend=backend))
         return one
 
     yield "plain", lambda: runner(False, False)

@@ -142,7 +142,7 @@ def timed_stages(photo: Path, out: Path, options: argparse.Namespace) -> dict[st
         synchronise()
         transformer[-1]["seconds"] += time.perf_counter()
 
-    for owner, name in ((restorer.parts, "bake"), (restorer.codec, "encode"), (restorer.codec, "decode")):
+    for owner, name in ((restorer.backbone, "bake"), (restorer.codec, "encode"), (restorer.codec, "decode")):
         watch(owner, name)
     restorer.trunk.register_forward_pre_hook(begin)
     restorer.trunk.register_forward_hook(end)

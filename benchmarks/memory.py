@@ -66,8 +66,8 @@ def restorer_of(case: Case) -> Any:
     halves = (WanConditioner(config).requires_grad_(False), WanTrunk(config).requires_grad_(False))
     codec = WanCodec(diffusers.AutoencoderKLWan(base_dim=32))
     text = {"context": torch.randn(2, config.text_dim)}
-    parts = Backbone("wan", *halves, codec, text, torch.device("cpu"), torch.float32)
-    return Restorer.over(Pipeline(parts, torch.device("cpu"), "none", "off", Fitting(2**40)))
+    backbone = Backbone("wan", *halves, codec, text, torch.device("cpu"), torch.float32)
+    return Restorer.over(Pipeline(backbone, torch.device("cpu"), "none", "off", Fitting(2**40)))
 
 
 def measure(case: str) -> None:

@@ -66,7 +66,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     plans = {key: engine.plan(options.task, steps=options.steps) for key, engine in engines.items()}
     pixels = torch.rand(max(options.batch), 3, options.frames, options.size, options.size)
     rows = [
-        {"precision": precision(engines[key].parts), "asked": key[0], "compile": key[1], "batch": batch}
+        {"precision": precision(engines[key].backbone), "asked": key[0], "compile": key[1], "batch": batch}
         for key in engines
         for batch in options.batch
     ]

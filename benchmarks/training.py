@@ -69,10 +69,10 @@ def learner(case: Case, trunk: Any, **settings: Any) -> Learner:
     """A learner of a case's prompt over one of its trunks."""
     frames = SimpleNamespace(spatial=8, temporal=1, frames=lambda count: count)
     codec = PixelCodec() if case.name == "mini" else frames
-    parts = Backbone("wan", case.conditioner, trunk, codec, case.text, case.degraded.device, case.dtype)
+    backbone = Backbone("wan", case.conditioner, trunk, codec, case.text, case.degraded.device, case.dtype)
     tokens = case.prompt[0].shape[-2]
     config = LearnConfig("bench", data="none", loss="velocity", tokens=tokens, t0=case.t0, learning_rate=1e-3, **settings)
-    made = Learner.start(config, parts)
+    made = Learner.start(config, backbone)
     with torch.no_grad():
         for parameter, value in zip(made.parameters, case.prompt):
             parameter.copy_(value)

@@ -46,13 +46,13 @@ def ddbm_sample(velocity, conditioning: Sequence, degraded: Tensor, noise: Tenso
 @torch.no_grad()
 def restore_ddbm(study: Study, case: Case, prompt: Prompt) -> Tensor:
     """A case restored by a prompt and DDBM's sampler."""
-    parts, t0 = study.restorer.parts, prompt.t0
+    backbone, t0 = study.restorer.backbone, prompt.t0
     times = power_times(study.steps, t0, FAST_POWER)
-    conditioning = parts.bake(torch.tensor(times[:-1]) * 1000, [(prompt.residual, prompt.alpha)])
-    degraded = parts.codec.encode(case.degraded.unsqueeze(2).to(parts.device))
-    noise = draw_noise(degraded.shape, SEED, parts.device)
-    restored = ddbm_sample(parts.velocity, conditioning, degraded, noise, times, t0)
-    return parts.codec.decode(restored).squeeze(2).clamp(0, 1).cpu()
+    conditioning = backbone.bake(torch.tensor(times[:-1]) * 1000, [(prompt.residual, prompt.alpha)])
+    degraded = backbone.codec.encode(case.degraded.unsqueeze(2).to(backbone.device))
+    noise = draw_noise(degraded.shape, SEED, backbone.device)
+    restored = ddbm_sample(backbone.velocity, conditioning, degraded, noise, times, t0)
+    return backbone.codec.decode(restored).squeeze(2).clamp(0, 1).cpu()
 
 
 def arms(study: Study) -> dict:

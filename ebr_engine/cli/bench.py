@@ -54,7 +54,7 @@ def dtype(restorer: Any) -> str:
     """The transformer's precision by name."""
     from ebr_engine.engine.fallback import precision
 
-    return precision(restorer.parts)
+    return precision(restorer.backbone)
 
 
 def form(restorer: Any) -> str:

@@ -65,13 +65,13 @@ def cache_latents(
 
     started = time.monotonic()
     samples = pair_samples(chosen, chosen.data)
-    parts = load_parts(chosen, chosen.device)
-    check_fits(chosen, parts, World())
+    loaded = load_parts(chosen, chosen.device)
+    check_fits(chosen, loaded, World())
 
     def told(done: int, total: int) -> None:
         if done % max(1, total // 10) == 0:
             typer.echo(f"{done}/{total}  {time.monotonic() - started:.0f} s", err=True)
 
-    made, there = fill_cache(chosen, samples, parts, told)
+    made, there = fill_cache(chosen, samples, loaded, told)
     skipped = f", {len(samples.bad)} pair(s) skipped" if samples.bad else ""
     typer.echo(f"{cache}  {made} made, {there} there{skipped}, {time.monotonic() - started:.1f} s")

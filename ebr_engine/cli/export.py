@@ -114,7 +114,7 @@ def export(
     length = frames or (DEFAULT_CHUNK[base.backbone][0] if restorer.codec.temporal > 1 else 1)
     fixed = bool(sides) if dynamic is None else not dynamic
     taken = ExportOptions((length, height, width), fixed, opset, workspace)
-    files = export_trunk(out, restorer.parts, plan, chosen, taken, about)
+    files = export_trunk(out, restorer.backbone, plan, chosen, taken, about)
     megabytes = sum(file.stat().st_size for file in files) / 1e6
     what = f"{length} frame(s) of {height}x{width}" if fixed else "any size"
     typer.echo(

@@ -153,23 +153,23 @@ class Runner:
     Raises `EngineError` when compiling is asked for, and the backbone's transformer cannot be.
     """
 
-    def __init__(self, parts: Backbone, compile: str = "auto", offloads: bool = False, graphs: Graphs | None = None):
-        self.parts, self.compile = parts, compile
+    def __init__(self, backbone: Backbone, compile: str = "auto", offloads: bool = False, graphs: Graphs | None = None):
+        self.backbone, self.compile = backbone, compile
         self._refused = ""
-        if not isinstance(parts.trunk, nn.Module):
+        if not isinstance(backbone.trunk, nn.Module):
             self._refused = "an exported transformer is compiled already"
         elif offloads:
             self._refused = "blocks that wait in main memory cannot be compiled"
         if self._refused and compile == "on":
             raise EngineError(f"{self._refused}; leave compile at auto")
         possible = compile != "off" and not self._refused
-        if graphs is None and possible and parts.device.type == "cuda":
-            graphs = Graphs(CudaRecorder(parts.device))
+        if graphs is None and possible and backbone.device.type == "cuda":
+            graphs = Graphs(CudaRecorder(backbone.device))
         self.graphs = graphs if possible else None
         self.compiled = self._compiled() if compile == "on" else None
         self._tables: weakref.WeakValueDictionary[Any, _Shared] = weakref.WeakValueDictionary()
-        packs = parts.device.type == "cpu" and isinstance(parts.trunk, nn.Module) and not offloads
-        self._to_pack = parts.trunk if packs else None
+        packs = backbone.device.type == "cpu" and isinstance(backbone.trunk, nn.Module) and not offloads
+        self._to_pack = backbone.trunk if packs else None
 
     def expect(self, pictures: int) -> None:
         """Say how many pictures are to come: with `auto`, many are worth compiling for."""
@@ -177,7 +177,7 @@ class Runner:
             self.compiled = self._compiled()
 
     def _compiled(self) -> Backbone:
-        return replace(self.parts, trunk=compile_trunk(self.parts.trunk))
+        return replace(self.backbone, trunk=compile_trunk(self.backbone.trunk))
 
     @property
     def static(self) -> bool:
@@ -211,8 +211,8 @@ class Runner:
     def velocity(self, latent: Tensor, step: Any) -> Tensor:
         """The backbone's velocity, by the compiled transformer if there is one."""
         if self.compiled is None:
-            return self.parts.velocity(latent, step)
-        self.parts.prepare(latent, step)
+            return self.backbone.velocity(latent, step)
+        self.backbone.prepare(latent, step)
         try:
             with torch._dynamo.config.patch(recompile_limit=SHAPES):
                 return self.compiled.velocity(latent, step)
@@ -221,7 +221,7 @@ class Runner:
                 raise
             self.compiled = None
             warn(f"the transformer is not compiled: {error}")
-            return self.parts.velocity(latent, step)
+            return self.backbone.velocity(latent, step)
 
     def _groups(self, velocity: Velocity, tiling: Tiling) -> Velocity:
         return tiled(velocity, tiling.tiles, tiling.at_once, equal=self.static)

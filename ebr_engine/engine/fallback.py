@@ -107,22 +107,22 @@ class Fitting:
         return next((i for i in range(index + 1, len(rungs)) if peak(costs, rungs[i], work) < need), None)
 
 
-def rungs_of(parts: Backbone, start: Rung, costs: Costs, compiled: bool) -> list[Rung]:
+def rungs_of(backbone: Backbone, start: Rung, costs: Costs, compiled: bool) -> list[Rung]:
     """The ladder of a loaded backbone; what is compiled cannot wait on the CPU block by block, nor can an exported one."""
-    return ladder(start, costs, isinstance(parts.trunk, nn.Module) and not compiled, parts.fixed is not None)
+    return ladder(start, costs, isinstance(backbone.trunk, nn.Module) and not compiled, backbone.fixed is not None)
 
 
-def costs_of(parts: Backbone) -> Costs:
+def costs_of(backbone: Backbone) -> Costs:
     """What a loaded backbone costs; see `memory.Costs`."""
-    codec = inner(parts.codec)
-    module = isinstance(parts.trunk, nn.Module)
-    lists = [getattr(parts.trunk, name) for name in BLOCK_LISTS if hasattr(parts.trunk, name)] if module else []
+    codec = inner(backbone.codec)
+    module = isinstance(backbone.trunk, nn.Module)
+    lists = [getattr(backbone.trunk, name) for name in BLOCK_LISTS if hasattr(backbone.trunk, name)] if module else []
     blocks = [_bytes(block) for blocks in lists for block in blocks]
-    vae = None if parts.name == "mini" else (codec.width, codec.dtype.itemsize)
+    vae = None if backbone.name == "mini" else (codec.width, codec.dtype.itemsize)
     waiting = max(0, sum(blocks) - 2 * max(blocks, default=0))
-    trunk = (_bytes(parts.trunk), waiting) if module else (0, 0)
-    made = costs(parts.name, parts.trunk.config, precision(parts), parts.device.type, vae, trunk)
-    beside = _bytes(parts.conditioner) if parts.conditioner is not None and not made.cuda else 0
+    trunk = (_bytes(backbone.trunk), waiting) if module else (0, 0)
+    made = costs(backbone.name, backbone.trunk.config, precision(backbone), backbone.device.type, vae, trunk)
+    beside = _bytes(backbone.conditioner) if backbone.conditioner is not None and not made.cuda else 0
     return replace(made, trunk=made.trunk + beside, codec=codec.parameters_bytes)
 
 
@@ -227,9 +227,9 @@ NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 class Safety:
     """The same backbone in safer precisions, made when the first run needs them; they stay beside it in memory."""
 
-    def __init__(self, parts: Backbone, offloads: bool = False):
-        self.parts = parts
-        self._safe = isinstance(parts.trunk, nn.Module) and not offloads
+    def __init__(self, backbone: Backbone, offloads: bool = False):
+        self.backbone = backbone
+        self._safe = isinstance(backbone.trunk, nn.Module) and not offloads
         self._made: list[Runner] = []
 
     def run(self, plan: Plan, degraded: Tensor, noise: Tensor, tiling: Tiling | None = None) -> Tensor:
@@ -238,13 +238,13 @@ class Safety:
         Raises `EngineError` when no precision helps: the picture's own latent is not finite, the transformer is exported or
         float32 already, or float32 overflows too.
         """
-        name = precision(self.parts)
+        name = precision(self.backbone)
         if not degraded.isfinite().all():
             raise EngineError("the codec made a latent of this picture that is not finite; nothing can be restored from it")
         for runner in self._runners():
-            latent = runner.run(plan.with_precision(runner.parts), degraded, noise, tiling=tiling)
+            latent = runner.run(plan.with_precision(runner.backbone), degraded, noise, tiling=tiling)
             if latent.isfinite().all():
-                warn(f"the result was not finite in {name}; it was made again in {precision(runner.parts)}")
+                warn(f"the result was not finite in {name}; it was made again in {precision(runner.backbone)}")
                 return latent
         if not self._safe:
             raise EngineError(f"the result is not finite in {name}, and this transformer cannot change its precision")
@@ -255,7 +255,7 @@ class Safety:
         made = 0
         while self._safe:
             if made == len(self._made):
-                before = self._made[-1].parts if self._made else self.parts
+                before = self._made[-1].backbone if self._made else self.backbone
                 trunk = safer_trunk(before.trunk)
                 if trunk is None:
                     return
@@ -264,6 +264,6 @@ class Safety:
             made += 1
 
 
-def precision(parts: Backbone) -> str:
+def precision(backbone: Backbone) -> str:
     """The name of a backbone's precision, as `--precision` takes it."""
-    return "fp8" if isinstance(parts.trunk, nn.Module) and has_fp8_layers(parts.trunk) else NAMES[parts.dtype]
+    return "fp8" if isinstance(backbone.trunk, nn.Module) and has_fp8_layers(backbone.trunk) else NAMES[backbone.dtype]

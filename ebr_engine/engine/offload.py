@@ -17,21 +17,21 @@ OFFLOADS = ("none", "codec", "blocks")
 BLOCK_LISTS = ("blocks", "double_blocks", "single_blocks")
 
 
-def offloaded(parts: "Backbone", device: torch.device, mode: str) -> "Backbone":
+def offloaded(backbone: "Backbone", device: torch.device, mode: str) -> "Backbone":
     """The same backbone set to run on `device`; `mode` says what waits on the CPU: `none`, `codec`, or `blocks` (both).
 
     For `blocks` the trunk has to be on the CPU when it comes in.
     """
     if mode == "none":
-        return parts
-    codec = OffloadedCodec(parts.codec, device)
+        return backbone
+    codec = OffloadedCodec(backbone.codec, device)
     if mode == "blocks":
-        lists = [getattr(parts.trunk, name) for name in BLOCK_LISTS if hasattr(parts.trunk, name)]
-        for child in parts.trunk.children():
+        lists = [getattr(backbone.trunk, name) for name in BLOCK_LISTS if hasattr(backbone.trunk, name)]
+        for child in backbone.trunk.children():
             if not any(child is blocks for blocks in lists):
                 child.to(device)
         BlockOffload(list(chain(*lists)), device)
-    return replace(parts, codec=codec, device=device)
+    return replace(backbone, codec=codec, device=device)
 
 
 class OffloadedCodec:

@@ -66,9 +66,9 @@ class Plan:
         steps = StepTable(self.table.t0, self.table.times[: count + 1], self.table.coefficients[:count])
         return Plan(steps, [_Part(tables, len(steps)) for tables in self.tables], shifts=self.shifts[: len(steps)])
 
-    def with_precision(self, parts: Backbone) -> "Plan":
+    def with_precision(self, backbone: Backbone) -> "Plan":
         """The same run on the same backbone in another precision."""
-        tables = self.bake(parts) if self.bake else [tables.to(parts.device, parts.dtype) for tables in self.tables]
+        tables = self.bake(backbone) if self.bake else [tables.to(backbone.device, backbone.dtype) for tables in self.tables]
         return replace(self, tables=tables)
 
     def copy(self) -> "Plan":
@@ -87,15 +87,15 @@ def chained(first: Plan, others: Sequence[Plan]) -> Plan:
     return replace(first, then=chained(others[0], others[1:])) if others else first
 
 
-def alternating(parts: Backbone, steps: int) -> tuple[tuple[int, int], ...]:
+def alternating(backbone: Backbone, steps: int) -> tuple[tuple[int, int], ...]:
     """A shift a step, so that the borders of patches lie elsewhere in each; none but for `mini`, whose patches are seen.
 
     A transformer that decides patch by patch leaves their grid in the picture; over shifted grids it averages out (cycle
     spinning: Coifman and Donoho, "Translation-invariant de-noising", 1995), here at no further evaluation. The last step's is 0.
     """
-    if parts.name != "mini":
+    if backbone.name != "mini":
         return ()
-    half = parts.patch // 2
+    half = backbone.patch // 2
     ways = ((0, 0), (half, 0), (0, half), (half, half))
     return tuple(ways[(steps - 1 - i) % 4] for i in range(steps))
 
@@ -157,7 +157,7 @@ STRONGEST = 2.0  # times a prompt's learned strength
 
 
 def make_plan(
-    parts: Backbone,
+    backbone: Backbone,
     task: str | None = None,
     prompt: PromptLike | Sequence | None = None,
     *,
@@ -172,19 +172,19 @@ def make_plan(
     check_choice("mix", mix, MIXES)
     if not 0 <= strength <= STRONGEST:  # so that NaN fails too
         raise EngineError(f"the strength must be from 0 (the empty prompt) to {STRONGEST:g}, got {strength:g}")
-    prompts = [(one, weight * strength) for one, weight in chosen_prompts(parts, task, prompt)]
+    prompts = [(one, weight * strength) for one, weight in chosen_prompts(backbone, task, prompt)]
     if not prompts and t0 is None:
         raise EngineError(f"say what to repair: a task ({', '.join(TASKS)}) or a prompt")
-    looked_up = parts.name != "mini" and schedule in ("released", "exact")
+    looked_up = backbone.name != "mini" and schedule in ("released", "exact")
 
     def run_of(prompts: list[tuple[Prompt, float]], mix: str) -> Plan:
         try:
             table = make_table(schedule, prompts[0][0].t0 if t0 is None else t0, steps, order)
         except ValueError as error:
             raise EngineError(str(error)) from error
-        return bake(parts, prompts, table, mix, released_timesteps(table.times, parts.name) if looked_up else None)
+        return bake(backbone, prompts, table, mix, released_timesteps(table.times, backbone.name) if looked_up else None)
 
-    mix = mix_for(parts.name) if mix == "auto" else mix
+    mix = mix_for(backbone.name) if mix == "auto" else mix
     if mix != "turn":
         return run_of(prompts, mix)
     first, *others = [run_of([one], "residual") for one in prompts] or [run_of([], "residual")]
@@ -193,7 +193,7 @@ def make_plan(
 
 @torch.no_grad()
 def bake(
-    parts: Backbone,
+    backbone: Backbone,
     prompts: list[tuple[Prompt, float]],
     table: StepTable,
     mix: str = "residual",
@@ -208,10 +208,10 @@ def bake(
         timesteps = torch.tensor(table.times[:-1]) * 1000
     groups = [[pair] for pair in prompts] if mix == "velocity" and len(prompts) > 1 else [prompts]
 
-    def tables(parts: Backbone) -> list[Any]:
-        return [parts.bake(timesteps, mixed_weights(group)) for group in groups]
+    def tables(backbone: Backbone) -> list[Any]:
+        return [backbone.bake(timesteps, mixed_weights(group)) for group in groups]
 
-    return Plan(table, tables(parts), tables, alternating(parts, len(table)))
+    return Plan(table, tables(backbone), tables, alternating(backbone, len(table)))
 
 
 def seen(pictures: Tensor) -> str:

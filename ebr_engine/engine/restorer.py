@@ -120,9 +120,9 @@ class Restorer:
         return restorer
 
     @property
-    def parts(self) -> Backbone:
+    def backbone(self) -> Backbone:
         """The loaded backbone."""
-        return self.pipeline.parts
+        return self.pipeline.backbone
 
     @property
     def runner(self) -> Runner:
@@ -130,29 +130,24 @@ class Restorer:
         return self.pipeline.runner
 
     @property
-    def backbone(self) -> str:
-        """The backbone's name."""
-        return self.parts.name
-
-    @property
     def device(self) -> torch.device:
         """Where the transformer computes."""
-        return self.parts.device
+        return self.backbone.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the transformer's layers that are not fp8."""
-        return self.parts.dtype
+        return self.backbone.dtype
 
     @property
     def trunk(self) -> Any:
         """The transformer: a module, or an exported one."""
-        return self.parts.trunk
+        return self.backbone.trunk
 
     @property
     def codec(self) -> Codec:
         """Pixels ↔ latents."""
-        return self.parts.codec
+        return self.backbone.codec
 
     def expect(self, pictures: int) -> None:
         """Say how many pictures, or frames of a clip, are to come: with `compile="auto"`, many are worth compiling for."""
@@ -161,13 +156,13 @@ class Restorer:
     def build(self, path: str | Path, plan: Plan, about: dict | None = None) -> None:
         """Write an engine file of this backbone and one plan, to start from with `from_engine`; see `export/engine_file.py`."""
         plan.check_single()
-        save_engine(Path(path), self.parts, plan.table, plan.tables, about or {})
+        save_engine(Path(path), self.backbone, plan.table, plan.tables, about or {})
 
     def bake(
         self, prompts: list[tuple[Prompt, float]], table: StepTable, mix: str = "residual", timesteps: Tensor | None = None
     ) -> Plan:
         """The plan of a run with these prompts and weights along a step table; see `planning.bake`."""
-        return planning.bake(self.parts, prompts, table, mix, timesteps)
+        return planning.bake(self.backbone, prompts, table, mix, timesteps)
 
     def plan(
         self,
@@ -184,7 +179,7 @@ class Restorer:
         """Everything of a run that does not depend on a pixel; arguments and errors as those of `restore`."""
         sampling = {"steps": steps, "schedule": schedule, "order": order, "t0": t0, "mix": mix, "strength": strength}
         if self.built is None:
-            return planning.make_plan(self.parts, task, prompt, **sampling)
+            return planning.make_plan(self.backbone, task, prompt, **sampling)
         if (task, prompt, *sampling.values()) != (None, None, None, "fast", None, None, "auto", 1.0):
             raise EngineError(
                 "an engine file's task, prompt, strength, steps and schedule are fixed; build another one to change them"

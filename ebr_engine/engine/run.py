@@ -26,23 +26,23 @@ class Pipeline:
     """Runs plans on a loaded backbone, each in the first way that fits into memory.
 
     `offload`: what waits on the CPU while `device` computes; for `blocks` the trunk has to be on the CPU when it comes in.
-    `compile`: see `runner.py`. `parts`, `runner` and `safety` are made anew where the ladder is descended.
+    `compile`: see `runner.py`. `backbone`, `runner` and `safety` are made anew where the ladder is descended.
     """
 
-    def __init__(self, parts: Backbone, device: torch.device, offload: str, compile: str, fitting: Fitting):
+    def __init__(self, backbone: Backbone, device: torch.device, offload: str, compile: str, fitting: Fitting):
         self.fitting, self.asked_offload = fitting, offload
-        self._place(offloaded(parts, device, offload), offload, compile)
-        self.costs = costs_of(self.parts)
+        self._place(offloaded(backbone, device, offload), offload, compile)
+        self.costs = costs_of(self.backbone)
 
-    def _place(self, parts: Backbone, offload: str, compile: str) -> None:
-        self.parts, self.offload = parts, offload
-        self.runner = Runner(parts, compile, offload == "blocks")
-        self.safety = Safety(parts, offload == "blocks")
+    def _place(self, backbone: Backbone, offload: str, compile: str) -> None:
+        self.backbone, self.offload = backbone, offload
+        self.runner = Runner(backbone, compile, offload == "blocks")
+        self.safety = Safety(backbone, offload == "blocks")
 
     @property
     def geometry(self) -> Geometry:
         """The shapes that the backbone runs."""
-        return Geometry(self.parts)
+        return Geometry(self.backbone)
 
     def run(
         self,
@@ -60,26 +60,26 @@ class Pipeline:
 
         def attempt(rung: Rung) -> Tensor:
             self.apply(rung)
-            return Attempt(self.parts, self.runner, self.safety, plan, rung, seed).run(pixels, first, callback)
+            return Attempt(self.backbone, self.runner, self.safety, plan, rung, seed).run(pixels, first, callback)
 
         return self.fitting.run(rungs, self.costs, work, attempt, self._free)
 
     def rungs(self, shape: Sequence[int], tile: int | None, overlap: int | None, blend: str) -> tuple[list[Rung], Work]:
         """The ways to restore pixels [B, 3, F, H, W], from the one that is asked for down, and what there is to do."""
         batch, _, frames, height, width = shape
-        if self.parts.codec.temporal == 1:  # a clip is a batch of pictures
+        if self.backbone.codec.temporal == 1:  # a clip is a batch of pictures
             batch, frames = 1, batch * frames
-        codec_tile = getattr(inner(self.parts.codec), "asked_tile", None)
+        codec_tile = getattr(inner(self.backbone.codec), "asked_tile", None)
         sides = self.geometry.tile_size(tile, overlap)
         start = Rung(*sides, blend, TILES_AT_ONCE, frames, codec_tile, self.asked_offload)
-        return rungs_of(self.parts, start, self.costs, self.runner.compile == "on"), Work(batch, frames, height, width)
+        return rungs_of(self.backbone, start, self.costs, self.runner.compile == "on"), Work(batch, frames, height, width)
 
     def chunk_size(
         self, frames: int | None, overlap: int | None, size: tuple[int, int] | None = None, tile: int | None = None
     ) -> tuple[int, int]:
         """See `Restorer.chunk_size`."""
         length, shared = self.geometry.chunk_size(frames)
-        if size is not None and self.parts.codec.temporal > 1 and not self.parts.fixed:
+        if size is not None and self.backbone.codec.temporal > 1 and not self.backbone.fixed:
             rungs, work = self.rungs((1, 3, length, *size), tile, None, "latent")
             length = rungs[self.fitting.rung(rungs, self.costs, work)].frames
         return length, min(shared, length - 1) if overlap is None else overlap
@@ -88,23 +88,23 @@ class Pipeline:
         """Have codec and blocks be where a rung says, and the codec take tiles of its size."""
         if OFFLOADS.index(rung.offload) > OFFLOADS.index(self.offload):
             if rung.offload == "blocks":
-                unpack_trunk(self.parts.trunk)
-                self.parts.trunk.to("cpu")
-            parts = replace(self.parts, codec=inner(self.parts.codec))
-            self._place(offloaded(parts, self.parts.device, rung.offload), rung.offload, self.runner.compile)
+                unpack_trunk(self.backbone.trunk)
+                self.backbone.trunk.to("cpu")
+            backbone = replace(self.backbone, codec=inner(self.backbone.codec))
+            self._place(offloaded(backbone, self.backbone.device, rung.offload), rung.offload, self.runner.compile)
         if self.costs.tiles_codec:
-            inner(self.parts.codec).set_tile(rung.codec_tile)
+            inner(self.backbone.codec).set_tile(rung.codec_tile)
 
     def _free(self) -> None:
         """Drop what a run left behind: recorded graphs, compiled code, and the transformer in other precisions."""
-        self._place(self.parts, self.offload, self.runner.compile)
+        self._place(self.backbone, self.offload, self.runner.compile)
 
 
 @dataclass(frozen=True)
 class Attempt:
     """Restores pixels by one plan in one way, a rung of the ladder."""
 
-    parts: Backbone
+    backbone: Backbone
     runner: Runner
     safety: Safety
     plan: Plan
@@ -114,15 +114,15 @@ class Attempt:
     @cached_property
     def geometry(self) -> Geometry:
         """The shapes that the backbone runs."""
-        return Geometry(self.parts)
+        return Geometry(self.backbone)
 
     def run(self, pixels: Tensor, first: int = 0, callback: Callback | None = None) -> Tensor:
         """Clips [B, 3, F, H, W] that begin with frame `first` of theirs → restored ones, float32 on the CPU."""
         frames = pixels.shape[2]
-        if self.parts.codec.temporal == 1 and (frames > 1 or len(pixels) > self.rung.frames):
+        if self.backbone.codec.temporal == 1 and (frames > 1 or len(pixels) > self.rung.frames):
             return self._frame_by_frame(pixels, callback)
         if frames > self.rung.frames:
-            shared = min(DEFAULT_CHUNK[self.parts.name][1], self.rung.frames - 1)
+            shared = min(DEFAULT_CHUNK[self.backbone.name][1], self.rung.frames - 1)
 
             def run(chunk: Tensor, start: int, callback: Callback | None) -> Tensor:
                 return self.run(chunk, first + start, callback)
@@ -133,8 +133,8 @@ class Attempt:
     def _frame_by_frame(self, pixels: Tensor, callback: Callback | None) -> Tensor:
         """Clips of a backbone that knows no time: pictures, as many together as the rung allows, all with the same noise."""
         groups = pixels.transpose(1, 2).flatten(0, 1).unsqueeze(2).split(self.rung.frames)
-        parts = [self.run(x, 0, share(callback, i, len(groups))) for i, x in enumerate(groups)]
-        return torch.cat(parts).squeeze(2).unflatten(0, (len(pixels), -1)).transpose(1, 2)
+        backbone = [self.run(x, 0, share(callback, i, len(groups))) for i, x in enumerate(groups)]
+        return torch.cat(backbone).squeeze(2).unflatten(0, (len(pixels), -1)).transpose(1, 2)
 
     def _together(self, pixels: Tensor, first: int, callback: Callback | None) -> Tensor:
         """Frames that run together, whole or in tiles."""
@@ -145,7 +145,7 @@ class Attempt:
             restored = self._whole(padded, noise, callback)
         else:
             # How much haze or light there is shows in the whole picture only; the tiles add the detail.
-            cell = self.parts.codec.spatial
+            cell = self.backbone.codec.spatial
             side = cell * max(tiles.tile_height, tiles.tile_width)
             small = self.geometry.guide(padded, side)
             guide = crop(self._whole(*self._ready(small, first, 0)), *small.shape[-2:])
@@ -163,8 +163,8 @@ class Attempt:
 
     def _whole(self, pixels: Tensor, noise: Tensor, callback: Callback | None = None, tiling: Tiling | None = None) -> Tensor:
         """Padded pixels through codec, sampler and codec."""
-        degraded = self.parts.codec.encode(pixels.to(self.parts.device))
+        degraded = self.backbone.codec.encode(pixels.to(self.backbone.device))
         latent = self.runner.run(self.plan, degraded, noise, callback, tiling)
         if not latent.isfinite().all():
             latent = self.safety.run(self.plan, degraded, noise, tiling)
-        return self.parts.codec.decode(latent).cpu()
+        return self.backbone.codec.decode(latent).cpu()

@@ -30,7 +30,7 @@ def measure(
     All restorations use seed 42 and five steps; results are rounded to 8 bit, as in a file. `prompts`: another folder of
     learned prompts (`TASK.safetensors`, and `naive/TASK.safetensors`) than the bundled one.
     """
-    folder = prompts or ASSETS / restorer.backbone / "prompts"
+    folder = prompts or ASSETS / restorer.backbone.name / "prompts"
     scores = []
     for task in tasks:
         for photo in photos:

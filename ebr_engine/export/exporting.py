@@ -28,37 +28,37 @@ class ExportOptions:
     workspace: float | None = None  # GiB that TensorRT may take while it builds
 
 
-def export_trunk(path: Path, parts: Backbone, plan: "Plan", format: str, options: ExportOptions, about: dict) -> list[Path]:
+def export_trunk(path: Path, backbone: Backbone, plan: "Plan", format: str, options: ExportOptions, about: dict) -> list[Path]:
     """Write the trunk of a backbone in `format` (onnx, tensorrt, aoti), and the tables of `plan` beside it; the files written.
 
     `path` and `format` have passed `check_request`. Raises `EngineError` for a size that the backbone does not take, and for
     whatever the format cannot express.
     """
-    latent = latent_size(parts, options.clip)
+    latent = latent_size(backbone, options.clip)
     plan.check_single()
     steps = [conditioning[0] for conditioning in plan.tables]
     if any(a.shape != b.shape for step in steps for a, b in zip(step, steps[0])):
         raise EngineError("prompts of several lengths cannot share a graph; export with --mix residual, or one by one")
-    fp8 = any(tensor.dtype.itemsize == 1 for tensor in parts.trunk.state_dict().values())
+    fp8 = any(tensor.dtype.itemsize == 1 for tensor in backbone.trunk.state_dict().values())
     if fp8 and format != "onnx":
         raise EngineError(f"fp8 layers scale their activations by token, which {format} is not given; use bf16 or fp16")
     path.parent.mkdir(parents=True, exist_ok=True)
-    frames = parts.codec.temporal > 1
+    frames = backbone.codec.temporal > 1
     exact = latent if options.fixed else None
     if format == "onnx":
-        onnx.write_onnx(path, parts.trunk, steps[0], exact, frames, options.opset)
+        onnx.write_onnx(path, backbone.trunk, steps[0], exact, frames, options.opset)
     elif format == "aoti":
-        aoti.write_package(path, parts.trunk, steps[0], exact, frames)
+        aoti.write_package(path, backbone.trunk, steps[0], exact, frames)
     else:
-        sizes = None if options.fixed else tensorrt.open_sizes(_shapes(parts), _shapes(parts, latent))
+        sizes = None if options.fixed else tensorrt.open_sizes(_shapes(backbone), _shapes(backbone, latent))
         with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             graph = Path(folder) / "trunk.onnx"
-            onnx.write_onnx(graph, parts.trunk, steps[0], exact, frames, options.opset)
+            onnx.write_onnx(graph, backbone.trunk, steps[0], exact, frames, options.opset)
             tensorrt.write_plan(path, graph, tensorrt.PlanOptions(options.workspace, sizes))
     clip = options.clip if options.fixed else None
-    told = Graph(format, str(parts.dtype).removeprefix("torch."), exact, clip)
+    told = Graph(format, str(backbone.dtype).removeprefix("torch."), exact, clip)
     tables = path.with_name(path.name + TABLES)
-    save_engine(tables, parts, plan.table, plan.tables, about, asdict(told))
+    save_engine(tables, backbone, plan.table, plan.tables, about, asdict(told))
     weights = path.with_name(f"{path.name}.data")
     return [path, *([weights] if format == "onnx" and weights.is_file() else []), tables]
 
@@ -72,25 +72,25 @@ def check_request(path: Path, format: str) -> None:
         needed(package, extra)
 
 
-def latent_size(parts: Backbone, clip: tuple[int, int, int]) -> tuple[int, ...]:
+def latent_size(backbone: Backbone, clip: tuple[int, int, int]) -> tuple[int, ...]:
     """The latent, without a batch, of a clip of (frames, height, width); `EngineError` for what the backbone does not take."""
     frames, *sides = clip
-    codec, multiple = parts.codec, parts.multiple
+    codec, multiple = backbone.codec, backbone.multiple
     if any(side <= 0 or side % multiple for side in sides):
         height, width = (max(multiple, -(-side // multiple) * multiple) for side in sides)
         found = "x".join(map(str, sides))
-        raise EngineError(f"{parts.name} takes sizes in multiples of {multiple} pixels, not {found}; use {height}x{width}")
+        raise EngineError(f"{backbone.name} takes sizes in multiples of {multiple} pixels, not {found}; use {height}x{width}")
     if codec.temporal == 1 and frames != 1:
-        raise EngineError(f"{parts.name} takes one frame at a time, not {frames}")
+        raise EngineError(f"{backbone.name} takes one frame at a time, not {frames}")
     if codec.frames(frames) != frames:
-        raise EngineError(f"{parts.name} takes clips of 4n + 1 frames, not {frames}; use {codec.frames(frames)}")
+        raise EngineError(f"{backbone.name} takes clips of 4n + 1 frames, not {frames}; use {codec.frames(frames)}")
     cells = [side // codec.spatial for side in sides]
-    return (codec.channels, *cells) if parts.name == "flux" else (codec.channels, 1 + (frames - 1) // codec.temporal, *cells)
+    return (codec.channels, *cells) if backbone.name == "flux" else (codec.channels, 1 + (frames - 1) // codec.temporal, *cells)
 
 
-def _shapes(parts: Backbone, latent: tuple[int, ...] | None = None) -> dict[str, tuple[int, ...]]:
+def _shapes(backbone: Backbone, latent: tuple[int, ...] | None = None) -> dict[str, tuple[int, ...]]:
     """Shapes, without a batch, of the inputs that depend on the size, for a latent; by default the smallest."""
-    config = parts.trunk.config
-    latent = latent or (parts.codec.channels, *patches(config))
+    config = backbone.trunk.config
+    latent = latent or (backbone.codec.channels, *patches(config))
     table = tuple(rotary_grid(config, token_grid(config, (1, *latent)))[0].shape)
     return {"latent": latent, "cos": table, "sin": table}

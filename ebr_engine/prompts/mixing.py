@@ -32,7 +32,7 @@ def mix_for(backbone: str) -> str:
     return "turn" if backbone == "mini" else "residual"
 
 
-def chosen_prompts(parts: Backbone, task: str | None, prompt: PromptLike | Sequence | None) -> list[tuple[Prompt, float]]:
+def chosen_prompts(backbone: Backbone, task: str | None, prompt: PromptLike | Sequence | None) -> list[tuple[Prompt, float]]:
     """The prompts of a request with their weights, loaded and checked against the backbone; [] is the empty prompt.
 
     Raises `EngineError` when the request names both a task and a prompt, `PromptError` for a prompt that does not fit.
@@ -40,7 +40,7 @@ def chosen_prompts(parts: Backbone, task: str | None, prompt: PromptLike | Seque
     if task is not None and prompt is not None:
         raise EngineError("give a task or a prompt, not both")
     if task is not None:
-        prompt = find_prompts(parts.name, task)
+        prompt = find_prompts(backbone.name, task)
     if prompt is None:
         return []
     items = prompt if isinstance(prompt, list) else [prompt]
@@ -48,7 +48,7 @@ def chosen_prompts(parts: Backbone, task: str | None, prompt: PromptLike | Seque
     for item in items:
         one, weight = item if isinstance(item, tuple) else (item, 1.0)
         one = one if isinstance(one, Prompt) else load_prompt(one)
-        one.check(parts.name, parts.width, parts.blocks)
+        one.check(backbone.name, backbone.width, backbone.blocks)
         if not math.isfinite(weight):
             raise EngineError(f"a prompt's weight must be a finite number, got {weight}")
         chosen.append((one, float(weight)))

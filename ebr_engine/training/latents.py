@@ -30,10 +30,10 @@ class LatentSamples:
     The batch that follows is made in a thread while one is learned from; use as a context manager, so that it ends.
     """
 
-    def __init__(self, config: LearnConfig, samples: Samples, parts: Backbone):
-        self.samples, self.parts = samples, parts
+    def __init__(self, config: LearnConfig, samples: Samples, backbone: Backbone):
+        self.samples, self.backbone = samples, backbone
         cached = config.cache and isinstance(samples, PairSamples)
-        self.cache = LatentCache(Path(config.cache), config, parts.codec) if cached else None
+        self.cache = LatentCache(Path(config.cache), config, backbone.codec) if cached else None
         self._thread = ThreadPoolExecutor(1)
         self._ahead: dict[tuple[int, ...], Future] = {}
 
@@ -69,7 +69,7 @@ class LatentSamples:
         """The latents of a view; `BadDataError` for a pair that cannot be used."""
         key = self.cache.key(pair, view) if self.cache else ""
         if self.cache and (found := self.cache.read(key)) is not None:
-            return tuple(latent.to(self.parts.device) for latent in found)
+            return tuple(latent.to(self.backbone.device) for latent in found)
         latents = self._encoded(*self.samples.crops(pair, view))
         if not all(latent.isfinite().all() for latent in latents):
             raise BadDataError(f"{pair.clean[0]}: the codec makes values of it or of its degraded form that are not finite")
@@ -78,7 +78,7 @@ class LatentSamples:
         return latents
 
     def _encoded(self, degraded: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-        return tuple(self.parts.codec.encode(pixels[None].to(self.parts.device))[0] for pixels in (degraded, clean))
+        return tuple(self.backbone.codec.encode(pixels[None].to(self.backbone.device))[0] for pixels in (degraded, clean))
 
 
 class LatentCache:
@@ -167,7 +167,7 @@ def fingerprint(codec: Codec) -> str:
     return f"{type(codec).__name__} {checksum(tensors)} {drawn}"
 
 
-def fill_cache(config: LearnConfig, samples: PairSamples, parts: Backbone, callback=None) -> tuple[int, int]:
+def fill_cache(config: LearnConfig, samples: PairSamples, backbone: Backbone, callback=None) -> tuple[int, int]:
     """Encode every view of every pair that the cache lacks; how many were made and how many were there.
 
     `callback(done, total)` after each view. Interrupted, it goes on where it stopped.
@@ -176,7 +176,7 @@ def fill_cache(config: LearnConfig, samples: PairSamples, parts: Backbone, callb
         raise EbrError("name the folder of the cache")
     made = there = 0
     total = len(samples) * config.views
-    with LatentSamples(config, samples, parts) as latents, torch.no_grad():
+    with LatentSamples(config, samples, backbone) as latents, torch.no_grad():
         for index in range(len(samples)):
             for number in range(config.views):
                 view = samples.view(index, number)

@@ -52,7 +52,7 @@ class Learner:
     """The only two parameters, their optimizer and their average; everything random follows from the seed and the iteration."""
 
     config: LearnConfig
-    parts: Backbone
+    backbone: Backbone
     residual: Tensor  # [L, D] or [blocks, L, D] float32
     alpha: Tensor  # [blocks] float32
     optimizer: torch.optim.Optimizer
@@ -62,15 +62,15 @@ class Learner:
     iteration: int = 0
 
     @classmethod
-    def start(cls, config: LearnConfig, parts: Backbone, world: World | None = None) -> "Learner":
+    def start(cls, config: LearnConfig, backbone: Backbone, world: World | None = None) -> "Learner":
         """A fresh run: P ~ N(0, 0.02²), α constant, or those of a prompt. `EbrError` where it does not fit the backbone."""
         world = world or World()
-        check_fits(config, parts, world)
-        parts = prepared(config, parts)
-        residual, alpha = (part.to(parts.device).requires_grad_() for part in initial(config, parts))
-        live = live_conditioner(parts, config.tokens)
+        check_fits(config, backbone, world)
+        backbone = prepared(config, backbone)
+        residual, alpha = (part.to(backbone.device).requires_grad_() for part in initial(config, backbone))
+        live = live_conditioner(backbone, config.tokens)
         average = [residual.detach().clone(), alpha.detach().clone()] if config.ema else None
-        return cls(config, parts, residual, alpha, make_optimizer(config, [residual, alpha]), world, live, average)
+        return cls(config, backbone, residual, alpha, make_optimizer(config, [residual, alpha]), world, live, average)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -88,11 +88,11 @@ class Learner:
 
     def step(self, batch: Batch) -> Progress:
         """One iteration; the loss is the mean over all samples of all processes."""
-        total = torch.zeros((), device=self.parts.device)
+        total = torch.zeros((), device=self.backbone.device)
         for part in range(self.config.accumulate):
             numbers = self.numbers(self.iteration, part)
             following = self.numbers(self.iteration, part + 1)
-            degraded, clean = (latent.to(self.parts.device) for latent in batch(numbers, following))
+            degraded, clean = (latent.to(self.backbone.device) for latent in batch(numbers, following))
             states = self.states(numbers, degraded, clean)
             loss = self.loss(*states, self.shift) / self.config.accumulate
             loss.backward()
@@ -131,7 +131,7 @@ class Learner:
         begun = StepTable(table.t0, table.times[: done + 1], table.coefficients[:done])
         timesteps = torch.tensor(begun.times[:-1], device=clean.device) * 1000
         steps = [self.live(t[None], self.residual, self.alpha) for t in timesteps]
-        state = sample(shifted(self.parts.velocity), list(zip(steps, self.shifts)), degraded, noise, begun)
+        state = sample(shifted(self.backbone.velocity), list(zip(steps, self.shifts)), degraded, noise, begun)
         t = clean.new_full((len(clean),), table.times[done])
         return state, (state - clean) / table.times[done], t
 
@@ -144,7 +144,7 @@ class Learner:
     @property
     def shifts(self) -> Sequence[tuple[int, int]]:
         """On policy: of the grid of patches in each of the sampler's steps, as restoring has them."""
-        return alternating(self.parts, self.config.on_policy) or [(0, 0)] * self.config.on_policy
+        return alternating(self.backbone, self.config.on_policy) or [(0, 0)] * self.config.on_policy
 
     @property
     def shift(self) -> tuple[int, int]:
@@ -153,11 +153,11 @@ class Learner:
 
     def loss(self, state: Tensor, target: Tensor, t: Tensor, shift: tuple[int, int] = (0, 0)) -> Tensor:
         """The loss of states [B, C, f, h, w] at times [B]; differentiable in the prompt and α."""
-        error = shifted(self.parts.velocity)(state, (self.live(t * 1000, self.residual, self.alpha), shift)) - target
+        error = shifted(self.backbone.velocity)(state, (self.live(t * 1000, self.residual, self.alpha), shift)) - target
         if self.config.loss != "velocity":
             error = error * t.view(-1, 1, 1, 1, 1)
         if self.config.loss == "pixel":
-            error = error * self.parts.codec.scale.view(1, -1, 1, 1, 1)
+            error = error * self.backbone.codec.scale.view(1, -1, 1, 1, 1)
         return error.square().mean()
 
     def prompt(self, training: dict | None = None) -> Prompt:
@@ -165,7 +165,7 @@ class Learner:
         config = self.config
         residual, alpha = (part.detach().cpu().clone() for part in self.average or self.parameters)
         steps = FAST_STEPS if config.backbone == "mini" else RELEASED_STEPS
-        where = {"task": config.task, "base_model": self.parts.identity, "t0": config.t0, "t_min": config.t_min}
+        where = {"task": config.task, "base_model": self.backbone.identity, "t0": config.t0, "t_min": config.t_min}
         summary = shareable(asdict(config)) | (training or {})
         return Prompt(residual, alpha, config.backbone, **where, steps=config.on_policy or steps, training=summary)
 
@@ -189,50 +189,50 @@ class Learner:
             for parameter, name in zip(self.parameters, ("residual", "alpha")):
                 parameter.copy_(state[name])
         if self.average is not None:
-            self.average = [part.to(self.parts.device) for part in state["average"]]
+            self.average = [part.to(self.backbone.device) for part in state["average"]]
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration = state["iteration"]
 
 
-def initial(config: LearnConfig, parts: Backbone) -> tuple[Tensor, Tensor]:
+def initial(config: LearnConfig, backbone: Backbone) -> tuple[Tensor, Tensor]:
     """Rows [L, D] or [blocks, L, D] and strengths [blocks] to begin from; `EbrError` for a prompt of another shape."""
-    shape = (parts.blocks,) * config.per_block + (config.tokens, parts.width)
+    shape = (backbone.blocks,) * config.per_block + (config.tokens, backbone.width)
     if not config.start:
         rows = torch.randn(shape, generator=torch.Generator().manual_seed(config.seed)) * INITIAL_STD
-        return rows, torch.full((parts.blocks,), config.alpha)
+        return rows, torch.full((backbone.blocks,), config.alpha)
     begun = load_prompt(Path(config.start))
-    begun.check(parts.name, parts.width, parts.blocks)
+    begun.check(backbone.name, backbone.width, backbone.blocks)
     if begun.residual.shape != shape:
         own = f"tokens={begun.residual.shape[-2]} and per_block={str(begun.residual.ndim == 3).lower()}"
         raise EbrError(f"{config.start}: learn on with {own}, which this prompt was learned with")
     return begun.residual.float(), begun.alpha.float()
 
 
-def check_fits(config: LearnConfig, parts: Backbone, world: World) -> None:
+def check_fits(config: LearnConfig, backbone: Backbone, world: World) -> None:
     """`EbrError` where a configuration asks for what the backbone or the processes cannot do."""
-    if any(side % parts.multiple for side in config.crop):
-        raise EbrError(f"{parts.name} takes crops whose sides are multiples of {parts.multiple}, not {config.size}")
-    if (frames := parts.codec.frames(config.frames)) != config.frames:
-        raise EbrError(f"{parts.name} takes clips of 4n + 1 frames, not {config.frames}; use {frames}")
+    if any(side % backbone.multiple for side in config.crop):
+        raise EbrError(f"{backbone.name} takes crops whose sides are multiples of {backbone.multiple}, not {config.size}")
+    if (frames := backbone.codec.frames(config.frames)) != config.frames:
+        raise EbrError(f"{backbone.name} takes clips of 4n + 1 frames, not {config.frames}; use {frames}")
     if config.batch % (world.size * config.accumulate):
         shares = f"{world.size} process(es) in {config.accumulate} part(s)"
         raise EbrError(f"a batch of {config.batch} cannot be divided among {shares}")
-    if parts.name == "flux" and config.tokens > len(parts.text["context"]):
-        raise EbrError(f"a prompt of {config.tokens} tokens does not fit on {len(parts.text['context'])} text tokens")
+    if backbone.name == "flux" and config.tokens > len(backbone.text["context"]):
+        raise EbrError(f"a prompt of {config.tokens} tokens does not fit on {len(backbone.text['context'])} text tokens")
 
 
-def prepared(config: LearnConfig, parts: Backbone) -> Backbone:
+def prepared(config: LearnConfig, backbone: Backbone) -> Backbone:
     """The backbone ready to learn on: its conditioner on the trunk's device, blocks checkpointed or compiled where asked."""
-    for part in (parts.conditioner, parts.trunk):
-        part.to(parts.device).requires_grad_(False)
-    if parts.device.type == "cpu" and sum(weight.nbytes for weight in parts.trunk.parameters()) <= PACKED:
-        pack_trunk(parts.trunk, learns=True)
+    for part in (backbone.conditioner, backbone.trunk):
+        part.to(backbone.device).requires_grad_(False)
+    if backbone.device.type == "cpu" and sum(weight.nbytes for weight in backbone.trunk.parameters()) <= PACKED:
+        pack_trunk(backbone.trunk, learns=True)
     if config.compile:
-        for block in blocks_of(parts.trunk):
+        for block in blocks_of(backbone.trunk):
             block.compile(dynamic=False)
     if config.checkpointing:
-        checkpoint_blocks(parts.trunk)
-    return replace(parts, text={name: tensor.to(parts.device) for name, tensor in parts.text.items()})
+        checkpoint_blocks(backbone.trunk)
+    return replace(backbone, text={name: tensor.to(backbone.device) for name, tensor in backbone.text.items()})
 
 
 def blocks_of(trunk: nn.Module) -> list[nn.Module]:

@@ -60,13 +60,13 @@ def learn(
     """
     check_request(config, out, overwrite)
     with joined(config.device) as (world, device):
-        parts = load_parts(config, device)
-        learner = Learner.start(config, parts, world)
-        with samples_of(config) as samples, LatentSamples(config, samples, learner.parts) as latents:
+        backbone = load_parts(config, device)
+        learner = Learner.start(config, backbone, world)
+        with samples_of(config) as samples, LatentSamples(config, samples, learner.backbone) as latents:
             files = RunFiles(run_folder(out), config, world)
             if resume and (state := files.last_checkpoint()):
                 learner.load(state)
-            validation = Validation.of(config, learner.parts, files.folder) if world.leads and config.validate_every else None
+            validation = Validation.of(config, learner.backbone, files.folder) if world.leads and config.validate_every else None
             files.begin(learner.iteration)
             with Trackers(config, files.folder, world.leads) as trackers:
                 seconds = _iterate(learner, latents, files, trackers, validation, callback)

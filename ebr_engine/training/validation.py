@@ -26,19 +26,19 @@ class Validation:
     """Degraded and clean clips [3, F, H, W], the same every time; `sheets` are the last pictures."""
 
     pairs: list[tuple[Tensor, Tensor]]
-    parts: Backbone
+    backbone: Backbone
     folder: Path
     sheets: list[np.ndarray] = field(default_factory=list)
 
     @classmethod
-    def of(cls, config: LearnConfig, parts: Backbone, folder: Path) -> "Validation":
+    def of(cls, config: LearnConfig, backbone: Backbone, folder: Path) -> "Validation":
         """The validation that a configuration names: the middles of pairs, or of unseen procedural scenes."""
         if config.validation:
             samples = pair_samples(config, config.validation, whole=True)
             pairs = [samples.pixels(i) for i in range(min(config.validation_count, len(samples)))]
         else:
             pairs = [_scene(config, i) for i in range(config.validation_count)]
-        return cls(pairs, parts, folder / "samples")
+        return cls(pairs, backbone, folder / "samples")
 
     @torch.no_grad()
     def scores(self, learner: Learner) -> dict[str, float]:
@@ -46,14 +46,14 @@ class Validation:
         config = learner.config
         prompt = learner.prompt()
         table = make_table("fast", config.t0, config.on_policy or None)
-        timesteps = torch.tensor(table.times[:-1], device=self.parts.device) * 1000
+        timesteps = torch.tensor(table.times[:-1], device=self.backbone.device) * 1000
         tables = [self.live_step(learner, t, prompt) for t in timesteps]
         found: dict[str, list[float]] = {"psnr": [], "ssim": []}
         self.sheets = []
         for i, (degraded, clean) in enumerate(self.pairs):
-            latent = self.parts.codec.encode(degraded[None].to(self.parts.device))
+            latent = self.backbone.codec.encode(degraded[None].to(self.backbone.device))
             noise = draw_noise(latent.shape, SEED, latent.device)
-            restored = self.parts.codec.decode(sample(self.parts.velocity, tables, latent, noise, table))[0]
+            restored = self.backbone.codec.decode(sample(self.backbone.velocity, tables, latent, noise, table))[0]
             restored = (restored.cpu().clamp(0, 1) * 255).round() / 255
             frames = list(zip(restored.unbind(1), clean.unbind(1)))
             found["psnr"] += [psnr(one[None], other[None]) for one, other in frames]

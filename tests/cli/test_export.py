@@ -54,7 +54,7 @@ def test_a_graph_of_one_size_restores_pictures_of_that_size_and_larger_ones_in_t
     code, _, stderr = cli("restore", "in.png", "-o", "out.png", "--engine", tiny / "haze.onnx", "--device", "cpu")
     assert (code, stderr) == (0, "")
     restorer = Restorer(model=tiny / "tiny.safetensors", device="cpu", precision="fp32")
-    restorer.parts.fixed = (1, HEIGHT, WIDTH)  # torch's trunk, with the graph's tiles
+    restorer.backbone.fixed = (1, HEIGHT, WIDTH)  # torch's trunk, with the graph's tiles
     expected = restorer.restore(pixels, prompt=tiny / "4.safetensors")
     assert np.abs(expected - pixels).max() > 0.01
     np.testing.assert_allclose(read_image("out.png").pixels, expected, atol=CLOSE)

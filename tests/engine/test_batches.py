@@ -111,7 +111,7 @@ def test_how_many_tiles_run_at_once_changes_nothing_but_rounding(restorer, plan,
 def captured(weights):
     """An engine whose runs are recorded, with the recorder that counts."""
     one, recorder = Restorer(model=weights, device="cpu", precision="fp32"), CallAgain()
-    one.pipeline.runner = Runner(one.parts, "auto", graphs=Graphs(recorder))
+    one.pipeline.runner = Runner(one.backbone, "auto", graphs=Graphs(recorder))
     return one, recorder
 
 

@@ -26,7 +26,7 @@ def noise_for(degraded):
 
 def recorded(restorer, most=8):
     recorder = CallAgain()
-    return Runner(restorer.parts, "auto", graphs=Graphs(recorder, most)), recorder
+    return Runner(restorer.backbone, "auto", graphs=Graphs(recorder, most)), recorder
 
 
 def run(one, plan, degraded, **how):
@@ -103,8 +103,8 @@ def test_warming_up_meets_the_solvers_differences_in_few_steps(restorer):
     evaluated = []
     plan = restorer.plan(prompt=make_prompt(), steps=12)
     graphs, _ = recorded(restorer)
-    velocity = graphs.parts.velocity
-    graphs.parts = SimpleNamespace(velocity=lambda *given: evaluated.append(1) or velocity(*given))
+    velocity = graphs.backbone.velocity
+    graphs.backbone = SimpleNamespace(velocity=lambda *given: evaluated.append(1) or velocity(*given))
     run(graphs, plan, latent())
     assert len(evaluated) == runner.WARM_STEPS + 12 + 12  # warm, recorded, replayed
     assert any(plan.first(runner.WARM_STEPS).steps.differences)
@@ -114,7 +114,7 @@ def test_what_cannot_be_recorded_runs_plainly_and_is_told_once(restorer):
     def broken(function, warm):
         raise RuntimeError("operation failed due to\na previous error during capture")
 
-    one = Runner(restorer.parts, "auto", graphs=Graphs(broken))
+    one = Runner(restorer.backbone, "auto", graphs=Graphs(broken))
     plan = restorer.plan(prompt=make_prompt())
     assert one.static
     with pytest.warns(EngineWarning, match=r"CUDA graphs are left out.* a previous error") as told:
@@ -132,7 +132,7 @@ def test_a_compiler_that_fails_is_told_once_and_the_result_is_there(restorer, mo
         return run
 
     monkeypatch.setattr(runner, "compile_trunk", broken)
-    one, plan = Runner(restorer.parts, "on"), restorer.plan(prompt=make_prompt())
+    one, plan = Runner(restorer.backbone, "on"), restorer.plan(prompt=make_prompt())
     with pytest.warns(EngineWarning, match=r"not compiled: No working C\+\+ compiler") as told:
         results = [run(one, plan, latent()) for _ in range(2)]
     assert len(told) == 1
@@ -142,16 +142,16 @@ def test_a_compiler_that_fails_is_told_once_and_the_result_is_there(restorer, mo
 
 def test_auto_compiles_for_many_pictures_only(restorer, monkeypatch):
     monkeypatch.setattr(runner, "compile_trunk", lambda trunk: trunk)
-    assert not Runner(restorer.parts, "auto").static
+    assert not Runner(restorer.backbone, "auto").static
     for mode, count, compiled in (("auto", runner.MANY, True), ("auto", runner.MANY - 1, False), ("off", 10**6, False)):
-        one = Runner(restorer.parts, mode)
+        one = Runner(restorer.backbone, mode)
         one.expect(count)
         assert one.static == compiled
 
 
 def test_what_cannot_be_compiled_is_refused_when_it_is_asked_for(restorer):
     with pytest.raises(EngineError, match=r"blocks .* leave compile at auto"):
-        Runner(restorer.parts, "on", offloads=True)
+        Runner(restorer.backbone, "on", offloads=True)
     exported = SimpleNamespace(trunk=lambda *_: None, device=torch.device("cpu"))
     with pytest.raises(EngineError, match="exported"):
         Runner(exported, "on")

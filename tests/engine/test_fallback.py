@@ -45,8 +45,8 @@ def test_out_of_memory_steps_down_says_so_and_goes_on(picture, monkeypatch, time
     restorer = Restorer("mini", precision="fp32")
     plan = restorer.plan("haze", steps=1)
     alone = restorer.restore(picture, plan=plan, tile=64, tile_overlap=16)
-    exhausted = Exhausted(restorer.parts.velocity, times, error)
-    monkeypatch.setattr(restorer.parts, "velocity", exhausted)
+    exhausted = Exhausted(restorer.backbone.velocity, times, error)
+    monkeypatch.setattr(restorer.backbone, "velocity", exhausted)
     with pytest.warns(EngineWarning, match="not enough memory") as told:
         restored = restorer.restore(picture, plan=plan, tile=64, tile_overlap=16)
     assert len(told) == times
@@ -59,8 +59,8 @@ def test_out_of_memory_steps_down_says_so_and_goes_on(picture, monkeypatch, time
 
 def test_what_never_fits_is_an_error_after_the_smallest_way_was_tried(picture, monkeypatch):
     restorer = Restorer("mini", precision="fp32")
-    exhausted = Exhausted(restorer.parts.velocity, 99, CPU)
-    monkeypatch.setattr(restorer.parts, "velocity", exhausted)
+    exhausted = Exhausted(restorer.backbone.velocity, 99, CPU)
+    monkeypatch.setattr(restorer.backbone, "velocity", exhausted)
     with pytest.warns(EngineWarning, match="tiles of 128 pixels"), pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
         restorer.restore(picture, "haze", steps=1)
     assert exhausted.left == 97  # in one piece, and in tiles: nothing else needs less for so small a picture
@@ -68,8 +68,8 @@ def test_what_never_fits_is_an_error_after_the_smallest_way_was_tried(picture, m
 
 def test_another_error_is_no_reason_to_try_again(picture, monkeypatch):
     restorer = Restorer("mini", precision="fp32")
-    exhausted = Exhausted(restorer.parts.velocity, 99, RuntimeError("a bug"))
-    monkeypatch.setattr(restorer.parts, "velocity", exhausted)
+    exhausted = Exhausted(restorer.backbone.velocity, 99, RuntimeError("a bug"))
+    monkeypatch.setattr(restorer.backbone, "velocity", exhausted)
     with pytest.raises(RuntimeError, match="a bug"):
         restorer.restore(picture, "haze", steps=1)
     assert exhausted.left == 98
@@ -81,8 +81,8 @@ def test_a_limit_chooses_the_way_and_the_least_that_would_do_is_told(picture):
     need = peak(free.pipeline.costs, start, work)
     limited = Restorer("mini", precision="fp32", max_memory=need - 1)
     shapes = []
-    velocity = limited.parts.velocity
-    limited.parts.velocity = lambda latent, step: shapes.append(latent.shape[0]) or velocity(latent, step)
+    velocity = limited.backbone.velocity
+    limited.backbone.velocity = lambda latent, step: shapes.append(latent.shape[0]) or velocity(latent, step)
     restored = limited.restore(picture, "haze", steps=1, tile=64, tile_overlap=16)
     assert max(shapes) < 4  # tiles at once
     expected = free.restore(picture, "haze", steps=1, tile=64, tile_overlap=16)
@@ -128,8 +128,8 @@ def test_pictures_that_do_not_fit_together_run_one_by_one(monkeypatch):
     pictures = torch.rand(3, 3, 32, 40, generator=torch.Generator().manual_seed(1))
     plan = restorer.plan("rain", steps=2)
     together = restorer.restore(pictures, plan=plan)
-    exhausted = Exhausted(restorer.parts.velocity, 1, CPU)
-    monkeypatch.setattr(restorer.parts, "velocity", exhausted)
+    exhausted = Exhausted(restorer.backbone.velocity, 1, CPU)
+    monkeypatch.setattr(restorer.backbone, "velocity", exhausted)
     steps = []
     with pytest.warns(EngineWarning):
         apart = restorer.restore(pictures, plan=plan, callback=lambda done, total: steps.append((done, total)))

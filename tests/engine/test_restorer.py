@@ -117,7 +117,7 @@ def test_lower_precision_stays_near_float32(restorer, weights, prompt, relative_
 
     def velocity(engine):
         plan = engine.bake([(prompt, 1.0)], table)
-        return plan.velocity(engine.parts.velocity)(state, plan.conditioning[2])
+        return plan.velocity(engine.backbone.velocity)(state, plan.conditioning[2])
 
     lower = Restorer(model=weights, device="cpu", precision=precision)
     assert 2**-10 < relative_rms(velocity(lower), velocity(restorer)) < bound

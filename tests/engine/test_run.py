@@ -32,12 +32,12 @@ def test_a_batch_in_tiles_equals_one_by_one(restorer, prompt, relative_rms):
 def test_tiles_keep_the_size_and_stay_near_one_piece(restorer, prompt, tile, overlap):
     image = picture(43, 101)
     whole = restorer.restore(image, prompt=prompt, tile=0)
-    parts = restorer.restore(image, prompt=prompt, tile=tile, tile_overlap=overlap)
-    assert parts.shape == image.shape
-    assert parts.isfinite().all()
-    assert 0 <= parts.min() <= parts.max() <= 1
-    assert not torch.equal(parts, whole)
-    assert (parts - whole).square().mean() < 0.25 * (image - whole).square().mean()
+    backbone = restorer.restore(image, prompt=prompt, tile=tile, tile_overlap=overlap)
+    assert backbone.shape == image.shape
+    assert backbone.isfinite().all()
+    assert 0 <= backbone.min() <= backbone.max() <= 1
+    assert not torch.equal(backbone, whole)
+    assert (backbone - whole).square().mean() < 0.25 * (image - whole).square().mean()
 
 
 def test_the_smallest_tiles_cover_any_size(restorer, prompt):
@@ -64,8 +64,8 @@ def test_tiling_changes_nothing_when_pixels_do_not_look_at_each_other(relative_r
 
     conditioning = [0.5] * len(table)
     whole = sample(velocity, conditioning, degraded, noise, table)
-    parts = sample(tiled(velocity, plan_tiles(10, 17, 4, 2), at_once=3), conditioning, degraded, noise, table)
-    assert relative_rms(parts, whole) < 5 * 4 * EPS  # four tiles summed in each of five steps
+    backbone = sample(tiled(velocity, plan_tiles(10, 17, 4, 2), at_once=3), conditioning, degraded, noise, table)
+    assert relative_rms(backbone, whole) < 5 * 4 * EPS  # four tiles summed in each of five steps
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_what_is_not_the_transformers_fault_is_told(weights):
 
 def test_an_exported_transformer_cannot_change_its_precision(weights):
     one = engine(weights, "fp32")
-    safety = Safety(replace(one.parts, trunk=lambda *_: None))
+    safety = Safety(replace(one.backbone, trunk=lambda *_: None))
     with pytest.raises(EngineError, match="not finite in fp32, and this transformer cannot change"):
         safety.run(one.plan(prompt=make_prompt()), torch.zeros(1), torch.zeros(1))
 

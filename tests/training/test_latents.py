@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def parts(weights):
+def backbone(weights):
     return load_backbone("mini", ModelSource(weights), CPU, "fp32")
 
 
@@ -25,8 +25,8 @@ def config(pairs, tmp_path):
     return LearnConfig("fog", data=str(pairs(count=3)), size=32, views=2, cache=str(tmp_path / "cache"))
 
 
-def latents(config, parts):
-    return LatentSamples(config, pair_samples(config, config.data), parts)
+def latents(config, backbone):
+    return LatentSamples(config, pair_samples(config, config.data), backbone)
 
 
 def files(config):
@@ -35,88 +35,88 @@ def files(config):
     return sorted(Path(config.cache).rglob("*.safetensors"))
 
 
-def test_cached_latents_are_those_that_would_be_encoded(config, parts, monkeypatch):
+def test_cached_latents_are_those_that_would_be_encoded(config, backbone, monkeypatch):
     plain = replace(config, cache="")
-    with latents(plain, parts) as fresh:
+    with latents(plain, backbone) as fresh:
         expected = [fresh.batch([i, i + 1]) for i in range(6)]
     done = []
-    made = fill_cache(config, pair_samples(config, config.data), parts, lambda *progress: done.append(progress))
+    made = fill_cache(config, pair_samples(config, config.data), backbone, lambda *progress: done.append(progress))
     assert made == (6, 0)
     assert done[-1] == (6, 6)
     assert len(files(config)) == 6
-    monkeypatch.setattr(parts.codec, "encode", None)  # nothing is encoded again
-    with latents(config, parts) as cached:
+    monkeypatch.setattr(backbone.codec, "encode", None)  # nothing is encoded again
+    with latents(config, backbone) as cached:
         for i, batch in enumerate(expected):
             for found, latent in zip(cached.batch([i, i + 1]), batch):
                 assert torch.equal(found, latent)
 
 
-def test_an_interrupted_filling_goes_on(config, parts):
+def test_an_interrupted_filling_goes_on(config, backbone):
     def interrupt(done, total):
         if done == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fill_cache(config, pair_samples(config, config.data), parts, interrupt)
-    assert fill_cache(config, pair_samples(config, config.data), parts) == (2, 4)
+        fill_cache(config, pair_samples(config, config.data), backbone, interrupt)
+    assert fill_cache(config, pair_samples(config, config.data), backbone) == (2, 4)
 
 
-def test_learning_fills_the_cache_itself(config, parts):
-    with latents(config, parts) as empty:
+def test_learning_fills_the_cache_itself(config, backbone):
+    with latents(config, backbone) as empty:
         first = empty.batch([0, 1, 2])
     assert len(files(config)) == 3
-    with latents(config, parts) as filled:
+    with latents(config, backbone) as filled:
         assert all(torch.equal(*pair) for pair in zip(first, filled.batch([0, 1, 2])))
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:-4] + b"\x00\x00\x80\x3f", lambda data: b""])
-def test_a_damaged_file_is_made_again(config, parts, damage, caplog):
-    fill_cache(config, pair_samples(config, config.data), parts)
+def test_a_damaged_file_is_made_again(config, backbone, damage, caplog):
+    fill_cache(config, pair_samples(config, config.data), backbone)
     path = files(config)[2]
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
-    assert fill_cache(config, pair_samples(config, config.data), parts) == (1, 5)
+    assert fill_cache(config, pair_samples(config, config.data), backbone) == (1, 5)
     assert path.read_bytes() == whole
     assert str(path) in caplog.text
 
 
-def test_the_key_is_the_content_the_codec_and_the_crop(config, parts, pairs, tmp_path):
-    fill_cache(config, pair_samples(config, config.data), parts)
+def test_the_key_is_the_content_the_codec_and_the_crop(config, backbone, pairs, tmp_path):
+    fill_cache(config, pair_samples(config, config.data), backbone)
     moved = shutil.copytree(config.data, tmp_path / "moved")
-    assert fill_cache(config, pair_samples(replace(config, data=str(moved)), str(moved)), parts) == (0, 6)
+    assert fill_cache(config, pair_samples(replace(config, data=str(moved)), str(moved)), backbone) == (0, 6)
     brighter = pairs("other", count=3, height=56)
-    assert fill_cache(config, pair_samples(config, str(brighter)), parts)[0] == 6
-    assert fill_cache(replace(config, size=40), pair_samples(replace(config, size=40), config.data), parts)[0] == 6
-    parts.codec.scale *= 2
-    assert fill_cache(config, pair_samples(config, config.data), parts)[0] == 6
+    assert fill_cache(config, pair_samples(config, str(brighter)), backbone)[0] == 6
+    assert fill_cache(replace(config, size=40), pair_samples(replace(config, size=40), config.data), backbone)[0] == 6
+    backbone.codec.scale *= 2
+    assert fill_cache(config, pair_samples(config, config.data), backbone)[0] == 6
 
 
-def test_codecs_that_differ_have_other_fingerprints(parts, weights):
+def test_codecs_that_differ_have_other_fingerprints(backbone, weights):
     same = load_backbone("mini", ModelSource(weights), CPU, "fp32").codec
-    assert fingerprint(same) == fingerprint(parts.codec)
+    assert fingerprint(same) == fingerprint(backbone.codec)
     same.mean += 1
-    assert fingerprint(same) != fingerprint(parts.codec)
+    assert fingerprint(same) != fingerprint(backbone.codec)
 
 
-def test_bad_pairs_are_refused_or_left_out(config, parts):
+def test_bad_pairs_are_refused_or_left_out(config, backbone):
     from pathlib import Path
 
     (Path(config.data) / "target" / "01.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(EbrError, match=r"01\.png"):
-        fill_cache(config, pair_samples(config, config.data), parts)
+        fill_cache(config, pair_samples(config, config.data), backbone)
     skipping = replace(config, bad_data="skip")
     shutil.rmtree(config.cache)
-    assert fill_cache(skipping, pair_samples(skipping, config.data), parts) == (4, 0)
+    assert fill_cache(skipping, pair_samples(skipping, config.data), backbone) == (4, 0)
 
 
-def test_latents_that_are_not_finite_are_bad(config, parts):
-    parts.codec.scale[3] = 0
-    with pytest.raises(EbrError, match="not finite"), latents(config, parts) as broken:
+def test_latents_that_are_not_finite_are_bad(config, backbone):
+    backbone.codec.scale[3] = 0
+    with pytest.raises(EbrError, match="not finite"), latents(config, backbone) as broken:
         broken.batch([0])
 
 
-def test_the_following_batch_is_made_ahead(config, parts):
-    with latents(replace(config, cache=""), parts) as data:
+def test_the_following_batch_is_made_ahead(config, backbone):
+    with latents(replace(config, cache=""), backbone) as data:
         expected = [data.batch([i]) for i in range(3)]
         asked = []
         data.samples.pixels, original = None, data.latents

@@ -29,14 +29,14 @@ def start(weights, precision="fp32", world=None, **settings):
 
 
 def batches(learner, pool):
-    return LatentSamples(learner.config, SceneSamples(learner.config, pool), learner.parts).batch
+    return LatentSamples(learner.config, SceneSamples(learner.config, pool), learner.backbone).batch
 
 
 def fixed_states(learner, pool):
     """16 states that are the same on every call."""
     config = replace(learner.config, seed=99)
     numbers = list(range(16))
-    degraded, clean = LatentSamples(config, SceneSamples(config, pool), learner.parts).batch(numbers)
+    degraded, clean = LatentSamples(config, SceneSamples(config, pool), learner.backbone).batch(numbers)
     t = torch.linspace(0.05, 1, 16) * config.t0
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(4))
     return *PROCESSES[config.bridge](clean, degraded, noise, t, config.t0), t
@@ -99,19 +99,19 @@ def test_every_task_gives_finite_gradients(weights, pool, task):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
 def test_only_the_prompt_and_its_strength_change(weights, pool, precision):
     learner = start(weights, precision)
-    parts, fresh = learner.parts, load_backbone("mini", ModelSource(weights), CPU, precision)
+    backbone, fresh = learner.backbone, load_backbone("mini", ModelSource(weights), CPU, precision)
     before = [parameter.detach().clone() for parameter in learner.parameters]
     batch = batches(learner, pool)
     for _ in range(3):
         learner.step(batch)
     for part in ("trunk", "conditioner", "codec"):
-        ours, theirs = getattr(parts, part), getattr(fresh, part)
+        ours, theirs = getattr(backbone, part), getattr(fresh, part)
         for name, value in ours.state_dict().items():
             assert torch.equal(value, theirs.state_dict()[name]), name
         for parameter in ours.parameters():
             assert not parameter.requires_grad
             assert parameter.grad is None
-    assert torch.equal(parts.text["context"], fresh.text["context"])
+    assert torch.equal(backbone.text["context"], fresh.text["context"])
     for parameter, value in zip(learner.parameters, before):
         assert (parameter != value).all()
     assert sum(len(group["params"]) for group in learner.optimizer.param_groups) == 2
@@ -132,9 +132,9 @@ def test_the_x0_and_pixel_losses_are_errors_of_the_clean_estimate(weights, pool)
     view = times.view(-1, 1, 1, 1, 1)
     clean = state - view * target
     with torch.no_grad():
-        estimate = state - view * x0.parts.velocity(state, x0.live(times * 1000, *x0.parameters))
+        estimate = state - view * x0.backbone.velocity(state, x0.live(times * 1000, *x0.parameters))
         latents = (estimate - clean).square().mean().item()
-        decoded = (x0.parts.codec.decode(latent) for latent in (estimate, clean))
+        decoded = (x0.backbone.codec.decode(latent) for latent in (estimate, clean))
         pixels = torch.sub(*decoded).square().mean().item()
         assert x0.loss(state, target, times).item() == pytest.approx(latents, rel=1e-4)
         assert pixel.loss(state, target, times).item() == pytest.approx(pixels, rel=1e-4)
@@ -180,13 +180,13 @@ def test_on_policy_states_are_those_of_the_sampler(weights, pool):
     degraded, clean = batches(learner, pool)(range(4))
     noise = torch.randn(clean.shape)
     table = make_table("fast", learner.config.t0, 4)
-    plan = bake(learner.parts, [(learner.prompt(), 1.0)], table)
+    plan = bake(learner.backbone, [(learner.prompt(), 1.0)], table)
     assert len(set(plan.shifts)) == 4  # of the grid of patches, as restoring has them
     visited: dict[float, torch.Tensor] = {}
 
     def velocity(state, entry):
         visited[table.times[len(visited)]] = state
-        return plan.velocity(learner.parts.velocity)(state, entry)
+        return plan.velocity(learner.backbone.velocity)(state, entry)
 
     sample(velocity, plan.conditioning, degraded, noise, table)
     seen = set()
@@ -206,11 +206,11 @@ def test_parts_and_processes_share_a_batch(weights, pool):
     whole = start(weights, batch=8, clip=0.5)
     numbers = whole.numbers(3, 0)
     assert numbers == list(range(24, 32))
-    for processes, parts in ((1, 4), (2, 2), (4, 1)):
+    for processes, backbone in ((1, 4), (2, 2), (4, 1)):
         shares = [
-            start(weights, batch=8, accumulate=parts, world=World(rank, processes)).numbers(3, part)
+            start(weights, batch=8, accumulate=backbone, world=World(rank, processes)).numbers(3, part)
             for rank in range(processes)
-            for part in range(parts)
+            for part in range(backbone)
         ]
         assert [number for share in shares for number in share] == numbers
     divided = start(weights, batch=8, accumulate=4, clip=0.5)
@@ -244,7 +244,7 @@ def test_the_average_is_saved_in_place_of_the_last_values(weights, pool):
 def test_checkpointed_blocks_give_the_same_gradients(weights, pool):
     plain, saving = start(weights), start(weights, checkpointing=True)
     runs = [0]
-    block = blocks_of(saving.parts.trunk)[0]
+    block = blocks_of(saving.backbone.trunk)[0]
     block.qkv.register_forward_hook(lambda *_: runs.__setitem__(0, runs[0] + 1))
     found = []
     for learner in (plain, saving):

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 TIMES = torch.tensor([120.0, 377.0])
 
 
-def backbone(name, dtype):
+def make_backbone(name, dtype):
     """A tiny random backbone, with its prompt and two latents."""
     with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
         config = json.loads(file.metadata()["config"])
@@ -28,28 +28,28 @@ def backbone(name, dtype):
     kind, load = (FluxConfig, load_flux) if name == "flux" else (WanConfig, load_wan)
     halves = load(kind.from_diffusers(config), weights, dtype=dtype)
     text = {"context": tensors["context"][0]} | ({"pooled": tensors["pooled"][0]} if name == "flux" else {})
-    parts = Backbone(name, *halves, None, text, CPU, dtype)
+    backbone = Backbone(name, *halves, None, text, CPU, dtype)
     latents = tensors["degraded_latent"]
     latents = latents if latents.ndim == 5 else latents.unsqueeze(2)
     latents = latents.reshape(1, *latents.shape[-4:])
-    return parts, (tensors["prompt.0.residual"], tensors["prompt.0.alpha"]), torch.cat((latents, latents.flip(-1)))
+    return backbone, (tensors["prompt.0.residual"], tensors["prompt.0.alpha"]), torch.cat((latents, latents.flip(-1)))
 
 
-def gradients(parts, tables, latents, prompt):
+def gradients(backbone, tables, latents, prompt):
     prompt = [part.clone().requires_grad_() for part in prompt]
-    loss = parts.velocity(latents, tables(*prompt)).square().mean()
+    loss = backbone.velocity(latents, tables(*prompt)).square().mean()
     return loss.detach(), *torch.autograd.grad(loss, prompt)
 
 
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("name", ["wan", "flux"])
 def test_live_tables_and_their_gradients_are_the_conditioners(name, own, relative_rms):
-    parts, (residual, alpha), latents = backbone(name, torch.float32)
+    backbone, (residual, alpha), latents = make_backbone(name, torch.float32)
     if own:
-        residual = residual * torch.linspace(-1, 1, parts.blocks)[:, None, None]
-    live = live_conditioner(parts, residual.shape[-2])
-    ours = gradients(parts, lambda *prompt: live(TIMES, *prompt), latents, (residual, alpha))
-    theirs = gradients(parts, lambda *prompt: parts.bake(TIMES, [prompt]).batch(), latents, (residual, alpha))
+        residual = residual * torch.linspace(-1, 1, backbone.blocks)[:, None, None]
+    live = live_conditioner(backbone, residual.shape[-2])
+    ours = gradients(backbone, lambda *prompt: live(TIMES, *prompt), latents, (residual, alpha))
+    theirs = gradients(backbone, lambda *prompt: backbone.bake(TIMES, [prompt]).batch(), latents, (residual, alpha))
     for mine, reference in zip(ours, theirs):
         assert reference.abs().max() > 0
         assert relative_rms(mine, reference) < 1e-5
@@ -57,11 +57,13 @@ def test_live_tables_and_their_gradients_are_the_conditioners(name, own, relativ
 
 @pytest.mark.parametrize("name", ["wan", "flux"])
 def test_in_bf16_gradients_keep_their_direction(name):
-    wide, prompt, latents = backbone(name, torch.float32)
-    narrow, *_ = backbone(name, torch.bfloat16)
+    wide, prompt, latents = make_backbone(name, torch.float32)
+    narrow, *_ = make_backbone(name, torch.bfloat16)
     expected, found = (
-        gradients(parts, lambda *live, parts=parts: live_conditioner(parts, len(prompt[0]))(TIMES, *live), latents, prompt)
-        for parts in (wide, narrow)
+        gradients(
+            backbone, lambda *live, backbone=backbone: live_conditioner(backbone, len(prompt[0]))(TIMES, *live), latents, prompt
+        )
+        for backbone in (wide, narrow)
     )
     for mine, reference in zip(found[1:], expected[1:]):
         assert torch.nn.functional.cosine_similarity(mine.flatten(), reference.flatten(), dim=0) > 0.99
@@ -69,26 +71,26 @@ def test_in_bf16_gradients_keep_their_direction(name):
 
 @pytest.mark.parametrize("name", ["wan", "flux"])
 def test_a_prompt_for_each_block_is_that_blocks_alone(name):
-    parts, (residual, alpha), latents = backbone(name, torch.float32)
-    shared = parts.velocity(latents, parts.bake(TIMES, [(residual, alpha)]).batch())
-    repeated = residual.expand(parts.blocks, -1, -1).clone()
-    assert torch.allclose(parts.velocity(latents, parts.bake(TIMES, [(repeated, alpha)]).batch()), shared, atol=1e-6)
+    backbone, (residual, alpha), latents = make_backbone(name, torch.float32)
+    shared = backbone.velocity(latents, backbone.bake(TIMES, [(residual, alpha)]).batch())
+    repeated = residual.expand(backbone.blocks, -1, -1).clone()
+    assert torch.allclose(backbone.velocity(latents, backbone.bake(TIMES, [(repeated, alpha)]).batch()), shared, atol=1e-6)
     repeated[-1] = 0.0
-    other = parts.velocity(latents, parts.bake(TIMES, [(repeated, alpha)]).batch())
+    other = backbone.velocity(latents, backbone.bake(TIMES, [(repeated, alpha)]).batch())
     only_last = alpha.clone()
     only_last[-1] = 0.0
     if name == "flux":  # the last block's rows with α = 0 are those with P = 0
-        assert torch.allclose(other, parts.velocity(latents, parts.bake(TIMES, [(residual, only_last)]).batch()), atol=1e-6)
+        assert torch.allclose(other, backbone.velocity(latents, backbone.bake(TIMES, [(residual, only_last)]).batch()), atol=1e-6)
     assert (other - shared).abs().max() > 1e-4
-    mixed = parts.bake(TIMES, [(repeated, alpha), (residual, alpha)]).batch()  # one of each kind in one run
-    assert parts.velocity(latents, mixed).isfinite().all()
+    mixed = backbone.bake(TIMES, [(repeated, alpha), (residual, alpha)]).batch()  # one of each kind in one run
+    assert backbone.velocity(latents, mixed).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["wan", "flux"])
 def test_finite_differences_confirm_the_gradients(name):
-    parts, prompt, latents = backbone(name, torch.float32)
-    live = live_conditioner(parts, len(prompt[0]))
-    loss, *found = gradients(parts, lambda *live_prompt: live(TIMES, *live_prompt), latents, prompt)
+    backbone, prompt, latents = make_backbone(name, torch.float32)
+    live = live_conditioner(backbone, len(prompt[0]))
+    loss, *found = gradients(backbone, lambda *live_prompt: live(TIMES, *live_prompt), latents, prompt)
     for which, gradient in enumerate(found):
         step = 2e-3 * loss / gradient.square().sum()  # along the gradient, so far that the loss moves by 0.2 % either way
         sides = []
@@ -96,5 +98,5 @@ def test_finite_differences_confirm_the_gradients(name):
             moved = list(prompt)
             moved[which] = moved[which] + sign * step * gradient
             with torch.no_grad():
-                sides.append(parts.velocity(latents, live(TIMES, *moved)).double().square().mean())
+                sides.append(backbone.velocity(latents, live(TIMES, *moved)).double().square().mean())
         assert torch.isclose((sides[0] - sides[1]) / (2 * step), gradient.double().square().sum(), rtol=0.01)

@@ -46,7 +46,7 @@ def test_the_loss_of_a_fixed_batch_falls(models, pairs, tmp_path, backbone, sett
         data = pairs()
     one = config(models, backbone, data, iterations=8, learning_rate=0.05, alpha=1.0, **settings)
     learner = Learner.start(one, loop.load_parts(one, "cpu"))
-    with loop.samples_of(one) as samples, loop.LatentSamples(one, samples, learner.parts) as latents:
+    with loop.samples_of(one) as samples, loop.LatentSamples(one, samples, learner.backbone) as latents:
         degraded, clean = latents.batch([0, 1])
     assert degraded.shape[2:] == ((5 - 1) // 4 + 1 if settings.get("frames") else 1, 4, 4)
     state = learner.states([0, 1], degraded, clean)
