@@ -113,15 +113,14 @@ def restore(
             progress.summary(0, [], work.skipped, 0, 0.0)
             return
 
-        from ebr_engine.prompts.catalogue import RELEASED_SIZES
-
         placed = {"device": device, "offload": offload, "compile": compile, "max_memory": max_memory, "low_memory": low_memory}
         restorer = base.load(engine, **placed, precision=chosen, sample_latents=sample_latents)
         bake = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value, "strength": strength}
         restorer.tile_size(tile, tile_overlap)  # refuses impossible ones before any picture is read
-        fixed = RELEASED_SIZES.get(restorer.backbone.name) if size is options.Size.released else None
-        if restorer.backbone.name == "flux" and any(job.is_clip for job in work.jobs) and not per_frame:
-            raise EbrError("flux knows no time; add --per-frame to restore a clip frame by frame, or use --backbone wan")
+        fixed = restorer.backbone.spec.released_size if size is options.Size.released else None
+        if restorer.backbone.spec.asks_for_frames and any(job.is_clip for job in work.jobs) and not per_frame:
+            name = restorer.backbone.name
+            raise EbrError(f"{name} knows no time; add --per-frame to restore a clip frame by frame, or use --backbone wan")
         run = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend.value}
         common = Recipe(
             run,

@@ -1,20 +1,20 @@
 """What of a run does not depend on a pixel."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.loading import Backbone
+from ebr_engine.backbones.base import Backbone
 from ebr_engine.bridge.sampler import Steps, Velocity, mean_velocity, place
-from ebr_engine.bridge.schedules import StepTable, make_table, released_timesteps
+from ebr_engine.bridge.schedules import StepTable, make_table
 from ebr_engine.engine.classify import diagnose
 from ebr_engine.errors import EngineError, check_choice
 from ebr_engine.prompts.catalogue import TASKS
-from ebr_engine.prompts.mixing import MIXES, PromptLike, chosen_prompts, mix_for, mixed_weights
+from ebr_engine.prompts.mixing import MIXES, PromptLike, chosen_prompts, mixed_weights
 from ebr_engine.prompts.prompt import Prompt
 
 
@@ -52,7 +52,7 @@ class Plan:
     @cached_property
     def kind(self) -> Hashable:
         """Equal for plans whose runs are the same work on other numbers: schedule, and shapes and dtypes of the tables."""
-        shapes = tuple((tuple(x.shape), x.dtype) for tables in self.tables for x in tensors_of(tables))
+        shapes = tuple((tuple(x.shape), x.dtype) for tables in self.tables for x in tables.to_tensors().values())
         coefficients = tuple(map(tuple, self.table.coefficients.tolist()))
         return self.table.t0, self.table.times, coefficients, self.shifts, len(self.tables), shapes
 
@@ -73,13 +73,13 @@ class Plan:
 
     def copy(self) -> "Plan":
         """The same run with tables of its own, whose numbers `load` replaces."""
-        return replace(self, tables=[_mapped(torch.clone, tables) for tables in self.tables])
+        return replace(self, tables=[tables.map(torch.clone) for tables in self.tables])
 
     def load(self, other: "Plan") -> None:
         """Take the numbers of another plan of the same kind, in place."""
         for own, new in zip(self.tables, other.tables):
-            for target, source in zip(tensors_of(own), tensors_of(new)):
-                target.copy_(source)
+            for name, table in own.to_tensors().items():
+                table.copy_(getattr(new, name))
 
 
 def chained(first: Plan, others: Sequence[Plan]) -> Plan:
@@ -88,12 +88,12 @@ def chained(first: Plan, others: Sequence[Plan]) -> Plan:
 
 
 def alternating(backbone: Backbone, steps: int) -> tuple[tuple[int, int], ...]:
-    """A shift a step, so that the borders of patches lie elsewhere in each; none but for `mini`, whose patches are seen.
+    """A shift a step, so that the borders of patches lie elsewhere in each; none for a backbone whose patches are not seen.
 
     A transformer that decides patch by patch leaves their grid in the picture; over shifted grids it averages out (cycle
     spinning: Coifman and Donoho, "Translation-invariant de-noising", 1995), here at no further evaluation. The last step's is 0.
     """
-    if backbone.name != "mini":
+    if not backbone.spec.alternates:
         return ()
     half = backbone.patch // 2
     ways = ((0, 0), (half, 0), (0, half), (half, half))
@@ -138,21 +138,6 @@ class _Part:
         return (self.whole[step] for step in range(self.count))
 
 
-def tensors_of(conditioning: Any) -> list[Tensor]:
-    """All tensors of a backbone's tables, in order."""
-    values = (getattr(conditioning, field.name) for field in fields(conditioning))
-    return [x for value in values for x in (value if isinstance(value, tuple) else (value,))]
-
-
-def _mapped(function: Callable[[Tensor], Tensor], conditioning: Any) -> Any:
-    """The same tables with `function` of every tensor."""
-    values = {field.name: getattr(conditioning, field.name) for field in fields(conditioning)}
-    return replace(
-        conditioning,
-        **{name: tuple(map(function, value)) if isinstance(value, tuple) else function(value) for name, value in values.items()},
-    )
-
-
 STRONGEST = 2.0  # times a prompt's learned strength
 
 
@@ -175,16 +160,16 @@ def make_plan(
     prompts = [(one, weight * strength) for one, weight in chosen_prompts(backbone, task, prompt)]
     if not prompts and t0 is None:
         raise EngineError(f"say what to repair: a task ({', '.join(TASKS)}) or a prompt")
-    looked_up = backbone.name != "mini" and schedule in ("released", "exact")
+    looked_up = backbone.spec.released_timesteps if schedule in ("released", "exact") else None
 
     def run_of(prompts: list[tuple[Prompt, float]], mix: str) -> Plan:
         try:
             table = make_table(schedule, prompts[0][0].t0 if t0 is None else t0, steps, order)
         except ValueError as error:
             raise EngineError(str(error)) from error
-        return bake(backbone, prompts, table, mix, released_timesteps(table.times, backbone.name) if looked_up else None)
+        return bake(backbone, prompts, table, mix, looked_up(table.times) if looked_up else None)
 
-    mix = mix_for(backbone.name) if mix == "auto" else mix
+    mix = backbone.spec.mix if mix == "auto" else mix
     if mix != "turn":
         return run_of(prompts, mix)
     first, *others = [run_of([one], "residual") for one in prompts] or [run_of([], "residual")]

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.base import Codec
-from ebr_engine.backbones.loading import Backbone, ModelSource, load_backbone
+from ebr_engine.backbones.base import Backbone, Codec, ModelSource
+from ebr_engine.backbones.registry import BACKBONES, load_backbone
 from ebr_engine.bridge.sampler import Callback
 from ebr_engine.bridge.schedules import StepTable
 from ebr_engine.engine import plan as planning
@@ -26,7 +26,7 @@ from ebr_engine.kernels import backend
 from ebr_engine.media.arrays import to_tensor
 from ebr_engine.media.sizes import resized
 from ebr_engine.media.tiling import crop
-from ebr_engine.prompts.catalogue import AUTO, BACKBONES
+from ebr_engine.prompts.catalogue import AUTO
 from ebr_engine.prompts.prompt import Prompt
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32", "fp8")
@@ -213,7 +213,7 @@ class Restorer:
         several (`rain+haze`, `rain:0.7+haze:0.3`), or `auto` for whatever is wrong with the picture (with all of a batch);
         or `prompt`: a Prompt, a file, or a list of them or of (prompt, weight); or `plan`, made once for many pictures.
         `mix`: several prompts add their `residual`s in one run, or run once an evaluation each and average `velocity` (as
-        released), or restore in `turn`, in the order that they are named, each from its own T0; `auto` is `planning.mix_for`.
+        released), or restore in `turn`, in the order that they are named, each from its own T0; `auto` is `Spec.mix`.
         `strength`: of all prompts together, 1 as they were learned, 0 the empty prompt, at most 2.
         `steps`, `schedule`, `order`, `t0`: see `bridge.make_table`; t0 is the first prompt's by default. `tile`,
         `tile_overlap`: pixels; pictures larger than a tile run in tiles (default by backbone; 0 never tiles), which

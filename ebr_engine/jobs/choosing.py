@@ -33,7 +33,8 @@ def prompts_of(backbone: str, task: str) -> list[tuple[Path, float]]:
 
     Raises `PromptError` for a task that has no prompt.
     """
-    from ebr_engine.prompts.catalogue import AUTO, BACKBONES, TASKS, find_prompts, prompt_files
+    from ebr_engine.backbones.registry import BACKBONES
+    from ebr_engine.prompts.catalogue import AUTO, TASKS, find_prompts, prompt_files
 
     if backbone not in BACKBONES:  # which loading it tells
         return []

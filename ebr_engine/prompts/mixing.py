@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ebr_engine.backbones.loading import Backbone
+from ebr_engine.backbones.base import Backbone
 from ebr_engine.errors import EngineError
 from ebr_engine.prompts.catalogue import find_prompts
 from ebr_engine.prompts.prompt import Prompt, load_prompt
@@ -25,11 +25,6 @@ def scaled(prompt: Prompt, strength: float) -> Prompt:
 
 MIXES = ("auto", "residual", "velocity", "turn")
 PromptLike = Prompt | Path | str
-
-
-def mix_for(backbone: str) -> str:
-    """How `auto` mixes several prompts of a backbone: one after the other where that has been measured to restore more."""
-    return "turn" if backbone == "mini" else "residual"
 
 
 def chosen_prompts(backbone: Backbone, task: str | None, prompt: PromptLike | Sequence | None) -> list[tuple[Prompt, float]]:

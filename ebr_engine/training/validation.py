@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.loading import Backbone
+from ebr_engine.backbones.base import Backbone
 from ebr_engine.bridge.sampler import draw_noise, sample
 from ebr_engine.bridge.schedules import make_table
 from ebr_engine.evaluation.metrics import psnr, ssim

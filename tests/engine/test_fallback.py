@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from ebr_engine import Restorer
-from ebr_engine.backbones.registry import CONFIGS
-from ebr_engine.engine.fallback import Fitting, costs, placed
-from ebr_engine.engine.memory import Rung, Work, ladder, peak
+from ebr_engine.backbones.registry import named_config, spec
+from ebr_engine.engine.costs import costs
+from ebr_engine.engine.fallback import Fitting, placed
+from ebr_engine.engine.memory import Fallback, Work, fallbacks, peak
 from ebr_engine.errors import EngineError, EngineWarning
 
 SIDE = 136
@@ -75,9 +76,9 @@ def test_another_error_is_no_reason_to_try_again(picture, monkeypatch):
     assert exhausted.left == 98
 
 
-def test_a_limit_chooses_the_way_and_the_least_that_would_do_is_told(picture):
+def test_a_limit_chooses_the_way_and_the_least_that_would_do_is_format_size(picture):
     free = Restorer("mini", precision="fp32")
-    start, work = Rung(64, 16), Work(1, 1, SIDE, SIDE + 24)
+    start, work = Fallback(64, 16), Work(1, 1, SIDE, SIDE + 24)
     need = peak(free.pipeline.costs, start, work)
     limited = Restorer("mini", precision="fp32", max_memory=need - 1)
     shapes = []
@@ -93,9 +94,9 @@ def test_a_limit_chooses_the_way_and_the_least_that_would_do_is_told(picture):
 
 
 def test_what_a_long_clip_has_taught_holds_for_pictures_and_other_clips():
-    model = costs("wan", CONFIGS["wan-1.3b"], "bf16", "cuda")
-    start = Rung(832, 64, frames=33)
-    clip, picture = ladder(start, model), ladder(replace(start, frames=1), model)
+    model = costs(spec("wan"), named_config("wan-1.3b"), "bf16", "cuda")
+    start = Fallback(832, 64, frames=33)
+    clip, picture = fallbacks(start, model), fallbacks(replace(start, frames=1), model)
     fitting = Fitting()
     refused = clip[:-1]
 
@@ -107,19 +108,19 @@ def test_what_a_long_clip_has_taught_holds_for_pictures_and_other_clips():
     with pytest.warns(EngineWarning):
         fitting.run(clip, model, Work(1, 33, 2160, 3840), attempt, lambda: None)
     assert len(picture) < len(clip)
-    assert picture[fitting.rung(picture, model, Work(1, 1, 2160, 3840))] == picture[-1]
+    assert picture[fitting.choose(picture, model, Work(1, 1, 2160, 3840))] == picture[-1]
     fitting, refused = Fitting(), picture[:1]
     with pytest.warns(EngineWarning):
         fitting.run(picture, model, Work(1, 1, 2160, 3840), attempt, lambda: None)
-    after = clip[fitting.rung(clip, model, Work(1, 33, 2160, 3840))]
+    after = clip[fitting.choose(clip, model, Work(1, 33, 2160, 3840))]
     assert after != clip[0]
     assert (after.tile, after.frames) == (832, 33)  # a picture says nothing of a clip's frames
 
 
 def test_low_memory_changes_no_tile():
     restorer = Restorer("mini", low_memory=True)
-    rungs, work = restorer.pipeline.rungs((1, 3, 1, 900, 900), None, None, "latent")
-    chosen = rungs[restorer.pipeline.fitting.rung(rungs, restorer.pipeline.costs, work)]
+    rungs, work = restorer.pipeline.fallbacks((1, 3, 1, 900, 900), None, None, "latent")
+    chosen = rungs[restorer.pipeline.fitting.choose(rungs, restorer.pipeline.costs, work)]
     assert (chosen.tile, chosen.blend, chosen.at_once) == (512, "pixel", 1)
 
 
@@ -143,10 +144,10 @@ def test_the_tables_of_a_run_survive_a_move_of_the_codec():
     clip = torch.rand(1, 3, 32, 32)
     plan = restorer.plan("haze", t0=0.05, steps=2)
     before = restorer.run(clip, plan)
-    restorer.pipeline.apply(Rung(512, 64, offload="codec"))
+    restorer.pipeline.apply(Fallback(512, 64, offload="codec"))
     assert restorer.pipeline.offload == "codec"
     torch.testing.assert_close(restorer.run(clip, plan), before)
-    restorer.pipeline.apply(Rung(512, 64, offload="blocks"))
+    restorer.pipeline.apply(Fallback(512, 64, offload="blocks"))
     assert restorer.pipeline.offload == "blocks"
     torch.testing.assert_close(restorer.run(clip, plan), before)
 

@@ -44,9 +44,8 @@ class Tiny:
         return WanStep(torch.randn(1, blocks, 6, width), torch.randn(1, 2, width), *text, *weights)
 
     def latent(self, height: int, width: int, frames: int = 1, batch: int = 1) -> Tensor:
-        """A random latent; FLUX knows no frames."""
-        size = (height, width) if isinstance(self.trunk, FluxTrunk) else (frames, height, width)
-        return torch.randn(batch, 16, *size)
+        """A random latent."""
+        return torch.randn(batch, 16, frames, height, width)
 
 
 def tiny(kind: str, dtype: torch.dtype = torch.float32) -> Tiny:

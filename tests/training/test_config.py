@@ -2,10 +2,10 @@
 
 import pytest
 
-from ebr_engine.backbones.loading import load_backbone
+from ebr_engine.backbones.registry import BACKBONES, load_backbone
 from ebr_engine.bridge.process import PROCESSES
 from ebr_engine.errors import EbrError
-from ebr_engine.prompts.catalogue import BACKBONES, TASKS
+from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.training import config as module
 from ebr_engine.training.config import (
     SETTINGS,

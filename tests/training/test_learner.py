@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ebr_engine.backbones.loading import ModelSource, load_backbone
+from ebr_engine.backbones.base import ModelSource
+from ebr_engine.backbones.registry import load_backbone
 from ebr_engine.bridge.process import PROCESSES
 from ebr_engine.bridge.sampler import sample
 from ebr_engine.bridge.schedules import make_table
