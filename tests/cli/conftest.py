@@ -2,15 +2,17 @@
 
 import sys
 import types
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from ebr_engine.backbones.registry import spec
 from ebr_engine.cli import app
 from ebr_engine.errors import EbrError
-from ebr_engine.prompts import catalogue
 
 
 class FakeRestorer:
@@ -19,11 +21,13 @@ class FakeRestorer:
     made: ClassVar[list] = []
     calls: ClassVar[list] = []
     expected: ClassVar[list] = []
+    released: ClassVar[dict] = {"wan": (4, 6)}
 
     def __init__(self, backbone="mini", **settings):
         if settings["device"] == "cuda:9":
             raise EbrError("no device cuda:9; this machine has: cpu")
-        self.backbone = backbone
+        facts = spec(backbone)
+        self.backbone = SimpleNamespace(name=backbone, spec=replace(facts, released_size=self.released.get(backbone)))
         self.made.append({"backbone": backbone, **settings})
 
     def plan(self, task=None, prompt=None, **settings):
@@ -64,7 +68,6 @@ def engine(monkeypatch):
     fake = types.ModuleType("ebr_engine.engine.restorer")
     fake.Restorer = type("Restorer", (FakeRestorer,), {"made": [], "calls": [], "expected": []})
     monkeypatch.setitem(sys.modules, "ebr_engine.engine.restorer", fake)
-    monkeypatch.setattr(catalogue, "RELEASED_SIZES", {"wan": (4, 6)})
     return fake.Restorer
 
 
