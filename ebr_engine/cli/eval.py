@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from ebr_engine.bridge.schedules import SCHEDULES
 from ebr_engine.cli.options import takes
 from ebr_engine.errors import EbrError
-from ebr_engine.request import SCHEDULES, RestoreRequest
+from ebr_engine.request import RestoreRequest
 
 
 class ProtocolName(str, Enum):

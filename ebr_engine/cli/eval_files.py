@@ -51,12 +51,13 @@ def evaluate_files(
         raise EbrError(f"nothing here has a target; give --target, or --metrics that need none: {learned}")
     restoring = _restoring(request, items, tasks, prompts, how)
 
+    from ebr_engine.backbones.registry import spec
     from ebr_engine.evaluation.protocols import protocol_for
     from ebr_engine.evaluation.run import Row, Settings, evaluate
     from ebr_engine.evaluation.summary import notes, table, write_summary
     from ebr_engine.version import __version__
 
-    backbone = how["backbone"] if how["backbone"] != "mini" else None
+    backbone = how["backbone"] if spec(how["backbone"]).released_size else None
     settings = Settings(request.protocol, names, restoring, backbone)
     kinds = dict.fromkeys((item.source or item.restored).clip for item in items)
     protocol = "; ".join(protocol_for(request.protocol, backbone, clip).about for clip in kinds)

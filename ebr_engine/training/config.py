@@ -9,8 +9,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ebr_engine.backbones.registry import BACKBONES, spec
 from ebr_engine.errors import EbrError
-from ebr_engine.prompts.catalogue import BACKBONES, TASKS
+from ebr_engine.prompts.catalogue import TASKS
 
 BRIDGES = ("ebr", "naive", "ddbm")
 LOSSES = ("pixel", "x0", "velocity")
@@ -20,12 +21,6 @@ BAD_DATA = ("refuse", "skip")
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 SCENE_SIDE = 256  # pixels of a procedural scene
 SEEDS = 1_000_000_000  # of training: `degradations.seeds("train")`
-# What a backbone is learned with where nothing else is said.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "mini": {},
-    "wan": {"tokens": 226, "size": (480, 832), "frames": 33, "batch": 1, "loss": "velocity", "learning_rate": 0.003},
-    "flux": {"tokens": 512, "size": (1024, 1024), "batch": 1, "loss": "velocity", "learning_rate": 0.003},
-}
 
 
 def _setting(default: Any, group: str, text: str, free: bool = False) -> Any:
@@ -96,16 +91,17 @@ class LearnConfig:
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_numbers(self)
+        model = spec(self.backbone)
         if not self.data:
             if self.synthetic:
                 raise EbrError("synthetic needs data: a folder of clean pictures or clips")
-            if self.backbone != "mini":
+            if not model.learning.scenes:
                 raise EbrError(f"{self.backbone} is learned from pairs: name a folder or a JSON list with --data")
             if not all(32 <= side <= SCENE_SIDE for side in self.crop):
                 raise EbrError(f"the crop size must lie between 32 and {SCENE_SIDE} for procedural scenes, got {self.size}")
-        if self.loss == "pixel" and self.backbone != "mini":
+        if self.loss not in model.learning.losses:
             raise EbrError(f"the pixel loss needs mini's orthonormal codec; use velocity or x0 for {self.backbone}")
-        if self.backbone != "wan" and self.frames != 1:
+        if self.frames != 1 and not model.knows_time:
             raise EbrError(f"{self.backbone} knows no time: frames must be 1, got {self.frames}")
         if self.data and self.validate_every and not self.validation:
             raise EbrError("validation is needed to validate: pairs that are not learned from, as data")
@@ -171,7 +167,8 @@ def resolve(given: Mapping[str, Any]) -> LearnConfig:
             near = get_close_matches(name, SETTINGS, 1)
             raise EbrError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     values = {name: _typed(name, value) for name, value in given.items()}
-    return LearnConfig(**(DEFAULTS.get(values.get("backbone", "mini"), {}) | values))
+    backbone = values.get("backbone", LearnConfig.backbone)
+    return LearnConfig(**((spec(backbone).learning.defaults if backbone in BACKBONES else {}) | values))
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.loading import Backbone
+from ebr_engine.backbones.base import Backbone
 from ebr_engine.bridge.sampler import draw_noise, make_table, sample
 from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.media.images import write_image
