@@ -123,7 +123,7 @@ def evaluate(
     chosen = schedule.value if schedule else "released" if protocol is ProtocolName.released else "fast"
     how = {
         **vars(base),
-        **{"context": base.context and str(base.context), "vae": base.vae and str(base.vae), "engine": engine},
+        **{name: path and str(path) for name, path in (("context", base.context), ("vae", base.vae), ("engine", engine))},
         **{"precision": precision.value, "mix": mix.value},
         **{"steps": steps, "schedule": chosen, "order": order, "t0": t0, "seed": seed},
         **{"tile": tile, "tile_overlap": tile_overlap},

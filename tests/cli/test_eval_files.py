@@ -46,6 +46,15 @@ def test_a_list_is_restored_and_measured_and_a_target_that_is_none_gets_no_score
     assert [set(row["scores"]) for row in rows] == [{"psnr", "ssim"}, set()]
 
 
+def test_an_engine_file_restores_what_is_measured(cli, pairs):
+    assert cli("build", "--task", "rain", "--steps", "1", "--device", "cpu", "-o", "rain.ebr")[0] == 0
+    code, stdout, stderr = cli("eval", "--engine", "rain.ebr", "-i", "in", "--target", "gt", "--device", "cpu", "-o", "out")
+    assert code == 0, stderr
+    assert json.loads(Path("out/rows.jsonl").read_text().splitlines()[0])["settings"]["restoring"]["engine"] == "rain.ebr"
+    code, stdout, _ = cli("eval", "--engine", "rain.ebr", "-i", "in", "--target", "gt", "--device", "cpu", "-o", "out")
+    assert "2 of 2 file(s) were measured by an earlier run" in stdout
+
+
 def test_a_file_that_fails_is_told_and_gives_exit_code_1(cli, pairs):
     write_image(pairs / "gt" / "a.png", np.zeros((24, 31, 3), np.float32))
     code, stdout, stderr = cli("eval", "--restored", "in", "--target", "gt", "-o", "out")
