@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ebr_engine.backbones.loading import Backbone
-from ebr_engine.bridge.sampler import draw_noise, sample
-from ebr_engine.bridge.schedules import make_table
+from ebr_engine.engine.fallback import Fitting
+from ebr_engine.engine.restorer import Restorer
+from ebr_engine.engine.run import Pipeline
 from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.media.images import write_image
 from ebr_engine.training.config import LearnConfig
@@ -18,7 +19,13 @@ from ebr_engine.training.degradations import degrade, seeds
 from ebr_engine.training.learner import Learner
 from ebr_engine.training.procedural import render
 
-SEED = 42  # of the sampler's noise, as the engine's
+
+class InPlace(Fitting):
+    """Fits runs into memory without moving the transformer, which is being learned on."""
+
+    def run(self, rungs, *work):
+        """See `Fitting.run`."""
+        return super().run([rung for rung in rungs if rung.offload == "none"], *work)
 
 
 @dataclass
@@ -26,7 +33,7 @@ class Validation:
     """Degraded and clean clips [3, F, H, W], the same every time; `sheets` are the last pictures."""
 
     pairs: list[tuple[Tensor, Tensor]]
-    backbone: Backbone
+    restorer: Restorer
     folder: Path
     sheets: list[np.ndarray] = field(default_factory=list)
 
@@ -38,23 +45,17 @@ class Validation:
             pairs = [samples.pixels(i) for i in range(min(config.validation_count, len(samples)))]
         else:
             pairs = [_scene(config, i) for i in range(config.validation_count)]
-        return cls(pairs, backbone, folder / "samples")
+        restorer = Restorer.over(Pipeline(backbone, backbone.device, "none", "off", InPlace()))
+        return cls(pairs, restorer, folder / "samples")
 
     @torch.no_grad()
     def scores(self, learner: Learner) -> dict[str, float]:
-        """Mean PSNR in dB and SSIM of 8-bit results; writes a sheet a pair: degraded, restored, clean."""
-        config = learner.config
-        prompt = learner.prompt()
-        table = make_table("fast", config.t0, config.on_policy or None)
-        timesteps = torch.tensor(table.times[:-1], device=self.backbone.device) * 1000
-        tables = [self.live_step(learner, t, prompt) for t in timesteps]
+        """Mean PSNR in dB and SSIM of 8-bit results of `Restorer.restore`; writes a sheet a pair: degraded, restored, clean."""
+        plan = self.restorer.plan(prompt=learner.prompt(), steps=learner.config.on_policy or None)
         found: dict[str, list[float]] = {"psnr": [], "ssim": []}
         self.sheets = []
         for i, (degraded, clean) in enumerate(self.pairs):
-            latent = self.backbone.codec.encode(degraded[None].to(self.backbone.device))
-            noise = draw_noise(latent.shape, SEED, latent.device)
-            restored = self.backbone.codec.decode(sample(self.backbone.velocity, tables, latent, noise, table))[0]
-            restored = (restored.cpu().clamp(0, 1) * 255).round() / 255
+            restored = (self.restorer.run(degraded[None], plan)[0] * 255).round() / 255
             frames = list(zip(restored.unbind(1), clean.unbind(1)))
             found["psnr"] += [psnr(one[None], other[None]) for one, other in frames]
             found["ssim"] += [ssim(one[None], other[None]) for one, other in frames]
@@ -64,11 +65,6 @@ class Validation:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_image(self.folder / f"{learner.iteration:08d}_{i}.png", self.sheets[-1])
         return {name: sum(values) / len(values) for name, values in found.items()}
-
-    @staticmethod
-    def live_step(learner: Learner, t: Tensor, prompt) -> object:
-        """The trunk's step at timestep `t` with a prompt."""
-        return learner.live(t[None], prompt.residual.to(t.device), prompt.alpha.to(t.device))
 
 
 def _scene(config: LearnConfig, number: int) -> tuple[Tensor, Tensor]:

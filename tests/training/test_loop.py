@@ -6,7 +6,10 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from ebr_engine.engine.restorer import Restorer
 from ebr_engine.errors import EbrError
+from ebr_engine.evaluation.metrics import psnr, ssim
+from ebr_engine.media.images import read_image
 from ebr_engine.prompts.prompt import load_prompt
 from ebr_engine.training.config import LearnConfig, read_toml, resolve
 from ebr_engine.training.degradations import seeds
@@ -183,6 +186,19 @@ def test_validation_scores_and_shows_and_the_report_tells(quick, pairs, tmp_path
     ):
         assert words in report
     assert (prompt.training["pairs"], prompt.training["skipped"]) == (4, 0)
+
+
+@pytest.mark.parametrize("on_policy", [0, 3])
+def test_validation_is_what_restoring_does(quick, pairs, tmp_path, on_policy):
+    out, held = tmp_path / "fog.safetensors", pairs("held", count=1)
+    config = replace(quick, task="fog", data=str(pairs()), validation=str(held), validate_every=6, on_policy=on_policy)
+    told = learn(config, out).training
+    restorer = Restorer(model=config.model, device="cpu", precision="fp32", compile="off")
+    degraded, clean = (read_image(held / side / "00.png").pixels[8:40, 12:44] for side in ("input", "target"))
+    restored = restorer.restore(degraded, prompt=out, steps=on_policy or None)
+    images = [torch.from_numpy(x.copy()).permute(2, 0, 1)[None] for x in ((restored * 255).round() / 255, clean)]
+    assert told["psnr"] == pytest.approx(psnr(*images), abs=1e-3)
+    assert told["ssim"] == pytest.approx(ssim(*images), abs=1e-4)
 
 
 def test_unseen_scenes_validate_where_there_are_no_pairs(quick, tmp_path, monkeypatch):
