@@ -10,11 +10,11 @@ from ebr_engine.training import config as module
 from ebr_engine.training.config import (
     SETTINGS,
     LearnConfig,
+    described,
     read_assignments,
     read_toml,
     resolve,
     to_toml,
-    told,
 )
 from ebr_engine.training.degradations import seeds
 
@@ -61,7 +61,7 @@ def test_backbones_have_their_own_defaults_that_can_be_changed():
 
 
 def test_all_settings_are_told():
-    lines = " ".join(told(LearnConfig("rain", data="pairs")))
+    lines = " ".join(described(LearnConfig("rain", data="pairs")))
     for name in SETTINGS:
         assert f"{name} " in lines or getattr(LearnConfig("rain", data="pairs"), name) == ""
 
