@@ -63,8 +63,13 @@ def train(
         typer.echo(line, err=True)
     if not chosen.data:
         typer.echo("rendering scenes …", err=True)
+
+    def tell_resumed(iteration: int, checkpoint: Path) -> None:
+        line = f"going on after iteration {iteration} of {chosen.iterations}, from {checkpoint}; --no-resume starts anew"
+        typer.echo(line, err=True)
+
     with LossProgress() as progress:
-        learn(chosen, out, resume=resume, overwrite=overwrite, callback=progress.step)
+        learn(chosen, out, resume=resume, overwrite=overwrite, callback=progress.step, on_resume=tell_resumed)
     report = run_folder(out) / "report.md"
     typer.echo(f"{out}  {chosen.task}, {chosen.bridge}, {chosen.iterations} iterations, loss {progress.smooth:.5g}; see {report}")
 

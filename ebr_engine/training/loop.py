@@ -52,11 +52,12 @@ def learn(
     resume: bool = True,
     overwrite: bool = False,
     callback: Callback | None = None,
+    on_resume: Callable[[int, Path], None] | None = None,
 ) -> Prompt:
     """Learn a prompt and write it to `out`; in `NAME.run` beside it stay config.toml, log.jsonl, samples and report.md.
 
     `callback(iteration, iterations, loss)` after each iteration. A run that was interrupted (Ctrl-C too) goes on from its
-    last checkpoint, to the bit on a CPU. With `torchrun` several processes share each batch. Raises `EbrError`.
+    last checkpoint, to the bit on a CPU; `on_resume(iteration, checkpoint)` hears where. With `torchrun` several processes share each batch. Raises `EbrError`.
     """
     check_request(config, out, overwrite)
     with joined(config.device) as (world, device):
@@ -66,6 +67,8 @@ def learn(
             files = RunFiles(run_folder(out), config, world)
             if resume and (state := files.last_checkpoint()):
                 learner.load(state)
+                if on_resume is not None:
+                    on_resume(learner.iteration, files.checkpoints()[-1])
             validation = Validation.of(config, learner.backbone, files.folder) if world.leads and config.validate_every else None
             files.begin(learner.iteration)
             with Trackers(config, files.folder, world.leads) as trackers:

@@ -162,11 +162,13 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(cli, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(train.LossProgress, "step", interrupted)
         code, _, stderr = cli(*command)
+    assert "going on" not in stderr
     assert (code, stderr.splitlines()[-1]) == (130, "error: interrupted")
     assert [file.name for file in tmp_path.rglob("*.ckpt")] == ["00000001.ckpt"]
     assert not (tmp_path / "haze.safetensors").exists()
     code, _, stderr = cli(*command)
     assert code == 0
+    assert "going on after iteration 1 of 2, from haze.run/00000001.ckpt; --no-resume starts anew" in stderr.splitlines()
     assert "iteration 1/2" not in stderr
     assert "iteration 2/2" in stderr
     assert sorted(file.name for file in tmp_path.iterdir()) == ["haze.run", "haze.safetensors"]
