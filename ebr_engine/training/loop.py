@@ -138,11 +138,11 @@ def _iterate(
 def summary(log: list[dict[str, Any]], seconds: float, samples: Samples) -> dict[str, Any]:
     """What a prompt file tells of its run besides the configuration."""
     losses = [row["loss"] for row in log[-RECENT:]]
-    told: dict[str, Any] = {"seconds": round(seconds, 1), "final_loss": sum(losses) / len(losses) if losses else None}
-    told |= {name: value for row in log for name, value in row.items() if name in ("psnr", "ssim")}
+    facts: dict[str, Any] = {"seconds": round(seconds, 1), "final_loss": sum(losses) / len(losses) if losses else None}
+    facts |= {name: value for row in log for name, value in row.items() if name in ("psnr", "ssim")}
     if isinstance(samples, PairSamples):
-        told |= {"pairs": len(samples), "skipped": len(samples.bad)}
-    return told
+        facts |= {"pairs": len(samples), "skipped": len(samples.bad)}
+    return facts
 
 
 class RunFiles:
