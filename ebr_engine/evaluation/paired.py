@@ -41,10 +41,13 @@ class Media:
         else:
             yield from (read_image(path).pixels for path in islice(self.paths, limit))
 
+    def files(self) -> list[Path]:
+        """Every file of it; of a folder, all in it."""
+        return [each for path in self.paths for each in (sorted(path.iterdir()) if path.is_dir() else [path])]
+
     def stamp(self) -> list[tuple[str, int, int]]:
         """Path, size and time of change of every file: what a stored score is true of."""
-        files = [each for path in self.paths for each in (sorted(path.iterdir()) if path.is_dir() else [path])]
-        return [(str(file), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
+        return [(str(file), (status := file.stat()).st_size, status.st_mtime_ns) for file in self.files()]
 
 
 @dataclass(frozen=True)
