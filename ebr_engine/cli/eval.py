@@ -12,16 +12,14 @@ import typer
 from ebr_engine.cli import options
 from ebr_engine.cli.loading import BaseModel, spread
 from ebr_engine.errors import EbrError
+from ebr_engine.evaluation.choices import FORMS, METRICS, PROTOCOLS
 
-
-class ProtocolName(str, Enum):
-    released = "released"
-    native = "native"
-    y_channel = "y-channel"
-
+ProtocolName = Enum("ProtocolName", {name.replace("-", "_"): name for name in PROTOCOLS}, type=str)
+Form = Enum("Form", {name: name for name in FORMS}, type=str)
 
 _bundled = partial(typer.Option, rich_help_panel="Bundled benchmark")
 _files = partial(typer.Option, rich_help_panel="Your files")
+_results = partial(typer.Option, rich_help_panel="Results")
 
 Size = Annotated[str, _bundled("--size", metavar="N|full", help="Side of the square photos in pixels, or full.")]
 PromptFolder = Annotated[Path | None, _bundled("--prompts", help="A folder of prompts in place of the bundled ones.")]
@@ -47,15 +45,43 @@ ProtocolChoice = Annotated[
 ]
 Metrics = Annotated[
     str,
-    _files("--metrics", metavar="NAMES", help="Of psnr, ssim, lpips (extra: metrics), dists, clipiqa+, musiq (extra: iqa)."),
+    _files(
+        "--metrics",
+        metavar="NAMES",
+        help=f"Of {', '.join(METRICS)}; lpips needs the extra metrics, those from dists on the extra iqa.",
+    ),
+]
+WeightsDir = Annotated[
+    Path | None,
+    _files("--weights-dir", metavar="FOLDER", show_default="torch's", help="Where the weights of lpips, dists, … lie."),
+]
+Empty = Annotated[
+    bool,
+    _files("--empty/--no-empty", help="Also measure the frozen transformer with the empty prompt, which takes as long again."),
+]
+Seeds = Annotated[
+    str | None,
+    _files("--seeds", metavar="N,N...", show_default="--seed's", help="Restore by several seeds; scores are means over them."),
 ]
 Workers = Annotated[int, _files("--workers", metavar="N", min=1, help="Processes; scores do not depend on it, but for rounding.")]
 Resume = Annotated[bool, _files("--resume/--no-resume", help="Keep the rows that an earlier run left in --out.")]
 
 
+Folders = Annotated[
+    list[Path] | None, typer.Argument(metavar="FOLDER...", help="Folders of results, for --collect and --compare.")
+]
+Collect = Annotated[bool, _results("--collect", help="One table of several measurements and learning runs: FOLDER...")]
+CompareTwo = Annotated[bool, _results("--compare", help="Two measurements of the same files, file by file: FOLDER FOLDER.")]
+TableForm = Annotated[Form, _results("--table", help="How tables are printed.")]
+
+
 @spread
 def evaluate(
+    folders: Folders = None,
     *,
+    collect: Collect = False,
+    compare: CompareTwo = False,
+    form: TableForm = Form.markdown,
     source: Input = None,
     target: Target = None,
     restored: Restored = None,
@@ -67,6 +93,9 @@ def evaluate(
     metrics: Metrics = "psnr,ssim",
     workers: Workers = 1,
     resume: Resume = True,
+    weights_dir: WeightsDir = None,
+    empty: Empty = True,
+    seeds: Seeds = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="PATH", help="Your files: the folder for the results. Bundled: a .json file."),
@@ -86,6 +115,7 @@ def evaluate(
     ] = None,
     order: options.Order = None,
     t0: options.T0 = None,
+    strength: options.Strength = 1.0,
     seed: options.Seed = 42,
     base: BaseModel,
     engine: options.Engine = None,
@@ -96,8 +126,9 @@ def evaluate(
 ) -> None:
     """Measure restorations: PSNR, SSIM and, with their libraries, LPIPS, DISTS, CLIP-IQA+ and MUSIQ.
 
-    Writes scores.csv (a line a file), summary.md and summary.json into the folder OUT; an interrupted run goes on. What has
-    no target gets no score that needs one.
+    Beside the results stand the input and the frozen transformer with the empty prompt, and what was gained over both, with
+    95 % intervals. Writes scores.csv (a line a file), summary.md with the worst files, and summary.json with all that the
+    numbers were made with, into the folder OUT; an interrupted run goes on. What has no target gets no score that needs one.
 
     [bold]ebr-engine eval --input rainy/ --target clean/ --task rain -o scores/[/]
 
@@ -105,11 +136,24 @@ def evaluate(
 
     [bold]ebr-engine eval --list LOLv1.json --root data/ --task lowlight --protocol released -o scores/[/]
 
+    [bold]ebr-engine eval --compare scores/ others/[/]
+
+    [bold]ebr-engine eval --collect scores/*/ --table latex[/]
+
     Without files it measures the bundled prompts on four real photos, degraded, beside three other ways: the degraded input,
     the empty prompt, and a prompt learned by the naive process. Needs the extra: pip install 'ebr-engine\\[train]'.
 
     [bold]ebr-engine eval --size 256 --out quality.json[/]
     """
+    if collect or compare:
+        from ebr_engine.cli.eval_folders import show_folders
+
+        if collect and compare:
+            raise EbrError("--collect and --compare are two tables; ask for one")
+        show_folders(folders or [], compare, form.value, out)
+        return
+    if folders:
+        raise EbrError(f"{folders[0]}: folders of results go with --collect or --compare; files are named by --input")
     if not (source or target or restored or list_file):
         if prompt or engine or mix is not options.Mix.auto:
             raise EbrError("--prompt, --mix and --engine are for files of your own; name them by --input or --list")
@@ -119,16 +163,41 @@ def evaluate(
 
     if prompts:
         raise EbrError("--prompts is the bundled benchmark's; a prompt for files of your own goes by --prompt")
-    request = Request(source, target, restored, list_file, root, clips, incomplete, protocol.value, metrics, workers, resume, out)
+    request = Request(
+        source,
+        target,
+        restored,
+        list_file,
+        root,
+        clips,
+        incomplete,
+        protocol.value,
+        metrics,
+        workers,
+        resume,
+        out,
+        weights_dir,
+        empty,
+        form.value,
+    )
     chosen = schedule.value if schedule else "released" if protocol is ProtocolName.released else "fast"
     how = {
         **vars(base),
         **{name: path and str(path) for name, path in (("context", base.context), ("vae", base.vae), ("engine", engine))},
         **{"precision": precision.value, "mix": mix.value},
-        **{"steps": steps, "schedule": chosen, "order": order, "t0": t0, "seed": seed},
+        **{"steps": steps, "schedule": chosen, "order": order, "t0": t0},
+        **{"strength": strength, "seeds": _seeds(seeds, seed)},
         **{"tile": tile, "tile_overlap": tile_overlap},
     }
     evaluate_files(request, task or [], prompt or [], how, device)
+
+
+def _seeds(text: str | None, seed: int) -> tuple[int, ...]:
+    """The seeds that --seeds names; without it --seed's."""
+    parts = [part.strip() for part in text.split(",")] if text is not None else [str(seed)]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise EbrError(f"--seeds takes different whole numbers such as 1,2,3, not {text}")
+    return tuple(map(int, parts))
 
 
 def _bundled_benchmark(
@@ -147,6 +216,7 @@ def _bundled_benchmark(
 
     from ebr_engine.evaluation import quality
     from ebr_engine.evaluation.photos import STRENGTH
+    from ebr_engine.evaluation.provenance import provenance
     from ebr_engine.prompts.catalogue import TASKS
     from ebr_engine.version import __version__
 
@@ -165,6 +235,7 @@ def _bundled_benchmark(
         "dtype": str(restorer.dtype),
         "torch": torch.__version__,
         "version": __version__,
+        "provenance": provenance(restorer.device),
     }
     typer.echo(
         f"Degradation strength {STRENGTH} of 1, photos {'whole' if pixels is None else f'{size} x {size}'}, "

@@ -10,7 +10,6 @@ import typer
 from ebr_engine.cli.learning_options import TRAIN, with_settings
 from ebr_engine.errors import EbrError
 
-
 _what = partial(typer.Option, rich_help_panel="What to learn")
 
 

@@ -137,7 +137,7 @@ def _check_weights(folder: Path, names: Sequence[str]) -> None:
 
 @contextmanager
 def _weights_from(folder: str | Path | None) -> Iterator[None]:
-    """Have the libraries look for weights in a folder: in checkpoints/, pyiqa/ and clip/ below it, or where there is none in it."""
+    """Have the libraries look for weights in a folder: in checkpoints/, pyiqa/ and clip/ below it, or without those in itself."""
     if folder is None:
         yield
         return
@@ -197,7 +197,9 @@ def _library(module: str, name: str, extra: str):
 def _no_weights(name: str, error: OSError) -> str:
     files = ", ".join(Path(file).name for file in WEIGHTS[name])
     folder = f"{torch.hub.get_dir()}/checkpoints"
-    return f"{name}: its weights ({files}) could not be fetched; put them into {folder}, or name a folder by --weights-dir ({error})"
+    return (
+        f"{name}: its weights ({files}) could not be fetched; put them into {folder}, or name a folder by --weights-dir ({error})"
+    )
 
 
 def _first_line(error: Exception) -> str:

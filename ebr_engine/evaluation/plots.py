@@ -24,6 +24,7 @@ def draw_histogram(path: Path, values: Sequence[float], label: str) -> list[Path
     axes.hist(values, bins="auto", color="#4477aa")
     axes.axvline(0, color="black", linewidth=1)
     axes.set(xlabel=label, ylabel="files")
+    axes.yaxis.get_major_locator().set_params(integer=True)
     return _saved(figure, path)
 
 

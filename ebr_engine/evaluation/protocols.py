@@ -4,9 +4,11 @@
 480×832 for clips and Wan, the first 33 frames, or to 1024×1024 for FLUX; the result and the target are then resized to 512×512
 (bicubic without antialiasing) and measured in RGB, unrounded; a clip's score is the mean over its frames, the set's the mean
 over files. Of SICE it counts the first three exposures of each scene only, the files numbered 1 to 3: 174 of 565. The files that
-it saves are truncated to 8 bit and JPEG: measuring those gives other numbers than it prints. `native` measures at the file's own size. `y-channel` does so on BT.601 luma, not rounded and without a border cut
-off, as the scripts of deraining do (Ren et al., PReNet, arXiv 1901.09221); Restormer's script (arXiv 2111.09881) rounds luma to
-8 bit first, which moves PSNR in the second decimal.
+it saves are truncated to 8 bit and JPEG: measuring those gives other numbers than it prints.
+
+`native` measures at the file's own size. `y-channel` does so on BT.601 luma, not rounded and without a border cut off, as BasicSR
+and the scripts of deraining do (Ren et al., PReNet, arXiv 1901.09221); Restormer's script (arXiv 2111.09881) rounds luma to 8 bit
+first, which moves PSNR in the second decimal.
 """
 
 from dataclasses import dataclass

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
@@ -17,9 +18,14 @@ from typing import Any
 import torch
 
 from ebr_engine.backbones.checkpoint import DEFAULT_MODELS, locate
+from ebr_engine.backbones.layers import trunk_dtype
+from ebr_engine.bridge.schedules import make_table
 from ebr_engine.engine.devices import choose_device, device_name
 from ebr_engine.evaluation.paired import Item
-from ebr_engine.prompts.catalogue import ASSETS
+from ebr_engine.evaluation.run import Restoring
+from ebr_engine.export.engine_file import read_about
+from ebr_engine.prompts.catalogue import ASSETS, find_prompts
+from ebr_engine.prompts.mixing import mix_for
 from ebr_engine.prompts.prompt import load_prompt
 from ebr_engine.version import __version__
 
@@ -119,3 +125,34 @@ def data_facts(items: Sequence[Item]) -> dict[str, Any]:
         roles = (item.source, item.target, item.restored)
         lines.append(" ".join([item.name, *(joint_hash(map(file_hash, media.files())) if media else "-" for media in roles)]))
     return {"items": len(items), "sha256": joint_hash(lines)}
+
+
+def restoration_facts(restoring: Restoring, device: str) -> dict[str, Any]:
+    """How files were restored: weights, prompts, and every number that the sampler had."""
+    about = asdict(restoring)
+    shown = ("mix", "strength", "seeds", "precision", "tile", "tile_overlap")
+    if restoring.engine:
+        path = Path(restoring.engine)
+        return {"engine": {"file": path.name, "sha256": file_hash(path), **read_about(path)}, "seeds": list(restoring.seeds)}
+    chosen = find_prompts(restoring.backbone, restoring.task) if restoring.task else restoring.prompts
+    prompts = [prompt_facts(path, weight) for path, weight in chosen]
+    starts = [prompt["t0"] for prompt in prompts] if restoring.t0 is None else [restoring.t0] * len(prompts)
+    mix = mix_for(restoring.backbone) if restoring.mix == "auto" else restoring.mix
+    tables = [
+        make_table(restoring.schedule, t0, restoring.steps, restoring.order) for t0 in starts[: None if mix == "turn" else 1]
+    ]
+    schedule = {
+        "name": restoring.schedule,
+        "order": restoring.order,
+        "runs": [{"t0": x.t0, "times": list(x.times)} for x in tables],
+    }
+    dtype = trunk_dtype(restoring.precision, choose_device(device))
+    return {
+        "backbone": restoring.backbone,
+        "weights": weights(restoring.backbone, restoring.model, restoring.revision),
+        "prompts": prompts,
+        "schedule": schedule,
+        **{name: list(about[name]) if isinstance(about[name], tuple) else about[name] for name in shown},
+        "mix": mix,
+        "dtype": str(dtype).removeprefix("torch."),
+    }

@@ -290,9 +290,7 @@ def _read_rows(path: Path, key: dict) -> dict[str, Row]:
     return {row["name"]: row for row in lines[1:]}
 
 
-def _rows(
-    items: Sequence[Item], settings: Settings, device: str, workers: int, make: Callable[[], Measurer]
-) -> Iterator[Row]:
+def _rows(items: Sequence[Item], settings: Settings, device: str, workers: int, make: Callable[[], Measurer]) -> Iterator[Row]:
     if workers <= 1:
         measurer = make() if items else None
         yield from (_row(measurer, item) for item in items)

@@ -57,7 +57,8 @@ def learn(
     """Learn a prompt and write it to `out`; in `NAME.run` beside it stay config.toml, log.jsonl, samples and report.md.
 
     `callback(iteration, iterations, loss)` after each iteration. A run that was interrupted (Ctrl-C too) goes on from its
-    last checkpoint, to the bit on a CPU; `on_resume(iteration, checkpoint)` hears where. With `torchrun` several processes share each batch. Raises `EbrError`.
+    last checkpoint, to the bit on a CPU; `on_resume(iteration, checkpoint)` hears where. With `torchrun` several processes share
+    each batch. Raises `EbrError`.
     """
     check_request(config, out, overwrite)
     with joined(config.device) as (world, device):

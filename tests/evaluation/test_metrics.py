@@ -196,7 +196,9 @@ def test_weights_come_from_a_folder(libraries, tmp_path, monkeypatch, layout):
         seen.append((name, all((folder / file).is_file() for file in WEIGHTS[name])))
         return torch.nn.Identity()
 
-    monkeypatch.setattr(sys.modules["torchmetrics.image.lpip"], "LearnedPerceptualImagePatchSimilarity", lambda **_: look("lpips"))
+    monkeypatch.setattr(
+        sys.modules["torchmetrics.image.lpip"], "LearnedPerceptualImagePatchSimilarity", lambda **_: look("lpips")
+    )
     monkeypatch.setattr(sys.modules["pyiqa"], "create_metric", lambda name, device: look(name))
     make_scores(names, weights_dir=tmp_path)
     assert seen == [(name, True) for name in names]
