@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ebr_engine.cli.telling import tell
+from ebr_engine.cli.telling import tell, warnings_told
 from ebr_engine.errors import EbrError
 from ebr_engine.jobs.choosing import chosen_prompts
 
@@ -78,7 +78,8 @@ def evaluate_files(request: Request, tasks: list[str], texts: list[str], how: di
 
     measurer = cache(lambda: Measurer(settings, device))
     how_run = {"device": device, "workers": request.workers, "resume": request.resume}
-    rows = evaluate(items, settings, request.out, callback=tell_row, measurer=measurer, **how_run)
+    with warnings_told():
+        rows = evaluate(items, settings, request.out, callback=tell_row, measurer=measurer, **how_run)
     if len(fresh) < len(rows):
         typer.echo(f"{len(rows) - len(fresh)} of {len(rows)} file(s) were measured by an earlier run")
     about = {"protocol": protocol, "files": len(rows), **_about(restoring), "version": __version__}
@@ -86,8 +87,9 @@ def evaluate_files(request: Request, tasks: list[str], texts: list[str], how: di
     facts |= {"restoration": restoration_facts(restoring, device)} if restoring else {}
     first = next(iter(means(rows, names)), None)
     shown = worst(rows, first) if first else []
-    sheets = write_sheets(request.out / "worst", items, shown, asdict(settings), measurer)
-    write_summary(request.out, rows, names, about, facts, sheets)
+    with warnings_told():
+        sheets = write_sheets(request.out / "worst", items, shown, asdict(settings), measurer)
+        write_summary(request.out, rows, names, about, facts, sheets)
     typer.echo("\n" + score_table(rows, names).render(request.form))
     for note in notes(rows, names):
         typer.echo(note)

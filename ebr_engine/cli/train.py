@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ebr_engine.cli.learning_options import TRAIN, with_settings
+from ebr_engine.cli.telling import warnings_told
 from ebr_engine.errors import EbrError
 
 _what = partial(typer.Option, rich_help_panel="What to learn")
@@ -67,7 +68,7 @@ def train(
         line = f"going on after iteration {iteration} of {chosen.iterations}, from {checkpoint}; --no-resume starts anew"
         typer.echo(line, err=True)
 
-    with LossProgress() as progress:
+    with warnings_told(), LossProgress() as progress:
         learn(chosen, out, resume=resume, overwrite=overwrite, callback=progress.step, on_resume=tell_resumed)
     report = run_folder(out) / "report.md"
     typer.echo(f"{out}  {chosen.task}, {chosen.bridge}, {chosen.iterations} iterations, loss {progress.smooth:.5g}; see {report}")

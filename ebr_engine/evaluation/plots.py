@@ -10,10 +10,11 @@ from ebr_engine.errors import warn
 FORMS = ("png", "svg")
 
 
-def can_plot() -> bool:
-    """Whether matplotlib is there; tells how to get it where it is not."""
+def can_plot(tell: bool = True) -> bool:
+    """Whether matplotlib is there; `tell`: how to get it where it is not."""
     if find_spec("matplotlib") is None:
-        warn("no plots are drawn: matplotlib is missing: pip install 'ebr-engine[curves]'")
+        if tell:
+            warn("no plots are drawn: matplotlib is missing: pip install 'ebr-engine[curves]'")
         return False
     return True
 

@@ -13,16 +13,17 @@ import torch
 
 from ebr_engine.backbones.loading import Backbone, ModelSource, load_backbone
 from ebr_engine.errors import EbrError
+from ebr_engine.evaluation.run import means
 from ebr_engine.prompts.prompt import Prompt
 from ebr_engine.training.config import LearnConfig, to_toml
 from ebr_engine.training.data import PairSamples, Samples, SceneSamples, pair_samples
 from ebr_engine.training.distributed import World, joined
 from ebr_engine.training.latents import LatentSamples
 from ebr_engine.training.learner import Learner
-from ebr_engine.training.report import write_report
+from ebr_engine.training.report import facts_of, write_report
 from ebr_engine.training.scenes import still_pool
 from ebr_engine.training.trackers import Trackers, check_installed
-from ebr_engine.training.validation import Validation
+from ebr_engine.training.validation import SCORES, Validation
 
 Callback = Callable[[int, int, float], None]
 RECENT = 50  # iterations that the final loss is the mean of
@@ -54,7 +55,7 @@ def learn(
     callback: Callback | None = None,
     on_resume: Callable[[int, Path], None] | None = None,
 ) -> Prompt:
-    """Learn a prompt and write it to `out`; in `NAME.run` beside it stay config.toml, log.jsonl, samples and report.md.
+    """Learn a prompt and write it to `out`; in `NAME.run` beside it stay its configuration, log, samples, report and summary.
 
     `callback(iteration, iterations, loss)` after each iteration. A run that was interrupted (Ctrl-C too) goes on from its
     last checkpoint, to the bit on a CPU; `on_resume(iteration, checkpoint)` hears where. With `torchrun` several processes share
@@ -70,15 +71,19 @@ def learn(
                 learner.load(state)
                 if on_resume is not None:
                     on_resume(learner.iteration, files.checkpoints()[-1])
-            validation = Validation.of(config, learner.backbone, files.folder) if world.leads and config.validate_every else None
+            validates = world.leads and (config.validation or not config.data)
+            validation = Validation.of(config, learner.backbone, files.folder) if validates else None
             files.begin(learner.iteration)
             with Trackers(config, files.folder, world.leads) as trackers:
                 seconds = _iterate(learner, latents, files, trackers, validation, callback)
+            files.save(learner)  # what follows takes time too
             log = files.log()
-            prompt = learner.prompt(summary(log, seconds, samples))
+            rows, sheets = validation.rows(learner) if validation else ([], {})
+            scores = {name: found["mean"] for name, found in means(rows, SCORES).items()}
+            prompt = learner.prompt(summary(log, seconds, samples) | scores)
             if world.leads:
                 prompt.save(out)
-                write_report(files.folder, config, log, prompt)
+                write_report(files.folder, config, log, prompt, rows, sheets, facts_of(config, out, device, samples, log))
                 files.forget_checkpoints()
             world.wait()
     return prompt
@@ -122,7 +127,7 @@ def _iterate(
                     f"the loss is {progress.loss} at iteration {learner.iteration}; try a smaller learning rate, or --set clip=1"
                 )
             row = {"iteration": learner.iteration, **asdict(progress), "seconds": time.monotonic() - begun}
-            if validation and learner.iteration % config.validate_every == 0:
+            if validation and config.validate_every and learner.iteration % config.validate_every == 0:
                 row |= validation.scores(learner)
             files.note(row)
             trackers.add(row, validation.sheets if validation else ())
@@ -140,7 +145,6 @@ def summary(log: list[dict[str, Any]], seconds: float, samples: Samples) -> dict
     """What a prompt file tells of its run besides the configuration."""
     losses = [row["loss"] for row in log[-RECENT:]]
     facts: dict[str, Any] = {"seconds": round(seconds, 1), "final_loss": sum(losses) / len(losses) if losses else None}
-    facts |= {name: value for row in log for name, value in row.items() if name in ("psnr", "ssim")}
     if isinstance(samples, PairSamples):
         facts |= {"pairs": len(samples), "skipped": len(samples.bad)}
     return facts

@@ -63,6 +63,15 @@ def test_results_stand_beside_the_input_and_the_empty_prompt(cli, pairs):
     assert len(list(Path("out/worst").glob("*.png"))) == 2
 
 
+def test_a_plot_that_is_not_drawn_is_told_in_one_line(cli, pairs, monkeypatch):
+    from ebr_engine.evaluation import plots
+
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    code, _, stderr = cli("eval", "--restored", "in", "-i", "in", "--target", "gt", "-o", "out")
+    assert code == 0
+    assert stderr == "warning: no plots are drawn: matplotlib is missing: pip install 'ebr-engine[curves]'\n"
+
+
 def test_the_empty_prompt_is_strength_zero(cli, pairs):
     arguments = "-i in --target gt --task rain --steps 1 --device cpu --precision fp32"
     assert cli("eval", *arguments.split(), "-o", "one")[0] == 0

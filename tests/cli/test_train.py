@@ -16,7 +16,7 @@ from ebr_engine.training.config import LOSSES, SETTINGS, LearnConfig, read_toml,
 from ebr_engine.training.degradations import TASKS
 from ebr_engine.training.scenes import ScenePool
 
-SMALL = ("--iterations", "2", "--batch", "2", "--size", "32", "--tokens", "3", "--device", "cpu")
+SMALL = ("--iterations", "2", "--batch", "2", "--size", "32", "--tokens", "3", "--device", "cpu", "--set", "validation_count=1")
 
 
 @pytest.fixture(scope="module")
