@@ -18,8 +18,7 @@ from ebr_engine.backbones.flux.model import FluxConditioner, FluxConfig, FluxTru
 from ebr_engine.backbones.layers import quantize_trunk
 from ebr_engine.backbones.loading import Backbone
 from ebr_engine.backbones.wan.model import WanConditioner, WanTrunk
-from ebr_engine.bridge.sampler import draw_noise, sample
-from ebr_engine.bridge.schedules import make_table
+from ebr_engine.bridge.sampler import draw_noise, make_table, sample
 from ebr_engine.kernels import backend
 from ebr_engine.training.learner import checkpoint_blocks
 from ebr_engine.training.live import live_conditioner

@@ -59,7 +59,7 @@ def restorer_of(case: Case) -> Any:
     from ebr_engine.backbones.wan.codec import WanCodec
     from ebr_engine.backbones.wan.model import WanConditioner, WanTrunk
     from ebr_engine.engine.fallback import Fitting
-    from ebr_engine.engine.run import Pipeline
+    from ebr_engine.engine.run import Engine
 
     torch.manual_seed(0)
     config = replace(CONFIGS["wan-1.3b"], num_attention_heads=4, num_layers=8, ffn_dim=2048)
@@ -67,7 +67,7 @@ def restorer_of(case: Case) -> Any:
     codec = WanCodec(diffusers.AutoencoderKLWan(base_dim=32))
     text = {"context": torch.randn(2, config.text_dim)}
     backbone = Backbone("wan", *halves, codec, text, torch.device("cpu"), torch.float32)
-    return Restorer.over(Pipeline(backbone, torch.device("cpu"), "none", "off", Fitting(2**40)))
+    return Restorer.from_backbone(Engine(backbone, torch.device("cpu"), "none", "off", Fitting(2**40)))
 
 
 def measure(case: str) -> None:
@@ -89,8 +89,8 @@ def measure(case: str) -> None:
     plan = restorer.plan("haze", steps=2) if case.backbone == "mini" else restorer.plan(t0=0.4, steps=2)
     pixels = torch.rand(1, 3, case.frames, case.height, case.width)
     restorer.run(pixels, plan, tile=case.tile, tile_blend=case.blend)
-    rungs, work = restorer.pipeline.rungs(pixels.shape, case.tile, None, case.blend)
-    print(json.dumps({"predicted": peak(restorer.pipeline.costs, rungs[0], work), "measured": _status("VmHWM") - before}))
+    rungs, work = restorer.engine.rungs(pixels.shape, case.tile, None, case.blend)
+    print(json.dumps({"predicted": peak(restorer.engine.costs, rungs[0], work), "measured": _status("VmHWM") - before}))
 
 
 def _status(field: str) -> int:

@@ -33,8 +33,7 @@ from ebr_engine.backbones.mini.model import Mini, load_mini
 from ebr_engine.backbones.registry import CONFIGS
 from ebr_engine.backbones.wan.model import WanConditioning, WanConfig
 from ebr_engine.backbones.wan.weights import diffusers_state_dict, load_wan
-from ebr_engine.bridge.sampler import draw_noise, sample
-from ebr_engine.bridge.schedules import StepTable, make_table, released_timesteps
+from ebr_engine.bridge.sampler import StepTable, draw_noise, make_table, released_timesteps, sample
 from ebr_engine.engine.execute import compile_trunk
 from ebr_engine.kernels import backend
 from ebr_engine.prompts.catalogue import TASKS

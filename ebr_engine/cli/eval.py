@@ -2,20 +2,16 @@
 
 import json
 import time
-from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from ebr_engine.cli import options
-from ebr_engine.cli.loading import BaseModel, spread
+from ebr_engine.cli.options import takes
 from ebr_engine.errors import EbrError
 from ebr_engine.evaluation.choices import FORMS, METRICS, PROTOCOLS
-
-ProtocolName = Enum("ProtocolName", {name.replace("-", "_"): name for name in PROTOCOLS}, type=str)
-Form = Enum("Form", {name: name for name in FORMS}, type=str)
+from ebr_engine.request import SCHEDULES, RestoreRequest
 
 _bundled = partial(typer.Option, rich_help_panel="Bundled benchmark")
 _files = partial(typer.Option, rich_help_panel="Your files")
@@ -37,7 +33,7 @@ Root = Annotated[
 Clips = Annotated[bool, _files("--clips", help="A folder of pictures is a clip, its pictures the frames.")]
 Partial = Annotated[bool, _files("--partial", help="Leave out files without a partner; otherwise they are refused.")]
 ProtocolChoice = Annotated[
-    ProtocolName,
+    Literal[PROTOCOLS],
     _files(
         "--protocol",
         help="native: own size. released: the paper's, 480x832 or 1024x1024, then 512x512. y-channel: luma, as deraining does.",
@@ -72,16 +68,18 @@ Folders = Annotated[
 ]
 Collect = Annotated[bool, _results("--collect", help="One table of several measurements and learning runs: FOLDER...")]
 CompareTwo = Annotated[bool, _results("--compare", help="Two measurements of the same files, file by file: FOLDER FOLDER.")]
-TableForm = Annotated[Form, _results("--table", help="How tables are printed.")]
+TableForm = Annotated[Literal[FORMS], _results("--table", help="How tables are printed.")]
+
+MODEL = ("backbone", "model", "revision", "offline", "context", "vae", "engine")
 
 
-@spread
+@takes("prompt", "mix", "strength", "steps", "order", "t0", "seed", *MODEL, "device", "precision", "tile", "tile_overlap")
 def evaluate(
     folders: Folders = None,
     *,
     collect: Collect = False,
     compare: CompareTwo = False,
-    form: TableForm = Form.markdown,
+    form: TableForm = "markdown",
     source: Input = None,
     target: Target = None,
     restored: Restored = None,
@@ -89,7 +87,7 @@ def evaluate(
     root: Root = None,
     clips: Clips = False,
     incomplete: Partial = False,
-    protocol: ProtocolChoice = ProtocolName.native,
+    protocol: ProtocolChoice = "native",
     metrics: Metrics = "psnr,ssim",
     workers: Workers = 1,
     resume: Resume = True,
@@ -104,25 +102,13 @@ def evaluate(
         list[str] | None,
         typer.Option("--task", "-t", metavar="NAME", help="What to restore by. Bundled: only these tasks (repeatable)."),
     ] = None,
-    prompt: options.Prompts = None,
-    mix: options.PromptMix = options.Mix.auto,
     size: Size = "256",
     prompts: PromptFolder = None,
-    steps: options.Steps = None,
     schedule: Annotated[
-        options.Schedule | None,
+        Literal[tuple(SCHEDULES)] | None,
         typer.Option("--schedule", show_default="released by that protocol, else fast", rich_help_panel="Sampling"),
     ] = None,
-    order: options.Order = None,
-    t0: options.T0 = None,
-    strength: options.Strength = 1.0,
-    seed: options.Seed = 42,
-    base: BaseModel,
-    engine: options.Engine = None,
-    device: options.Device = "auto",
-    precision: options.TrunkPrecision = options.Precision.auto,
-    tile: options.Tile = None,
-    tile_overlap: options.TileOverlap = None,
+    request: RestoreRequest,
 ) -> None:
     """Measure restorations: PSNR, SSIM and, with their libraries, LPIPS, DISTS, CLIP-IQA+ and MUSIQ.
 
@@ -150,46 +136,29 @@ def evaluate(
 
         if collect and compare:
             raise EbrError("--collect and --compare are two tables; ask for one")
-        show_folders(folders or [], compare, form.value, out)
+        show_folders(folders or [], compare, form, out)
         return
     if folders:
         raise EbrError(f"{folders[0]}: folders of results go with --collect or --compare; files are named by --input")
     if not (source or target or restored or list_file):
-        if prompt or engine or mix is not options.Mix.auto:
+        if request.prompt or request.engine or request.mix != "auto":
             raise EbrError("--prompt, --mix and --engine are for files of your own; name them by --input or --list")
-        _bundled_benchmark(task, size, base, prompts, device, precision, out)
+        _bundled_benchmark(task, size, request, prompts, out)
         return
     from ebr_engine.cli.eval_files import Request, evaluate_files
 
     if prompts:
         raise EbrError("--prompts is the bundled benchmark's; a prompt for files of your own goes by --prompt")
-    request = Request(
-        source,
-        target,
-        restored,
-        list_file,
-        root,
-        clips,
-        incomplete,
-        protocol.value,
-        metrics,
-        workers,
-        resume,
-        out,
-        weights_dir,
-        empty,
-        form.value,
+    wanted = Request(
+        *(source, target, restored, list_file, root, clips, incomplete, protocol, metrics, workers, resume, out),
+        *(weights_dir, empty, form),
     )
-    chosen = schedule.value if schedule else "released" if protocol is ProtocolName.released else "fast"
-    how = {
-        **vars(base),
-        **{name: path and str(path) for name, path in (("context", base.context), ("vae", base.vae), ("engine", engine))},
-        **{"precision": precision.value, "mix": mix.value},
-        **{"steps": steps, "schedule": chosen, "order": order, "t0": t0},
-        **{"strength": strength, "seeds": _seeds(seeds, seed)},
-        **{"tile": tile, "tile_overlap": tile_overlap},
-    }
-    evaluate_files(request, task or [], prompt or [], how, device)
+    chosen = schedule or ("released" if protocol == "released" else "fast")
+    names = ("precision", "mix", "strength", "steps", "order", "t0", "tile", "tile_overlap")
+    how = {name: getattr(request, name) for name in (*MODEL, *names)}
+    how = {name: str(value) if isinstance(value, Path) else value for name, value in how.items()}
+    how |= {"schedule": chosen, "seeds": _seeds(seeds, request.seed)}
+    evaluate_files(wanted, task or [], list(request.prompt), how, request.device)
 
 
 def _seeds(text: str | None, seed: int) -> tuple[int, ...]:
@@ -203,10 +172,8 @@ def _seeds(text: str | None, seed: int) -> tuple[int, ...]:
 def _bundled_benchmark(
     task: list[str] | None,
     size: str,
-    base: BaseModel,
+    request: RestoreRequest,
     prompts: Path | None,
-    device: str,
-    precision: options.Precision,
     out: Path | None,
 ) -> None:
     if size != "full" and not (size.isdigit() and int(size) >= 64 and int(size) % 8 == 0):
@@ -222,7 +189,9 @@ def _bundled_benchmark(
 
     if wrong := [name for name in task or [] if name not in TASKS]:
         raise EbrError(f"unknown task {', '.join(wrong)}; there is: {', '.join(TASKS)}")
-    restorer = base.load(device=device, precision=precision)
+    from ebr_engine.engine.restorer import Restorer
+
+    restorer = Restorer.from_request(request)
     started = time.monotonic()
 
     def tell(record: dict) -> None:

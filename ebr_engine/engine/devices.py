@@ -1,4 +1,4 @@
-"""Which device computes, and what it is called."""
+"""Which device computes, what it is called, and what its memory does."""
 
 import platform
 from pathlib import Path
@@ -34,3 +34,9 @@ def device_name(device: torch.device) -> str:
     except OSError:  # not Linux
         pass
     return platform.processor() or platform.machine()
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for a CUDA device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -19,7 +19,7 @@ import torch
 
 from ebr_engine.backbones.checkpoint import DEFAULT_MODELS, locate
 from ebr_engine.backbones.layers import trunk_dtype
-from ebr_engine.bridge.schedules import make_table
+from ebr_engine.bridge.sampler import make_table
 from ebr_engine.engine.devices import choose_device, device_name
 from ebr_engine.evaluation.paired import Item
 from ebr_engine.evaluation.run import Restoring

@@ -10,7 +10,7 @@ from torch import Tensor
 from ebr_engine.backbones.loading import Backbone
 from ebr_engine.engine.fallback import Fitting
 from ebr_engine.engine.restorer import Restorer
-from ebr_engine.engine.run import Pipeline
+from ebr_engine.engine.run import Engine
 from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.evaluation.pictures import sheet
 from ebr_engine.evaluation.run import Row, means
@@ -25,12 +25,13 @@ from ebr_engine.training.learner import Learner
 from ebr_engine.training.procedural import render
 
 
-class InPlace(Fitting):
+class InPlace(Engine):
     """Fits runs into memory without moving the transformer, which is being learned on."""
 
-    def run(self, rungs, *work):
-        """See `Fitting.run`."""
-        return super().run([rung for rung in rungs if rung.offload == "none"], *work)
+    def rungs(self, *how):
+        """See `Engine.rungs`."""
+        rungs, work = super().rungs(*how)
+        return [rung for rung in rungs if rung.offload == "none"], work
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Validation:
             pairs = {samples.pairs[i].name: samples.pixels(i) for i in range(min(config.validation_count, len(samples)))}
         else:
             pairs = {f"scene {i}": _scene(config, i) for i in range(config.validation_count)}
-        restorer = Restorer.over(Pipeline(backbone, backbone.device, "none", "off", InPlace()))
+        restorer = Restorer.from_backbone(InPlace(backbone, backbone.device, "none", "off", Fitting()))
         return cls(pairs, restorer, folder)
 
     def scores(self, learner: Learner) -> dict[str, float]:

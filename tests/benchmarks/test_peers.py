@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks import peers
-from ebr_engine.bridge.schedules import released_times, released_timesteps
+from ebr_engine.bridge.sampler import released_timesteps
+from ebr_engine.bridge.schedules import released_times
 from ebr_engine.kernels import backend
 
 CPU = torch.device("cpu")

@@ -142,7 +142,7 @@ def test_a_file_that_fails_is_told_and_gives_exit_code_1(cli, pairs):
         ("--restored in --target gt --metrics sharpness -o out", ["sharpness", "psnr"]),
         ("--restored in --target gt -o list.json", ["list.json", "folder"]),
         ("--restored in --target gt --prompts in -o out", ["--prompts", "--prompt"]),
-        ("--prompt rain.safetensors", ["--prompt", "--input"]),
+        ("--prompt rain.safetensors", ["rain.safetensors", "no such prompt"]),
         ("--input in --target gt --task rain --seeds 1,x -o out", ["--seeds", "1,x"]),
         ("--input in --target gt --task rain --seeds 1,1 -o out", ["--seeds", "1,1"]),
         ("--restored in --target gt --metrics lpips --weights-dir in -o out", ["in", "alexnet-owt-7be5be79.pth"]),
