@@ -131,6 +131,8 @@ def _restoring(request: Request, items: "list[Item]", tasks: list[str], prompts:
     if not missing:
         if tasks or prompts or how["engine"]:
             raise EbrError("the results are given (--restored); leave --task, --prompt and --engine out")
+        if len(how["seeds"]) > 1:
+            raise EbrError("the results are given (--restored); --seeds restores by several seeds")
         return None
     if len(missing) < len(items):
         raise EbrError(f"{missing[0].name}: has no result, others have; give results of all, or of none")

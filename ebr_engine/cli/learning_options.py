@@ -1,10 +1,9 @@
 """The options of commands that learn, made from the settings of a learning run: none is listed twice."""
 
 from collections.abc import Callable
-from enum import Enum
 from functools import wraps
 from inspect import Parameter, signature
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -27,7 +26,7 @@ def with_settings(*names: str, panels: bool = True, **shown: str) -> Callable[[C
         @wraps(command)
         def run(**values: Any) -> None:
             given = {name: values.pop(name) for name in names}
-            command({name: getattr(x, "value", x) for name, x in given.items() if x is not None}, **values)
+            command({name: value for name, value in given.items() if value is not None}, **values)
 
         parameters = [*options, *own]
         run.__signature__ = signature(command).replace(parameters=parameters)
@@ -41,7 +40,7 @@ def _option(name: str, shown: str, panels: bool) -> Parameter:
     about = SETTINGS[name].metadata
     kind = str if name == "size" else SETTINGS[name].type
     if "choices" in about:
-        kind = Enum(name, {choice: choice for choice in about["choices"]}, type=str)
+        kind = Literal[about["choices"]]
     flags = (f"--{name.replace('_', '-')}", *([about["short"]] if "short" in about else []))
     panel = about.get("panel") if panels else None
     more = {"metavar": about.get("metavar"), "show_default": shown or False, "rich_help_panel": panel}

@@ -60,7 +60,8 @@ class Restoring:
         """The restorer and its plan; `EbrError` for anything that does not fit."""
         if self.engine:
             restorer = Restorer.from_engine(self.engine, vae=self.vae, device=device)
-            return restorer, restorer.plan()
+            asked = {name: getattr(self, name) for name in ("steps", "order", "t0", "mix", "strength")}
+            return restorer, restorer.plan(**asked)  # which refuses what the file has fixed
         names = ("model", "revision", "offline", "context", "vae", "precision")
         restorer = Restorer(self.backbone, device=device, **{name: getattr(self, name) for name in names})
         return restorer, self.plan(restorer, self.strength)

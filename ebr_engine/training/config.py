@@ -9,12 +9,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ebr_engine import request
 from ebr_engine.errors import EbrError, check_choice
 from ebr_engine.prompts.catalogue import BACKBONES, TASKS
 
 BRIDGES = ("ebr", "naive", "ddbm")
 LOSSES = ("pixel", "x0", "velocity")
-PRECISIONS = ("auto", "bf16", "fp32", "fp8")
+PRECISIONS = tuple(one for one in request.PRECISIONS if one != "fp16")  # whose gradients overflow
 OPTIMIZERS = ("adam", "adamw")
 BAD_DATA = ("refuse", "skip")
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

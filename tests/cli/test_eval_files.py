@@ -114,6 +114,12 @@ def test_an_engine_file_restores_what_is_measured(cli, pairs):
     code, stdout, stderr = cli("eval", "--engine", "rain.ebr", "-i", "in", "--target", "gt", "--device", "cpu", "-o", "out")
     assert code == 0, stderr
     assert json.loads(Path("out/rows.jsonl").read_text().splitlines()[0])["settings"]["restoring"]["engine"] == "rain.ebr"
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert list(summary["ways"]) == ["input", "restored"]
+    assert summary["restoration"]["engine"]["file"] == "rain.ebr"
+    how = ("--engine", "rain.ebr", "-i", "in", "--target", "gt", "--device", "cpu", "-o", "other", "--strength", "0.5")
+    code, _, stderr = cli("eval", *how)
+    assert (code, "are fixed" in stderr) == (2, True)
     code, stdout, _ = cli("eval", "--engine", "rain.ebr", "-i", "in", "--target", "gt", "--device", "cpu", "-o", "out")
     assert "2 of 2 file(s) were measured by an earlier run" in stdout
 
@@ -146,6 +152,7 @@ def test_a_file_that_fails_is_told_and_gives_exit_code_1(cli, pairs):
         ("--input in --target gt --task rain --seeds 1,x -o out", ["--seeds", "1,x"]),
         ("--input in --target gt --task rain --seeds 1,1 -o out", ["--seeds", "1,1"]),
         ("--restored in --target gt --metrics lpips --weights-dir in -o out", ["in", "alexnet-owt-7be5be79.pth"]),
+        ("--restored in --target gt --seeds 1,2 -o out", ["--restored", "--seeds"]),
         ("in gt", ["in", "--collect", "--input"]),
         ("--compare in", ["--compare", "two folders"]),
         ("--compare in gt", ["in", "summary.json"]),
