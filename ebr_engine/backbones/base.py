@@ -257,6 +257,8 @@ class Backbone:
         """The tables of a run at timesteps [S] (0 to 1000) with prompts as (residual, weight·α); on the trunk's device."""
         if self.conditioner is None:
             raise BackboneError("an engine file holds the tables of its own prompt and schedule only; build another one")
+        where = self.text["context"].device  # the conditioner's: the CPU, but while a prompt is learned
+        timesteps, prompts = timesteps.to(where), [tuple(tensor.to(where) for tensor in prompt) for prompt in prompts]
         return self.conditioner.bake(self.trunk, timesteps, self.text, prompts).to(self.device, self.dtype)
 
     def live(self, tokens: int) -> Callable[[Tensor, Tensor, Tensor], Any]:

@@ -2,7 +2,6 @@
 
 import json
 import time
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,17 +11,12 @@ import typer
 from ebr_engine.bridge.schedules import SCHEDULES
 from ebr_engine.cli.options import takes
 from ebr_engine.errors import EbrError
+from ebr_engine.evaluation.choices import FORMS, METRICS, PROTOCOLS
 from ebr_engine.request import RestoreRequest
-
-
-class ProtocolName(str, Enum):
-    released = "released"
-    native = "native"
-    y_channel = "y-channel"
-
 
 _bundled = partial(typer.Option, rich_help_panel="Bundled benchmark")
 _files = partial(typer.Option, rich_help_panel="Your files")
+_results = partial(typer.Option, rich_help_panel="Results")
 
 Size = Annotated[str, _bundled("--size", metavar="N|full", help="Side of the square photos in pixels, or full.")]
 PromptFolder = Annotated[Path | None, _bundled("--prompts", help="A folder of prompts in place of the bundled ones.")]
@@ -40,7 +34,7 @@ Root = Annotated[
 Clips = Annotated[bool, _files("--clips", help="A folder of pictures is a clip, its pictures the frames.")]
 Partial = Annotated[bool, _files("--partial", help="Leave out files without a partner; otherwise they are refused.")]
 ProtocolChoice = Annotated[
-    ProtocolName,
+    Literal[PROTOCOLS],
     _files(
         "--protocol",
         help="native: own size. released: the paper's, 480x832 or 1024x1024, then 512x512. y-channel: luma, as deraining does.",
@@ -48,18 +42,45 @@ ProtocolChoice = Annotated[
 ]
 Metrics = Annotated[
     str,
-    _files("--metrics", metavar="NAMES", help="Of psnr, ssim, lpips (extra: metrics), dists, clipiqa+, musiq (extra: iqa)."),
+    _files(
+        "--metrics",
+        metavar="NAMES",
+        help=f"Of {', '.join(METRICS)}; lpips needs the extra metrics, those from dists on the extra iqa.",
+    ),
+]
+WeightsDir = Annotated[
+    Path | None,
+    _files("--weights-dir", metavar="FOLDER", show_default="torch's", help="Where the weights of lpips, dists, … lie."),
+]
+Empty = Annotated[
+    bool,
+    _files("--empty/--no-empty", help="Also measure the frozen transformer with the empty prompt, which takes as long again."),
+]
+Seeds = Annotated[
+    str | None,
+    _files("--seeds", metavar="N,N...", show_default="--seed's", help="Restore by several seeds; scores are means over them."),
 ]
 Workers = Annotated[int, _files("--workers", metavar="N", min=1, help="Processes; scores do not depend on it, but for rounding.")]
 Resume = Annotated[bool, _files("--resume/--no-resume", help="Keep the rows that an earlier run left in --out.")]
 
 
+Folders = Annotated[
+    list[Path] | None, typer.Argument(metavar="FOLDER...", help="Folders of results, for --collect and --compare.")
+]
+Collect = Annotated[bool, _results("--collect", help="One table of several measurements and learning runs: FOLDER...")]
+CompareTwo = Annotated[bool, _results("--compare", help="Two measurements of the same files, file by file: FOLDER FOLDER.")]
+TableForm = Annotated[Literal[FORMS], _results("--table", help="How tables are printed.")]
+
 MODEL = ("backbone", "model", "revision", "offline", "context", "vae", "engine")
 
 
-@takes("prompt", "mix", "steps", "order", "t0", "seed", *MODEL, "device", "precision", "tile", "tile_overlap")
+@takes("prompt", "mix", "strength", "steps", "order", "t0", "seed", *MODEL, "device", "precision", "tile", "tile_overlap")
 def evaluate(
+    folders: Folders = None,
     *,
+    collect: Collect = False,
+    compare: CompareTwo = False,
+    form: TableForm = "markdown",
     source: Input = None,
     target: Target = None,
     restored: Restored = None,
@@ -67,10 +88,13 @@ def evaluate(
     root: Root = None,
     clips: Clips = False,
     incomplete: Partial = False,
-    protocol: ProtocolChoice = ProtocolName.native,
+    protocol: ProtocolChoice = "native",
     metrics: Metrics = "psnr,ssim",
     workers: Workers = 1,
     resume: Resume = True,
+    weights_dir: WeightsDir = None,
+    empty: Empty = True,
+    seeds: Seeds = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="PATH", help="Your files: the folder for the results. Bundled: a .json file."),
@@ -89,8 +113,9 @@ def evaluate(
 ) -> None:
     """Measure restorations: PSNR, SSIM and, with their libraries, LPIPS, DISTS, CLIP-IQA+ and MUSIQ.
 
-    Writes scores.csv (a line a file), summary.md and summary.json into the folder OUT; an interrupted run goes on. What has
-    no target gets no score that needs one.
+    Beside the results stand the input and the frozen transformer with the empty prompt, and what was gained over both, with
+    95 % intervals. Writes scores.csv (a line a file), summary.md with the worst files, and summary.json with all that the
+    numbers were made with, into the folder OUT; an interrupted run goes on. What has no target gets no score that needs one.
 
     [bold]ebr-engine eval --input rainy/ --target clean/ --task rain -o scores/[/]
 
@@ -98,11 +123,24 @@ def evaluate(
 
     [bold]ebr-engine eval --list LOLv1.json --root data/ --task lowlight --protocol released -o scores/[/]
 
+    [bold]ebr-engine eval --compare scores/ others/[/]
+
+    [bold]ebr-engine eval --collect scores/*/ --table latex[/]
+
     Without files it measures the bundled prompts on four real photos, degraded, beside three other ways: the degraded input,
     the empty prompt, and a prompt learned by the naive process. Needs the extra: pip install 'ebr-engine\\[train]'.
 
     [bold]ebr-engine eval --size 256 --out quality.json[/]
     """
+    if collect or compare:
+        from ebr_engine.cli.eval_folders import show_folders
+
+        if collect and compare:
+            raise EbrError("--collect and --compare are two tables; ask for one")
+        show_folders(folders or [], compare, form, out)
+        return
+    if folders:
+        raise EbrError(f"{folders[0]}: folders of results go with --collect or --compare; files are named by --input")
     if not (source or target or restored or list_file):
         if request.prompt or request.engine or request.mix != "auto":
             raise EbrError("--prompt, --mix and --engine are for files of your own; name them by --input or --list")
@@ -112,12 +150,24 @@ def evaluate(
 
     if prompts:
         raise EbrError("--prompts is the bundled benchmark's; a prompt for files of your own goes by --prompt")
-    wanted = Request(source, target, restored, list_file, root, clips, incomplete, protocol.value, metrics, workers, resume, out)
-    chosen = schedule if schedule else "released" if protocol is ProtocolName.released else "fast"
-    names = ("backbone", "model", "revision", "offline", "context", "vae", "engine", "precision", "mix", "steps", "order", "t0")
-    how = {name: getattr(request, name) for name in (*names, "seed", "tile", "tile_overlap")}
-    how = {name: str(value) if isinstance(value, Path) else value for name, value in how.items()} | {"schedule": chosen}
+    wanted = Request(
+        *(source, target, restored, list_file, root, clips, incomplete, protocol, metrics, workers, resume, out),
+        *(weights_dir, empty, form),
+    )
+    chosen = schedule or ("released" if protocol == "released" else "fast")
+    names = ("precision", "mix", "strength", "steps", "order", "t0", "tile", "tile_overlap")
+    how = {name: getattr(request, name) for name in (*MODEL, *names)}
+    how = {name: str(value) if isinstance(value, Path) else value for name, value in how.items()}
+    how |= {"schedule": chosen, "seeds": _seeds(seeds, request.seed)}
     evaluate_files(wanted, task or [], list(request.prompt), how, request.device)
+
+
+def _seeds(text: str | None, seed: int) -> tuple[int, ...]:
+    """The seeds that --seeds names; without it --seed's."""
+    parts = [part.strip() for part in text.split(",")] if text is not None else [str(seed)]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise EbrError(f"--seeds takes different whole numbers such as 1,2,3, not {text}")
+    return tuple(map(int, parts))
 
 
 def _bundled_benchmark(
@@ -134,6 +184,7 @@ def _bundled_benchmark(
 
     from ebr_engine.evaluation import quality
     from ebr_engine.evaluation.photos import STRENGTH
+    from ebr_engine.evaluation.provenance import provenance
     from ebr_engine.prompts.catalogue import TASKS
     from ebr_engine.version import __version__
 
@@ -154,6 +205,7 @@ def _bundled_benchmark(
         "dtype": str(restorer.dtype),
         "torch": torch.__version__,
         "version": __version__,
+        "provenance": provenance(restorer.device),
     }
     typer.echo(
         f"Degradation strength {STRENGTH} of 1, photos {'whole' if pixels is None else f'{size} x {size}'}, "

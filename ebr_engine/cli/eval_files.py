@@ -1,12 +1,13 @@
 """The part of `ebr-engine eval` that measures a person's own files."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ebr_engine.cli.telling import tell
+from ebr_engine.cli.telling import tell, warnings_told
 from ebr_engine.errors import EbrError
 from ebr_engine.jobs.work import prompts_of
 from ebr_engine.request import RestoreRequest
@@ -31,6 +32,9 @@ class Request:
     workers: int
     resume: bool
     out: Path | None
+    weights_dir: Path | None
+    empty: bool
+    form: str  # of the table that is printed
 
 
 def evaluate_files(
@@ -44,7 +48,7 @@ def evaluate_files(
     from ebr_engine.evaluation.metrics import METRICS, make_scores
 
     names = tuple(name for name in METRICS if name in (wanted := [part.strip() for part in request.metrics.split(",")]))
-    make_scores(wanted)  # refuses what is unknown or not installed before anything is read
+    make_scores(wanted, weights_dir=request.weights_dir)  # refuses what is unknown or missing before anything is read
     items = _items(request)
     if all(item.target is None for item in items) and all(METRICS[name].needs_target for name in names):
         learned = ", ".join(name for name, metric in METRICS.items() if not metric.needs_target)
@@ -52,33 +56,45 @@ def evaluate_files(
     restoring = _restoring(request, items, tasks, prompts, how)
 
     from ebr_engine.backbones.registry import spec
+    from ebr_engine.evaluation.pictures import write_sheets
     from ebr_engine.evaluation.protocols import protocol_for
-    from ebr_engine.evaluation.run import Row, Settings, evaluate
-    from ebr_engine.evaluation.summary import notes, table, write_summary
+    from ebr_engine.evaluation.provenance import data_facts, provenance, restoration_facts
+    from ebr_engine.evaluation.run import Measurer, Row, Settings, evaluate, means
+    from ebr_engine.evaluation.statistics import worst
+    from ebr_engine.evaluation.summary import notes, score_table, write_summary
     from ebr_engine.version import __version__
 
     backbone = how["backbone"] if spec(how["backbone"]).released_size else None
-    settings = Settings(request.protocol, names, restoring, backbone)
+    folder = request.weights_dir and str(request.weights_dir)
+    settings = Settings(request.protocol, names, restoring, backbone, folder, request.empty)
     kinds = dict.fromkeys((item.source or item.restored).clip for item in items)
     protocol = "; ".join(protocol_for(request.protocol, backbone, clip).about for clip in kinds)
     typer.echo(f"protocol {protocol}")
 
     fresh: list[Row] = []
 
-    def told(row: Row) -> None:
+    def tell_row(row: Row) -> None:
         fresh.append(row)
         if "error" in row:
             tell(row["error"] if row["name"] in row["error"] else f"{row['name']}: {row['error']}")
         else:
             typer.echo(f"{row['name']}  " + ("  ".join(_text(*score) for score in row["scores"].items()) or "no target"))
 
+    measurer = cache(lambda: Measurer(settings, device))
     how_run = {"device": device, "workers": request.workers, "resume": request.resume}
-    rows = evaluate(items, settings, request.out, callback=told, **how_run)
+    with warnings_told():
+        rows = evaluate(items, settings, request.out, callback=tell_row, measurer=measurer, **how_run)
     if len(fresh) < len(rows):
         typer.echo(f"{len(rows) - len(fresh)} of {len(rows)} file(s) were measured by an earlier run")
     about = {"protocol": protocol, "files": len(rows), **_about(restoring), "version": __version__}
-    write_summary(request.out, rows, names, about)
-    typer.echo("\n" + table(rows, names))
+    facts = {"provenance": provenance(device), "data": data_facts(items)}
+    facts |= {"restoration": restoration_facts(restoring, device)} if restoring else {}
+    first = next(iter(means(rows, names)), None)
+    shown = worst(rows, first) if first else []
+    with warnings_told():
+        sheets = write_sheets(request.out / "worst", items, shown, asdict(settings), measurer)
+        write_summary(request.out, rows, names, about, facts, sheets)
+    typer.echo("\n" + score_table(rows, names).render(request.form))
     for note in notes(rows, names):
         typer.echo(note)
     typer.echo(f"{request.out / 'scores.csv'}, summary.md, summary.json")
@@ -87,15 +103,24 @@ def evaluate_files(
 
 
 def _items(request: Request) -> "list[Item]":
+    """What there is to measure, without what the protocol leaves out."""
     from ebr_engine.evaluation.paired import pair_folders, read_list
+    from ebr_engine.evaluation.protocols import counts
 
     if request.list_file:
         if request.source or request.target:
             raise EbrError("give --list, or --input and --target, not both")
-        return read_list(request.list_file, request.root, request.restored, request.clips)
-    if not (request.source or request.restored):
+        items = read_list(request.list_file, request.root, request.restored, request.clips)
+    elif request.source or request.restored:
+        items = pair_folders(request.source, request.target, request.restored, request.clips, request.partial)
+    else:
         raise EbrError("--target alone is nothing to measure; add --input, or --restored")
-    return pair_folders(request.source, request.target, request.restored, request.clips, request.partial)
+    counted = [item for item in items if counts(request.protocol, item)]
+    if not counted:
+        raise EbrError(f"the protocol {request.protocol} counts none of these {len(items)} files")
+    if len(counted) < len(items):
+        typer.echo(f"{len(counted)} of {len(items)} files count: of SICE the released protocol leaves out those numbered above 3")
+    return counted
 
 
 def _restoring(request: Request, items: "list[Item]", tasks: list[str], prompts: list[tuple[Path, float]], how: dict[str, Any]):
@@ -107,6 +132,8 @@ def _restoring(request: Request, items: "list[Item]", tasks: list[str], prompts:
     if not missing:
         if tasks or prompts or how["engine"]:
             raise EbrError("the results are given (--restored); leave --task, --prompt and --engine out")
+        if len(how["seeds"]) > 1:
+            raise EbrError("the results are given (--restored); --seeds restores by several seeds")
         return None
     if len(missing) < len(items):
         raise EbrError(f"{missing[0].name}: has no result, others have; give results of all, or of none")
@@ -129,7 +156,8 @@ def _about(restoring: Any) -> dict[str, Any]:
         return {"restored": "given"}
     what = restoring.engine or restoring.task or ", ".join(f"{path}:{weight:g}" for path, weight in restoring.prompts)
     model = restoring.model or restoring.backbone
-    return {"restored": f"now, {model}, {what}, schedule {restoring.schedule}, seed {restoring.seed}"}
+    seeds = ", ".join(map(str, restoring.seeds))
+    return {"restored": f"now, {model}, {what}, schedule {restoring.schedule}, seed{'s' * (len(restoring.seeds) > 1)} {seeds}"}
 
 
 def _text(name: str, value: float) -> str:

@@ -27,7 +27,7 @@ def collect() -> dict[str, Any]:
 
     from ebr_engine import settings
     from ebr_engine.backbones.layers import trunk_dtype
-    from ebr_engine.engine.devices import choose_device
+    from ebr_engine.engine.devices import choose_device, device_name
     from ebr_engine.kernels import backend
     from ebr_engine.version import __version__
 
@@ -35,7 +35,7 @@ def collect() -> dict[str, Any]:
         "version": __version__,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "precision": "bf16" if trunk_dtype("auto", choose_device("auto")) == torch.bfloat16 else "fp32",
-        "cpu": {"name": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "cpu": {"name": device_name(torch.device("cpu")), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "cuda": _cuda_devices(torch),
         "kernels": [{"name": b.name, "available": b.available, "reason": b.reason} for b in backend.backends()],
         "backbones": _backbones(),
@@ -164,16 +164,6 @@ def _cuda_devices(torch: Any) -> list[dict[str, str]]:
         description = f"{found.name}, {memory:.0f} GiB, compute capability {found.major}.{found.minor}"
         devices.append({"name": f"cuda:{index}", "description": description})
     return devices
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:  # not Linux
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

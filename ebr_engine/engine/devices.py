@@ -1,4 +1,7 @@
-"""Which device computes, and what its memory does."""
+"""Which device computes, what it is called, and what its memory does."""
+
+import platform
+from pathlib import Path
 
 import torch
 
@@ -18,6 +21,19 @@ def choose_device(device: str) -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise EngineError(f"there is no device {device}: {torch.cuda.device_count()} CUDA device(s) found")
     return chosen
+
+
+def device_name(device: torch.device) -> str:
+    """The product's name of a device, such as a CPU's model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor() or platform.machine()
 
 
 def synchronise(device: torch.device) -> None:

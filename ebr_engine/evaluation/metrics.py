@@ -4,46 +4,39 @@ Pictures are [1, 3, H, W] float in [0, 1]. Sources: SSIM, Wang et al., "Image Qu
 Structural Similarity", 2004; LPIPS, Zhang et al., arXiv 1801.03924; DISTS, Ding et al., arXiv 2004.07728; CLIP-IQA+, Wang et
 al., arXiv 2207.12396; MUSIQ, Ke et al., arXiv 2108.05997. Luma: ITU-R BT.601, in MATLAB's form (`rgb2ycbcr` of doubles), as
 deraining is measured since Yang et al., "Deep Joint Rain Detection and Removal from a Single Image", 2017.
+
+PSNR-Y has two meanings. BasicSR's (`psnr-y`, and `psnr` under the protocol y-channel) is of luma from 16 to 235 against a peak of
+255; pyiqa's (`psnr-y-full`, there `psnry`) of luma from 0 to 255, which lies 20·log10(255/219) = 1.32 dB below.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ebr_engine.errors import EbrError
+from ebr_engine.evaluation.choices import METRICS
 
 WINDOW = 7  # pixels, of scikit-image's SSIM
 GAUSSIAN_WINDOW, GAUSSIAN_SIGMA = 11, 1.5  # of Wang's
 LUMA = (65.481, 128.553, 24.966)  # of RGB in [0, 1]; luma is then 16 to 235
+FULL_LUMA = (0.299, 0.587, 0.114)  # luma is then 0 to 1
+# The weights that the libraries look for, below torch's folder; names hold the beginning of the content's SHA-256.
+WEIGHTS = {
+    "lpips": ("checkpoints/alexnet-owt-7be5be79.pth",),
+    "dists": ("checkpoints/vgg16-397923af.pth", "pyiqa/DISTS_weights-f5e65c96.pth"),
+    "clipiqa+": ("clip/RN50.pt", "pyiqa/CLIP-IQA+_learned_prompts-603f3273.pth"),
+    "musiq": ("pyiqa/musiq_koniq_ckpt-e95806b9.pth",),
+}
 NON_COMMERCIAL = "pyiqa's licence (PolyForm Noncommercial, NTU S-Lab) allows no commercial use"
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A score's name, and how it is read."""
-
-    name: str
-    title: str
-    digits: int
-    higher_is_better: bool
-    needs_target: bool = True
-
-
-METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric("psnr", "PSNR in dB", 2, True),
-        Metric("ssim", "SSIM", 4, True),
-        Metric("lpips", "LPIPS (AlexNet)", 4, False),
-        Metric("dists", "DISTS", 4, False),
-        Metric("clipiqa+", "CLIP-IQA+", 4, True, needs_target=False),
-        Metric("musiq", "MUSIQ", 2, True, needs_target=False),
-    )
-}
 Score = Callable[..., float]  # of a result, and of its target where the metric needs one
 
 
@@ -70,6 +63,19 @@ def luma_psnr(result: Tensor, target: Tensor) -> float:
     """PSNR in dB of the lumas of RGB pictures [1, 3, H, W] in [0, 1]; the peak is 255."""
     _check_alike(result, target)
     return psnr(luma(result) / 255, luma(target) / 255)
+
+
+def basicsr_luma_psnr(result: Tensor, target: Tensor) -> float:
+    """PSNR-Y in dB as BasicSR's `calculate_psnr(test_y_channel=True, crop_border=0)` has it: of 8-bit RGB [1, 3, H, W]."""
+    return luma_psnr(*((x.double().clamp(0, 1) * 255).round() / 255 for x in (result, target)))
+
+
+def full_luma_psnr(result: Tensor, target: Tensor) -> float:
+    """PSNR-Y in dB as pyiqa's `psnry` has it, of RGB [1, 3, H, W] in [0, 1]: luma of full range, 1e-8 added to its error."""
+    _check_alike(result, target)
+    weights = torch.tensor(FULL_LUMA, dtype=torch.float64)
+    error = torch.einsum("bchw,c->bhw", result.double() - target.double(), weights).square().mean()
+    return float(-10 * torch.log10(error + 1e-8))
 
 
 def luma_ssim(result: Tensor, target: Tensor) -> float:
@@ -101,18 +107,49 @@ def _ssim(result: Tensor, target: Tensor, weights: Tensor, peak: float, correcti
     return total / result.shape[:2].numel()
 
 
-def make_scores(names: Sequence[str], device: str | torch.device = "cpu", on_luma: bool = False) -> dict[str, Score]:
+def make_scores(
+    names: Sequence[str], device: str | torch.device = "cpu", on_luma: bool = False, weights_dir: str | Path | None = None
+) -> dict[str, Score]:
     """The functions of metrics by name, in the order of `METRICS`; `on_luma`: PSNR and SSIM of BT.601 luma.
 
-    A score is called `score(result, target)`, or `score(result)` where the metric needs no target. Raises `EbrError` for an
-    unknown name, and with the line that installs it for a library that is missing.
+    A score is called `score(result, target)`, or `score(result)` where the metric needs no target. `weights_dir`: a folder that
+    holds the networks' weights, in place of torch's. Raises `EbrError` for an unknown name, with the line that installs it for a
+    library that is missing, and naming the file of weights that are.
     """
     if unknown := [name for name in names if name not in METRICS]:
         raise EbrError(f"unknown metric {', '.join(unknown)}; there is: {', '.join(METRICS)}")
+    if weights_dir is not None:
+        _check_weights(Path(weights_dir), names)
     plain = {"psnr": luma_psnr, "ssim": luma_ssim} if on_luma else {"psnr": psnr, "ssim": ssim}
+    plain |= {"psnr-y": basicsr_luma_psnr, "psnr-y-full": full_luma_psnr}
     device = torch.device(device)
-    makers = {"lpips": _lpips, **dict.fromkeys(("dists", "clipiqa+", "musiq"), _pyiqa)}
-    return {name: plain[name] if name in plain else makers[name](name, device) for name in METRICS if name in names}
+    makers = {name: _lpips if name == "lpips" else _pyiqa for name in WEIGHTS}
+    with _weights_from(weights_dir):
+        return {name: plain[name] if name in plain else makers[name](name, device) for name in METRICS if name in names}
+
+
+def _check_weights(folder: Path, names: Sequence[str]) -> None:
+    """`EbrError` unless a folder holds the weights of the metrics `names`, as torch keeps them or all in one place."""
+    wanted = [file for name in names for file in WEIGHTS.get(name, ())]
+    if missing := [Path(file).name for file in wanted if not any((folder / x).is_file() for x in (file, Path(file).name))]:
+        raise EbrError(f"{folder}: lacks the weights {', '.join(missing)}")
+
+
+@contextmanager
+def _weights_from(folder: str | Path | None) -> Iterator[None]:
+    """Have the libraries look for weights in a folder: in checkpoints/, pyiqa/ and clip/ below it, or without those in itself."""
+    if folder is None:
+        yield
+        return
+    folder, before = Path(folder).absolute(), torch.hub.get_dir()
+    with tempfile.TemporaryDirectory() as made:
+        for name in ("checkpoints", "pyiqa", "clip"):
+            Path(made, name).symlink_to(folder / name if (folder / name).is_dir() else folder, target_is_directory=True)
+        torch.hub.set_dir(made)
+        try:
+            yield
+        finally:
+            torch.hub.set_dir(before)
 
 
 def _lpips(name: str, device: torch.device) -> Score:
@@ -122,7 +159,7 @@ def _lpips(name: str, device: torch.device) -> Score:
     except (ImportError, RuntimeError) as error:  # torchvision is missing, or is not this torch's
         raise EbrError(f"lpips needs torchvision: pip install 'ebr-engine[metrics]' ({_first_line(error)})") from error
     except OSError as error:
-        raise EbrError(_no_weights(name, "AlexNet's, of torchvision", error)) from error
+        raise EbrError(_no_weights(name, error)) from error
 
     @torch.no_grad()
     def score(result: Tensor, target: Tensor) -> float:
@@ -134,10 +171,12 @@ def _lpips(name: str, device: torch.device) -> Score:
 
 def _pyiqa(name: str, device: torch.device) -> Score:
     module = _library("pyiqa", name, "iqa")
+    if downloads := sys.modules.get("pyiqa.utils.download_util"):  # which asked for torch's folder when it was imported
+        downloads.DEFAULT_CACHE_DIR = str(Path(torch.hub.get_dir(), "pyiqa"))
     try:
         network = module.create_metric(name, device=device).eval()
     except OSError as error:
-        raise EbrError(_no_weights(name, "pyiqa's", error)) from error
+        raise EbrError(_no_weights(name, error)) from error
 
     @torch.no_grad()
     def score(*pictures: Tensor) -> float:
@@ -155,9 +194,12 @@ def _library(module: str, name: str, extra: str):
         raise EbrError(f"{name} needs {missing}: pip install 'ebr-engine[{extra}]'{note} ({_first_line(error)})") from error
 
 
-def _no_weights(name: str, whose: str, error: OSError) -> str:
+def _no_weights(name: str, error: OSError) -> str:
+    files = ", ".join(Path(file).name for file in WEIGHTS[name])
     folder = f"{torch.hub.get_dir()}/checkpoints"
-    return f"{name}: its weights ({whose}) could not be fetched; fetch them where there is a network, into {folder} ({error})"
+    return (
+        f"{name}: its weights ({files}) could not be fetched; put them into {folder}, or name a folder by --weights-dir ({error})"
+    )
 
 
 def _first_line(error: Exception) -> str:

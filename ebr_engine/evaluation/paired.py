@@ -1,28 +1,19 @@
-"""Which file is compared with which: folders whose files have the same stems, or the JSON lists of the released code.
+"""Which file is compared with which: folders whose files have the same stems, or a JSON list (`media/pair_lists.py`)."""
 
-A list is a JSON array (or one object a line) of objects. Keys, the first that is there: `image_path`, `input_path`, `input`,
-`lq_path` or `lq`; `target_path`, `target`, `gt_path` or `gt`; `restored_path`, `restored` or `output`; and `name`. A value is
-a file, a folder of frames, or a list of frame files, relative to a root. The released lists give media that have no target
-their own input as one, or none: no target is known for those, nor where `no_reference` is true.
-"""
-
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ebr_engine.errors import EbrError
 from ebr_engine.jobs.files import ALL_SUFFIXES, is_clip
 from ebr_engine.media.images import SUFFIXES, read_image
+from ebr_engine.media.pair_lists import INPUT_KEYS, RESTORED_KEYS, TARGET_KEYS, Entry, read_entries
 
-INPUT_KEYS = ("image_path", "input_path", "input", "lq_path", "lq")
-TARGET_KEYS = ("target_path", "target", "gt_path", "gt")
-RESTORED_KEYS = ("restored_path", "restored", "output")
+ROOT_HINT = "; --root names the folder that the paths start from"
 
 
 @dataclass(frozen=True)
@@ -50,10 +41,13 @@ class Media:
         else:
             yield from (read_image(path).pixels for path in islice(self.paths, limit))
 
+    def files(self) -> list[Path]:
+        """Every file of it; of a folder, all in it."""
+        return [each for path in self.paths for each in (sorted(path.iterdir()) if path.is_dir() else [path])]
+
     def stamp(self) -> list[tuple[str, int, int]]:
         """Path, size and time of change of every file: what a stored score is true of."""
-        files = [each for path in self.paths for each in (sorted(path.iterdir()) if path.is_dir() else [path])]
-        return [(str(file), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
+        return [(str(file), (status := file.stat()).st_size, status.st_mtime_ns) for file in self.files()]
 
 
 @dataclass(frozen=True)
@@ -97,26 +91,21 @@ def pair_folders(
 
 
 def read_list(file: Path, root: Path | None = None, restored: Path | None = None, clips: bool = False) -> list[Item]:
-    """Items of a JSON list, its paths relative to `root` (by default the list's folder, or else the current one).
+    """Items of a JSON list, its paths relative to `root` (see `read_entries`).
 
     `restored`: a folder with the outputs, named as the items are (see `_names`). Raises `EbrError` for a list that is none,
     and for a file that is missing.
     """
-    records = _records(file)
-    roots = [root] if root else [file.parent, Path()]
+    entries = list(read_entries(file, root, ROOT_HINT))
     outputs = _scan(restored, clips=True) | _scan(restored, clips=False) if restored else {}
+    sources = [entry.input for entry in entries]
     items = []
-    for number, (record, name) in enumerate(zip(records, _names(records, file)), 1):
-        where = f"{file}, entry {number}"
-        source = _media(_value(record, INPUT_KEYS), roots, where)
-        wanted = None if record.get("no_reference") else _media(_value(record, TARGET_KEYS), roots, where)
-        output = _media(_value(record, RESTORED_KEYS), roots, where)
-        if source is None:
-            raise EbrError(f"{where}: none of the keys {', '.join(INPUT_KEYS)} is there")
+    for entry, source, name in zip(entries, sources, _names(entries, file)):
         if restored is not None and name not in outputs:
-            raise EbrError(f"{where}: there is no {name} in {restored}")
-        same = wanted is not None and wanted.paths == source.paths
-        items.append(_checked(Item(name, source, None if same else wanted, outputs.get(name, output))))
+            raise EbrError(f"{entry.where}: there is no {name} in {restored}")
+        found = ((source, INPUT_KEYS), (entry.target, TARGET_KEYS), (entry.restored, RESTORED_KEYS))
+        source, target, output = (_media(files, entry.is_list(keys)) for files, keys in found)
+        items.append(_checked(Item(name, source, target, outputs.get(name, output))))
     return items
 
 
@@ -158,51 +147,20 @@ def _scan(path: Path, clips: bool) -> dict[str, Media]:
     return found
 
 
-def _records(file: Path) -> list[dict[str, Any]]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EbrError(f"{file}: cannot be read as text: {error}") from error
-    try:
-        records = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line]
-    except json.JSONDecodeError as error:
-        raise EbrError(f"{file}: is no JSON list: {error}") from error
-    if not records or not all(isinstance(record, dict) for record in records):
-        raise EbrError(f"{file}: has to be a JSON array of objects, at least one")
-    return records
+def _media(files: tuple[Path, ...] | None, listed: bool) -> Media | None:
+    """`listed`: the files are the frames of a clip."""
+    return Media(files, listed or files[0].is_dir() or is_clip(files[0])) if files else None
 
 
-def _value(record: dict[str, Any], keys: Sequence[str]) -> Any:
-    return next((record[key] for key in keys if key in record), None)
-
-
-def _media(value: Any, roots: Sequence[Path], where: str) -> Media | None:
-    if value is None or value == "" or value == []:
-        return None
-    texts = value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) for text in texts):
-        raise EbrError(f"{where}: a path has to be a text, or a list of texts, not {value!r}")
-    paths = tuple(_found(text, roots, where) for text in texts)
-    return Media(paths, clip=isinstance(value, list) or paths[0].is_dir() or is_clip(paths[0]))
-
-
-def _found(text: str, roots: Sequence[Path], where: str) -> Path:
-    for root in roots:
-        if (root / text).exists():
-            return root / text
-    raise EbrError(f"{where}: {roots[0] / text}: no such file; --root names the folder that the paths start from")
-
-
-def _names(records: Sequence[dict[str, Any]], file: Path) -> list[str]:
+def _names(entries: Sequence[Entry], file: Path) -> list[str]:
     """A name each: `name` where all have one of their own, or as much of the end of the input's path as tells them apart.
 
     A clip that is a list of frames goes by its folder.
     """
-    own = [record.get("name") for record in records]
-    if all(isinstance(name, str) and name for name in own) and len(set(own)) == len(own):
+    own = [entry.name for entry in entries]
+    if all(own) and len(set(own)) == len(own):
         return own
-    values = [_value(record, INPUT_KEYS) for record in records]
-    paths = [_named_by(value) for value in values]
+    paths = [_named_by(entry.input_value) for entry in entries]
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
         names = [Path(*path.parts[-depth:]).as_posix() for path in paths]
         if len(set(names)) == len(names):
@@ -210,7 +168,7 @@ def _names(records: Sequence[dict[str, Any]], file: Path) -> list[str]:
     raise EbrError(f"{file}: two entries have the same input")
 
 
-def _named_by(value: Any) -> Path:
-    first = Path(str(value[0] if isinstance(value, list) and value else value))
+def _named_by(value: str | list[str]) -> Path:
+    first = Path(value[0] if isinstance(value, list) else value)
     folder = first.parent if isinstance(value, list) else first.with_suffix("")
     return folder if folder.parts else first.with_suffix("")

@@ -3,9 +3,12 @@
 `released` is what the authors' inference code does: input and target are resized (bicubic with antialiasing, 8 bit) to
 480×832 for clips and Wan, the first 33 frames, or to 1024×1024 for FLUX; the result and the target are then resized to 512×512
 (bicubic without antialiasing) and measured in RGB, unrounded; a clip's score is the mean over its frames, the set's the mean
-over files. `native` measures at the file's own size. `y-channel` does so on BT.601 luma, not rounded and without a border cut
-off, as the scripts of deraining do (Ren et al., PReNet, arXiv 1901.09221); Restormer's script (arXiv 2111.09881) rounds luma to
-8 bit first, which moves PSNR in the second decimal.
+over files. Of SICE it counts the first three exposures of each scene only, the files numbered 1 to 3: 174 of 565. The files that
+it saves are truncated to 8 bit and JPEG: measuring those gives other numbers than it prints.
+
+`native` measures at the file's own size. `y-channel` does so on BT.601 luma, not rounded and without a border cut off, as BasicSR
+and the scripts of deraining do (Ren et al., PReNet, arXiv 1901.09221); Restormer's script (arXiv 2111.09881) rounds luma to 8 bit
+first, which moves PSNR in the second decimal.
 """
 
 from dataclasses import dataclass
@@ -17,8 +20,11 @@ from torch.nn import functional as F
 
 from ebr_engine.backbones.registry import BACKBONES, spec
 from ebr_engine.errors import EbrError
+from ebr_engine.evaluation.choices import PROTOCOLS
+from ebr_engine.evaluation.paired import Item
 
 METRIC_SIDE = 512
+SICE, SICE_LAST = "SICE", 3  # a data set of exposures, and the last that counts
 RELEASED_FRAMES = 33
 
 
@@ -61,9 +67,6 @@ class Protocol:
         return F.interpolate(frames, (self.side, self.side), mode="bicubic", antialias=False).clamp(0, 1)
 
 
-PROTOCOLS = ("released", "native", "y-channel")
-
-
 def protocol_for(name: str, backbone: str | None, clip: bool) -> Protocol:
     """The protocol of a name for a picture or a clip; wan and flux have a size each, without them the kind of file decides."""
     if name == "released":
@@ -79,6 +82,13 @@ def protocol_for(name: str, backbone: str | None, clip: bool) -> Protocol:
     if name == "y-channel":
         return Protocol(name, "y-channel: each file at its own size, PSNR and SSIM on BT.601 luma (16 to 235)", on_luma=True)
     raise EbrError(f"unknown protocol {name!r}; choose one of {', '.join(PROTOCOLS)}")
+
+
+def counts(protocol: str, item: Item) -> bool:
+    """Whether a protocol measures an item: `released` leaves out SICE's files that are numbered above 3."""
+    path = (item.source or item.restored).paths[0]
+    number = path.name.split(".")[0]
+    return not (protocol == "released" and SICE in path.as_posix() and number.isdigit() and int(number) > SICE_LAST)
 
 
 def as_frame(pixels: np.ndarray) -> Tensor:

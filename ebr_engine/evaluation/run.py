@@ -1,4 +1,8 @@
-"""Measuring many files: restored now or given, in one process or several, resumable, a row a file."""
+"""Measuring many files: restored now or given, in one process or several, resumable, a row a file.
+
+Beside the result, two other ways are measured: the input as it is, and where files are restored now the frozen transformer with
+the empty prompt, from the same start by the same steps. Without them a score says nothing of what a prompt gained.
+"""
 
 import json
 import math
@@ -17,12 +21,15 @@ from torch import Tensor
 from ebr_engine.engine.plan import Plan
 from ebr_engine.engine.restorer import Restorer
 from ebr_engine.errors import EbrError
-from ebr_engine.evaluation.metrics import METRICS, make_scores
+from ebr_engine.evaluation.metrics import METRICS, Score, make_scores
 from ebr_engine.evaluation.paired import Item, Media
 from ebr_engine.evaluation.protocols import Protocol, as_frame, protocol_for
+from ebr_engine.evaluation.statistics import EMPTY, INPUT, RESTORED
 from ebr_engine.prompts.catalogue import find_prompts
 
-Row = dict[str, Any]  # name, stamp, frames, height, width, scores {metric: value}; or name and error
+# name, stamp, frames, height, width, scores {metric: value}, beside {way: scores}, with several seeds by_seed {seed: scores};
+# or name and error
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,8 @@ class Restoring:
     schedule: str = "fast"
     order: int | None = None
     t0: float | None = None
-    seed: int = 42
+    strength: float = 1.0
+    seeds: tuple[int, ...] = (42,)
     tile: int | None = None
     tile_overlap: int | None = None
 
@@ -52,11 +60,16 @@ class Restoring:
         """The restorer and its plan; `EbrError` for anything that does not fit."""
         if self.engine:
             restorer = Restorer.from_engine(self.engine, vae=self.vae, device=device)
-            return restorer, restorer.plan()
+            asked = {name: getattr(self, name) for name in ("steps", "order", "t0", "mix", "strength")}
+            return restorer, restorer.plan(**asked)  # which refuses what the file has fixed
         names = ("model", "revision", "offline", "context", "vae", "precision")
         restorer = Restorer(self.backbone, device=device, **{name: getattr(self, name) for name in names})
+        return restorer, self.plan(restorer, self.strength)
+
+    def plan(self, restorer: Restorer, strength: float) -> Plan:
+        """The plan with the prompts at a strength; at 0 it is the frozen transformer's own, from the same start."""
         run = {name: getattr(self, name) for name in ("steps", "schedule", "order", "t0", "mix")}
-        return restorer, restorer.plan(self.task, list(self.prompts) or None, **run)
+        return restorer.plan(self.task, list(self.prompts) or None, strength=strength, **run)
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,8 @@ class Settings:
     metrics: tuple[str, ...]
     restoring: Restoring | None = None  # None: every item has its result already
     backbone: str | None = None  # of the released protocol's size; None: by the kind of file
+    weights_dir: str | None = None  # folder of the metrics' weights
+    empty: bool = True  # measure the empty prompt too
 
     def protocol_of(self, item: Item) -> Protocol:
         """The protocol for an item's kind of file."""
@@ -77,32 +92,73 @@ class Measurer:
     """Measures one item after another: the metrics' networks and the restorer are loaded once."""
 
     def __init__(self, settings: Settings, device: str):
-        self.settings = settings
-        self.restorer, self.plan = settings.restoring.load(device) if settings.restoring else (None, None)
+        self.settings, restoring = settings, settings.restoring
+        self.restorer, plan = restoring.load(device) if restoring else (None, None)
+        self.plans = {RESTORED: plan}
+        if restoring and settings.empty and not restoring.engine:  # whose tables are those of its own prompt
+            self.plans[EMPTY] = restoring.plan(self.restorer, 0.0)
         where = self.restorer.device if self.restorer else "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
-        self.scores = make_scores(settings.metrics, where, on_luma=settings.protocol == "y-channel")
+        on_luma = settings.protocol == "y-channel"
+        self.scores = make_scores(settings.metrics, where, on_luma, settings.weights_dir)
 
     def measure(self, item: Item) -> Row:
-        """The row of an item; a clip's scores are means over its frames; without a target, only those that need none.
+        """The row of an item; a clip's scores are means over its frames, and all are means over the seeds.
 
-        Raises `EbrError` naming the file for what cannot be read or compared.
+        Without a target there are only those that need none. Raises `EbrError` naming the file for what cannot be read or
+        compared.
         """
         protocol = self.settings.protocol_of(item)
         wanted = {name: score for name, score in self.scores.items() if _possible(name, item)}
         if not wanted:
             return {"name": item.name, "frames": None, "height": None, "width": None, "scores": {}}
+        by_seed = self._by_seed(item, protocol, wanted, RESTORED)
+        count, size, _ = by_seed[0]
+        row = {"name": item.name, "frames": count, "height": size[0], "width": size[1], "scores": _mean(by_seed)}
+        if len(by_seed) > 1:
+            row["by_seed"] = {str(seed): scores for seed, (*_, scores) in zip(self.settings.restoring.seeds, by_seed)}
+        return row | {"beside": self._beside(item, protocol, wanted)}
+
+    def _beside(self, item: Item, protocol: Protocol, wanted: dict[str, Score]) -> dict[str, dict[str, float]]:
+        """Scores of the other ways; without the input's where results are given and it cannot be compared with their target."""
+        beside = {}
+        if item.source is not None:
+            try:
+                beside[INPUT] = self._scored(item, protocol, wanted, _prepared(item.source, protocol))[2]
+            except EbrError:
+                if item.restored is None:
+                    raise
+        if EMPTY in self.plans and item.restored is None:
+            beside[EMPTY] = _mean(self._by_seed(item, protocol, wanted, EMPTY))
+        return beside
+
+    def _by_seed(self, item: Item, protocol: Protocol, wanted: dict[str, Score], way: str) -> list[tuple]:
+        seeds = self.settings.restoring.seeds if item.restored is None else (0,)
+        return [self._scored(item, protocol, wanted, self._results(item, protocol, way, seed)) for seed in seeds]
+
+    def _scored(
+        self, item: Item, protocol: Protocol, wanted: dict[str, Score], results: Iterable[Tensor]
+    ) -> tuple[int, tuple[int, int], dict[str, float]]:
+        """How many frames, of which size, and their mean scores."""
         sums, count, size = dict.fromkeys(wanted, 0.0), 0, (0, 0)
-        for result, target in _pairs(item, protocol, self._results(item, protocol)):
+        for result, target in _pairs(item, protocol, results):
             result, target = protocol.compared(result), None if target is None else protocol.compared(target)
             for name, score in wanted.items():
                 sums[name] += score(result, target) if METRICS[name].needs_target else score(result)
             count, size = count + 1, tuple(result.shape[-2:])
-        means = {name: total / count for name, total in sums.items()}
-        return {"name": item.name, "frames": count, "height": size[0], "width": size[1], "scores": means}
+        return count, size, {name: total / count for name, total in sums.items()}
 
-    def _results(self, item: Item, protocol: Protocol) -> Iterator[Tensor]:
+    def first_frames(self, item: Item) -> dict[str, Tensor]:
+        """The first frame [3, H, W] of input, results by way, and target, as they are compared."""
+        protocol, seed = self.settings.protocol_of(item), self.settings.restoring.seeds[0] if self.settings.restoring else 0
+        frames = {INPUT: _prepared(item.source, protocol)} if item.source else {}
+        ways = [way for way in (EMPTY, RESTORED) if way in self.plans and (way == RESTORED or item.restored is None)]
+        frames |= {way: self._results(item, protocol, way, seed) for way in ways}
+        frames |= {"target": _prepared(item.target, protocol)} if item.target else {}
+        return {name: protocol.compared(next(iter(found)))[0] for name, found in frames.items()}
+
+    def _results(self, item: Item, protocol: Protocol, way: str, seed: int) -> Iterator[Tensor]:
         if item.restored is None:
-            yield from self._restored(item.source, protocol)
+            yield from self._restored(item.source, protocol, self.plans[way], seed)
             return
         reference = item.target or item.source
         native = None if reference is None else next(reference.frames(1)).shape[:2]
@@ -110,19 +166,19 @@ class Measurer:
             frame = as_frame(pixels)
             yield protocol.result(frame, native or tuple(frame.shape[-2:]), str(item.restored))
 
-    def _restored(self, source: Media, protocol: Protocol) -> Iterator[Tensor]:
+    def _restored(self, source: Media, protocol: Protocol, plan: Plan, seed: int) -> Iterator[Tensor]:
         from ebr_engine.media.chunking import chunked, cross_fade
         from ebr_engine.media.video.info import Frame
 
         restoring = self.settings.restoring
-        how = {"seed": restoring.seed, "tile": restoring.tile, "tile_overlap": restoring.tile_overlap}
+        how = {"seed": seed, "tile": restoring.tile, "tile_overlap": restoring.tile_overlap}
         peak = 2 ** (_bits(source) if protocol.size is None else 8) - 1
 
         def run(clip: Tensor, first: int = 0) -> Tensor:  # [1, 3, F, H, W]
-            restored = self.restorer.run(clip, self.plan, first=first, **how)
+            restored = self.restorer.run(clip, plan, first=first, **how)
             return (restored * peak).round() / peak if protocol.rounded else restored
 
-        frames = (protocol.prepared(as_frame(pixels)) for pixels in source.frames(protocol.frames))
+        frames = _prepared(source, protocol)
         if protocol.frames is not None or not source.clip:  # all of them in one run, as the released code does
             yield from run(torch.cat(list(frames)).movedim(0, 1)[None])[0].movedim(1, 0).split(1)
             return
@@ -134,6 +190,15 @@ class Measurer:
             yield as_frame(frame.pixels)
 
 
+def _prepared(media: Media, protocol: Protocol) -> Iterator[Tensor]:
+    return (protocol.prepared(as_frame(pixels)) for pixels in media.frames(protocol.frames))
+
+
+def _mean(runs: Sequence[tuple[int, tuple[int, int], dict[str, float]]]) -> dict[str, float]:
+    """Mean scores over runs."""
+    return {name: math.fsum(scores[name] for *_, scores in runs) / len(runs) for name in runs[0][2]}
+
+
 def _possible(name: str, item: Item) -> bool:
     return item.target is not None or not METRICS[name].needs_target
 
@@ -142,7 +207,7 @@ def _pairs(item: Item, protocol: Protocol, results: Iterable[Tensor]) -> Iterato
     if item.target is None:
         yield from ((result, None) for result in results)
         return
-    targets = (protocol.prepared(as_frame(pixels)) for pixels in item.target.frames(protocol.frames))
+    targets = _prepared(item.target, protocol)
     for number, (result, target) in enumerate(zip_longest(results, targets), 1):
         if result is None or target is None:
             shorter = item.target if target is None else item.restored or item.source
@@ -173,11 +238,13 @@ def evaluate(
     workers: int = 1,
     resume: bool = True,
     callback: Callable[[Row], None] | None = None,
+    measurer: Callable[[], Measurer] | None = None,
 ) -> list[Row]:
     """Measure every item: rows in the items' order, kept in `out`/rows.jsonl as they come, so that a run can go on.
 
     A file that cannot be measured gives a row with `error` in place of scores, which a resumed run tries again. Rows do not
-    depend on `workers`, but for rounding. `callback(row)` after each that is new. Raises `EbrError` for a model or a library
+    depend on `workers`, but for rounding. `callback(row)` after each that is new. `measurer`: makes the measurer of a single
+    process, so that it can be used again. Raises `EbrError` for a model or a library
     that is missing, and where `out` holds rows of other settings.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -189,7 +256,8 @@ def evaluate(
         for line in ({"settings": key}, *done.values()):
             print(json.dumps(line), file=journal, flush=True)
         todo = [item for item in items if item.name not in done]
-        for row in _rows(todo, settings, device, min(workers, len(todo))):
+        make = measurer or (lambda: Measurer(settings, device))
+        for row in _rows(todo, settings, device, min(workers, len(todo)), make):
             if "error" not in row:
                 print(json.dumps(row | {"stamp": stamps[row["name"]]}), file=journal, flush=True)
             done[row["name"]] = row
@@ -223,9 +291,9 @@ def _read_rows(path: Path, key: dict) -> dict[str, Row]:
     return {row["name"]: row for row in lines[1:]}
 
 
-def _rows(items: Sequence[Item], settings: Settings, device: str, workers: int) -> Iterator[Row]:
+def _rows(items: Sequence[Item], settings: Settings, device: str, workers: int, make: Callable[[], Measurer]) -> Iterator[Row]:
     if workers <= 1:
-        measurer = Measurer(settings, device) if items else None
+        measurer = make() if items else None
         yield from (_row(measurer, item) for item in items)
         return
     context = torch.multiprocessing.get_context("spawn")

@@ -4,25 +4,53 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ebr_engine.evaluation.metrics import METRICS, NON_COMMERCIAL
+import numpy as np
+
+from ebr_engine.evaluation.choices import METRICS
+from ebr_engine.evaluation.metrics import NON_COMMERCIAL
+from ebr_engine.evaluation.plots import can_plot, draw_histogram
 from ebr_engine.evaluation.run import Row, means
+from ebr_engine.evaluation.statistics import INPUT, RESTORED, differences, gains, scores_of, ways_of, worst
+from ebr_engine.evaluation.tables import Table, table
 from ebr_engine.media.images import write_atomically
 
 _PYIQA = ("dists", "clipiqa+", "musiq")
+LISTED = 200  # files that the page lists; all are in scores.csv
+BAR = 40  # characters of a histogram's longest bar
 
 
-def table(rows: Sequence[Row], metrics: Sequence[str]) -> str:
-    """Markdown: a line a metric with its mean and the number of files that it is a mean of."""
-    lines = ["| metric | better | mean | files |", "|---|---|---|---|"]
+def score_table(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
+    """A line a metric: the mean of every way that was measured, what the restored files gain over the others, how many files."""
+    ways = ways_of(rows) or [RESTORED]
+    others = [way for way in ways if way != RESTORED]
+    lines = []
     for name, found in means(rows, metrics).items():
-        metric = METRICS[name]
-        better = "higher" if metric.higher_is_better else "lower"
-        lines.append(f"| {metric.title} | {better} | {found['mean']:.{metric.digits}f} | {found['files']} |")
-    return "\n".join(lines)
+        metric, gained = METRICS[name], differences(rows, name)
+        cells = [_number(_mean_of(rows, way, name), metric.digits) for way in others]
+        cells.append(_number(found["mean"], metric.digits))
+        cells += [gained[way].text(metric.digits) if way in gained else "" for way in others]
+        lines.append([metric.title, "higher" if metric.higher_is_better else "lower", *cells, found["files"]])
+    return table(["metric", "better", *ways, *(f"{RESTORED} − {way}" for way in others), "files"], lines)
+
+
+def seed_table(rows: Sequence[Row], metrics: Sequence[str]) -> Table | None:
+    """A line a seed with its means, and their standard deviation; None of a single seed."""
+    seeds = next((list(row["by_seed"]) for row in rows if "by_seed" in row), [])
+    if not seeds:
+        return None
+    lines, columns = [], {name: [] for name in metrics}
+    for seed in seeds:
+        for name in metrics:
+            values = [row["by_seed"][seed][name] for row in rows if name in row.get("by_seed", {}).get(seed, {})]
+            columns[name].append(math.fsum(values) / len(values) if values else math.nan)
+        lines.append([seed, *(_number(columns[name][-1], METRICS[name].digits) for name in metrics)])
+    spread = [f"{statistics.stdev(columns[name]):.{METRICS[name].digits + 1}f}" for name in metrics]
+    return table(["seed", *(METRICS[name].title for name in metrics)], [*lines, ["standard deviation", *spread]])
 
 
 def notes(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
@@ -39,31 +67,132 @@ def notes(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
     return found
 
 
-def write_summary(out: Path, rows: Sequence[Row], metrics: Sequence[str], about: dict[str, Any]) -> None:
-    """Write the three files into `out`, each whole or not at all. `about`: what is told of the run, `protocol` first."""
-    told = [f"{name}: {value}" for name, value in about.items()]
-    lines = ["# Evaluation", "", *(f"* {line}" for line in (*told, *notes(rows, metrics))), "", table(rows, metrics), ""]
-    values = {name: {**found, "mean": _plain(found["mean"])} for name, found in means(rows, metrics).items()}
-    scored = [{**row, "scores": {k: _plain(v) for k, v in row["scores"].items()}} if "scores" in row else row for row in rows]
-    text = json.dumps({**about, "notes": notes(rows, metrics), "means": values, "rows": scored}, indent=1, allow_nan=False)
+def write_summary(
+    out: Path,
+    rows: Sequence[Row],
+    metrics: Sequence[str],
+    about: Mapping[str, Any],
+    facts: Mapping[str, Any] | None = None,
+    sheets: Mapping[str, str] | None = None,
+) -> None:
+    """Write the three files into `out`, each whole or not at all, and where matplotlib is the histogram beside them.
+
+    `about`: what is told of the run, `protocol` first. `facts`: its provenance, as data. `sheets`: name → picture in worst/.
+    """
+    lines = ["# Evaluation", "", *(f"* {name}: {value}" for name, value in about.items())]
+    lines += [*(f"* {line}" for line in notes(rows, metrics)), "", *report(out, rows, metrics, sheets or {})]
     write_atomically(out / "scores.csv", _csv(rows, metrics).encode())
-    write_atomically(out / "summary.md", "\n".join(lines).encode())
-    write_atomically(out / "summary.json", f"{text}\n".encode())
+    write_atomically(out / "summary.md", "\n".join([*lines, ""]).encode())
+    write_json(out / "summary.json", {**about, **(facts or {}), "notes": notes(rows, metrics), **as_data(rows, metrics)})
+
+
+def report(out: Path, rows: Sequence[Row], metrics: Sequence[str], sheets: Mapping[str, str]) -> list[str]:
+    """The page's sections: scores, seeds, gain by file with its histogram, worst files with pictures, all files."""
+    lines = ["## Scores", "", score_table(rows, metrics).markdown(), ""]
+    if any(one.low is not None for name in metrics for one in differences(rows, name).values()):
+        lines += ["Differences are paired by file; in brackets, 95 % intervals of their mean (bootstrap over files).", ""]
+    if seeds := seed_table(rows, metrics):
+        lines += ["## Seeds", "", "Scores elsewhere are means over the seeds.", "", seeds.markdown(), ""]
+    first = next(iter(means(rows, metrics)), None)
+    if first is None:
+        return lines
+    gained = [value for value in gains(rows, first, INPUT).values() if math.isfinite(value)]
+    if len(gained) > 1:
+        lines += [f"## Gain in {METRICS[first].title} over the input", "", histogram(gained, first).markdown(), ""]
+        if can_plot():
+            draw_histogram(out / "gain.png", gained, f"gain in {METRICS[first].title} over the input")
+            lines += ["![Histogram](gain.png)", ""]
+    if worst(rows, first):
+        kind = "gained least over their input" if gained else "scored least"
+        lines += [f"## Worst files: those that {kind} in {METRICS[first].title}", ""]
+        for name in worst(rows, first):
+            lines += [f"* {name}: {_in_words(rows, name, metrics)}"]
+            lines += ["", f"  ![{name}](worst/{sheets[name]})", ""] if name in sheets else []
+        lines += [""]
+    return [*lines, "## Files", "", *_files(rows, metrics)]
+
+
+def histogram(values: Sequence[float], metric: str) -> Table:
+    """How many values lie between which bounds; a bar each."""
+    digits, finite = METRICS[metric].digits, np.asarray(values)
+    counts, edges = np.histogram(finite, min(10, max(3, len(values) // 2)))
+    bars = ["█" * round(BAR * count / counts.max()) for count in counts]
+    bounds = zip(edges[:-1], edges[1:])
+    return table(
+        ["from", "to", "files", ""],
+        [[f"{a:+.{digits}f}", f"{b:+.{digits}f}", count, bar] for (a, b), count, bar in zip(bounds, counts, bars)],
+    )
+
+
+def as_data(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, Any]:
+    """Means, means by way, differences with their intervals, worst files and rows, as JSON holds them."""
+    first = next(iter(means(rows, metrics)), None)
+    ways = {way: {name: _plain(_mean_of(rows, way, name)) for name in metrics} for way in ways_of(rows)}
+    return {
+        "means": {name: {**found, "mean": _plain(found["mean"])} for name, found in means(rows, metrics).items()},
+        "ways": {way: {name: mean for name, mean in found.items() if mean is not None} for way, found in ways.items()},
+        "differences": {name: {way: one.data() for way, one in differences(rows, name).items()} for name in metrics},
+        "worst": worst(rows, first) if first else [],
+        "rows": [_plain(row) for row in rows],
+    }
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write what JSON can hold, whole or not at all."""
+    write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _files(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
+    header, lines = _by_file(rows, metrics, more=0)
+    shown = table(header, lines[:LISTED]).markdown()
+    return [shown, *(["", f"The first {LISTED} of {len(lines)}; all are in scores.csv."] if len(lines) > LISTED else [])]
 
 
 def _csv(rows: Sequence[Row], metrics: Sequence[str]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", "frames", "width", "height", *metrics, "error"])
-    for row in rows:
-        scores = row.get("scores", {})
-        numbers = [f"{scores[name]:.{METRICS[name].digits + 2}f}" if name in scores else "" for name in metrics]
-        writer.writerow(
-            [row["name"], *(row.get(key, "") for key in ("frames", "width", "height")), *numbers, row.get("error", "")]
-        )
+    header, lines = _by_file(rows, metrics, more=2)
+    csv.writer(text, lineterminator="\n").writerows([header, *lines])
     return text.getvalue()
 
 
-def _plain(value: float) -> float | str:
-    """JSON knows no infinity."""
-    return value if math.isfinite(value) else str(value)
+def _by_file(rows: Sequence[Row], metrics: Sequence[str], more: int) -> tuple[list[str], list[list[Any]]]:
+    """Header and lines of the table of files; numbers have `more` digits than a mean."""
+    columns = [(name, RESTORED, False) for name in metrics]
+    others = [way for way in ways_of(rows) if way != RESTORED]
+    columns += [(name, way, gain) for way in others for name in metrics for gain in (False, True)]
+    names = [name if way == RESTORED else f"{name} gain over {way}" if gain else f"{name} {way}" for name, way, gain in columns]
+    lines = []
+    for row in rows:
+        cells = []
+        for name, way, gain in columns:
+            value = gains([row], name, way).get(row["name"]) if gain else scores_of(row, way).get(name)
+            known = value is not None and not math.isnan(value)
+            cells.append(f"{value:{'+' if gain else ''}.{METRICS[name].digits + more}f}" if known else "")
+        sizes = [row.get(key, "") for key in ("frames", "width", "height")]
+        lines.append([row["name"], *sizes, *cells, row.get("error", "")])
+    return ["name", "frames", "width", "height", *names, "error"], lines
+
+
+def _in_words(rows: Sequence[Row], name: str, metrics: Sequence[str]) -> str:
+    row = next(row for row in rows if row["name"] == name)
+    told = []
+    for way in ways_of(rows):
+        scores = [f"{scores_of(row, way)[x]:.{METRICS[x].digits}f}" for x in metrics if x in scores_of(row, way)]
+        told.append(f"{way} {' / '.join(scores)}")
+    return ", ".join(told)
+
+
+def _mean_of(rows: Sequence[Row], way: str, metric: str) -> float | None:
+    values = [scores_of(row, way)[metric] for row in rows if metric in scores_of(row, way)]
+    return math.fsum(values) / len(values) if values else None
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: it knows no infinity."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

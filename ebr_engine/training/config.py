@@ -9,81 +9,142 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ebr_engine import request
 from ebr_engine.backbones.registry import BACKBONES, spec
-from ebr_engine.errors import EbrError
+from ebr_engine.errors import EbrError, check_choice
 from ebr_engine.prompts.catalogue import TASKS
 
 BRIDGES = ("ebr", "naive", "ddbm")
 LOSSES = ("pixel", "x0", "velocity")
-PRECISIONS = ("auto", "bf16", "fp32", "fp8")
+PRECISIONS = tuple(one for one in request.PRECISIONS if one != "fp16")  # whose gradients overflow
 OPTIMIZERS = ("adam", "adamw")
 BAD_DATA = ("refuse", "skip")
+BY_BACKBONE = ("tokens", "size", "frames", "batch", "loss", "learning_rate")  # whose defaults a spec may have its own of
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 SCENE_SIDE = 256  # pixels of a procedural scene
 SEEDS = 1_000_000_000  # of training: `degradations.seeds("train")`
 
 
-def _setting(default: Any, group: str, text: str, free: bool = False) -> Any:
-    """A field: `group` and `text` document it; `free` ones may differ between an interrupted run and its resumption."""
-    return field(default=default, metadata={"group": group, "help": text, "free": free})
+def _setting(default: Any, group: str, text: str, free: bool = False, **option: Any) -> Any:
+    """A field: `group` and `text` document it; `free` ones may differ between an interrupted run and its resumption.
+
+    `option`: what its command line option has besides: `panel` (of `train --help`; without one it goes by --set alone),
+    `short`, `metavar`, `choices`.
+    """
+    return field(default=default, metadata={"group": group, "help": text, "free": free, **option})
+
+
+_WHAT, _MODEL, _DATA, _LEARNING, _RUN = ({"panel": name} for name in ("What to learn", "Model", "Data", "Learning", "Run"))
 
 
 @dataclass(frozen=True)
 class LearnConfig:
     """Settings of a prompt learning run; `help` of each field's metadata is its documentation. `EbrError` for impossible ones."""
 
-    task: str = _setting("", "prompt", "What the prompt is for: haze, rain, snow, blur, lowlight, or with `data` any name.")
-    tokens: int = _setting(16, "prompt", "Rows of the prompt (wan 226, flux 512 by default).")
-    alpha: float = _setting(0.1, "prompt", "Initial strength in every block; with 0 only the strengths move in the first step.")
+    task: str = _setting(
+        "",
+        "prompt",
+        "What the prompt is for: haze, rain, snow, blur or lowlight; with pairs of your own any name.",
+        **_WHAT,
+        short="-t",
+        metavar="NAME",
+    )
+    tokens: int = _setting(16, "prompt", "Rows of the prompt (wan 226, flux 512 by default).", **_LEARNING)
+    alpha: float = _setting(
+        0.1, "prompt", "Initial strength in every block; with 0 only the strengths move in the first step.", **_LEARNING
+    )
     per_block: bool = _setting(False, "prompt", "A prompt of its own for each block, rather than one for all.")
     start: str = _setting("", "prompt", "A prompt file to begin from, with its strengths, in place of random rows and `alpha`.")
 
-    backbone: str = _setting("mini", "model", "The frozen transformer: mini, wan or flux.")
-    model: str = _setting("", "model", "Its weights: a folder, a file or a hub id; empty for the backbone's own.")
-    revision: str = _setting("", "model", "Branch, tag or commit of a hub id.")
+    backbone: str = _setting("mini", "model", "The frozen transformer.", **_MODEL, short="-b", choices=tuple(BACKBONES))
+    model: str = _setting(
+        "",
+        "model",
+        "Its weights: a folder, a file or a hub id; empty for the backbone's own.",
+        **_MODEL,
+        short="-m",
+        metavar="SOURCE",
+    )
+    revision: str = _setting("", "model", "Branch, tag or commit of a hub id.", **_MODEL, metavar="NAME")
     offline: bool = _setting(False, "model", "Never ask the hub.", free=True)
-    context: str = _setting("", "model", "The empty text, from ebr-engine cache-text; spares the text encoders.")
+    context: str = _setting(
+        "", "model", "The empty text, from ebr-engine cache-text; spares the text encoders.", **_MODEL, metavar="FILE"
+    )
     vae: str = _setting("", "model", "Another VAE, a folder in diffusers' layout.")
-    precision: str = _setting("auto", "model", "Of the transformer: auto, bf16, fp32 or fp8.")
+    precision: str = _setting("auto", "model", "Of the transformer.", **_MODEL, choices=PRECISIONS)
     checkpointing: bool = _setting(False, "model", "Keep only what enters each block and compute the rest again: less memory.")
     compile: bool = _setting(False, "model", "Compile the blocks: a few minutes, then faster steps.")
-    device: str = _setting("auto", "model", "auto, cpu, cuda or cuda:N; several processes take a device each.", free=True)
+    device: str = _setting(
+        "auto", "model", "auto, cpu, cuda or cuda:N; several processes take a device each.", free=True, **_RUN, metavar="NAME"
+    )
 
-    data: str = _setting("", "data", "Pairs: a folder (see README) or a JSON list; empty for procedural scenes (mini).")
+    data: str = _setting(
+        "",
+        "data",
+        "Pairs: a folder with input/ and target/ (or another known layout), or a JSON list; empty for procedural scenes (mini).",
+        **_DATA,
+        short="-d",
+        metavar="PATH",
+    )
     synthetic: bool = _setting(False, "data", "`data` holds clean pictures or clips only; degrade them by `task` on the fly.")
-    size: int | tuple[int, int] = _setting(64, "data", "Height and width of the crops in pixels, or one number for both.")
-    frames: int = _setting(1, "data", "Frames of a crop; 1 takes single frames from clips (wan: 4n + 1).")
+    size: int | tuple[int, int] = _setting(
+        64, "data", "Height and width of the crops in pixels, or one number for both.", **_DATA, metavar="N or HxW"
+    )
+    frames: int = _setting(1, "data", "Frames of a crop; 1 takes single frames from clips (wan: 4n + 1).", **_DATA, metavar="N")
     stride: int = _setting(1, "data", "Largest temporal stride; 1 to so many is drawn for each clip.")
     flip: bool = _setting(True, "data", "Mirror half of the crops.")
-    views: int = _setting(0, "data", "Crops that are drawn of each pair, for a cache; 0 draws new ones in every epoch.")
+    views: int = _setting(
+        0, "data", "Crops that are drawn of each pair, for a cache; 0 draws new ones in every epoch.", metavar="N"
+    )
     cache: str = _setting(
         "", "data", "Folder of latents (ebr-engine cache-latents); what it lacks is encoded and added.", free=True
     )
-    bad_data: str = _setting("refuse", "data", "A pair that cannot be used: refuse to go on, or skip it, naming it.")
+    bad_data: str = _setting(
+        "refuse", "data", "A pair that cannot be used: refuse to go on, or skip it, naming it.", **_DATA, choices=BAD_DATA
+    )
     scenes: int = _setting(512, "data", "Procedural scenes held in memory.")
 
-    bridge: str = _setting("ebr", "objective", "The process: ebr; naive and ddbm for comparison.")
-    loss: str = _setting("pixel", "objective", "pixel (mini), x0 (latents), or velocity (wan's and flux's default).")
-    t0: float = _setting(0.4, "objective", "Where the bridge starts, between 0 and 1.")
+    bridge: str = _setting(
+        "ebr", "objective", "The process to learn by; naive and ddbm for comparison.", **_LEARNING, choices=BRIDGES
+    )
+    loss: str = _setting(
+        "pixel",
+        "objective",
+        "Error of the clean estimate in pixels (mini) or latents (x0), or of the velocity (default of wan and flux).",
+        **_LEARNING,
+        choices=LOSSES,
+    )
+    t0: float = _setting(0.4, "objective", "Where the bridge starts, between 0 and 1.", **_LEARNING)
     t_min: float = _setting(1e-4, "objective", "The least time.")
-    power: float = _setting(1.0, "objective", "Times are t_min + (t0 - t_min) u^power; below 1 favours early steps.")
+    power: float = _setting(1.0, "objective", "Times are t_min + (t0 - t_min) u^power; below 1 favours early steps.", **_LEARNING)
     on_policy: int = _setting(0, "objective", "Learn at the states that the fast sampler of so many steps visits; 0 does not.")
 
-    optimizer: str = _setting("adam", "optimisation", "adam or adamw.")
-    learning_rate: float = _setting(0.03, "optimisation", "For the prompt and its strengths (wan and flux 0.003 by default).")
+    optimizer: str = _setting("adam", "optimisation", "adam or adamw.", choices=OPTIMIZERS)
+    learning_rate: float = _setting(
+        0.03, "optimisation", "For the prompt and its strengths (wan and flux 0.003 by default).", **_LEARNING
+    )
     weight_decay: float = _setting(0.0, "optimisation", "Of adamw.")
-    iterations: int = _setting(300, "optimisation", "Steps of the optimizer; the learning rate ends at a twentieth.")
-    batch: int = _setting(32, "optimisation", "Crops a step, over all processes and parts.")
+    iterations: int = _setting(
+        300, "optimisation", "Steps of the optimizer; the learning rate ends at a twentieth.", **_LEARNING, short="-n"
+    )
+    batch: int = _setting(32, "optimisation", "Crops a step, over all processes and parts.", **_LEARNING)
     accumulate: int = _setting(1, "optimisation", "Parts in which a process computes its share of the batch.")
     warmup: int = _setting(10, "optimisation", "Iterations in which the learning rate rises.")
     clip: float = _setting(0.0, "optimisation", "Largest norm of the gradient; 0 does not limit it.")
     ema: float = _setting(0.0, "optimisation", "Decay of the average that is saved in place of the last values; 0 for none.")
-    seed: int = _setting(0, "optimisation", "Of everything random.")
+    seed: int = _setting(0, "optimisation", "Of everything random.", **_LEARNING)
 
     save_every: int = _setting(50, "running", "Iterations between checkpoints.", free=True)
     save_last_n: int = _setting(1, "running", "Checkpoints kept while the run goes on.", free=True)
     validate_every: int = _setting(0, "running", "Iterations between validations; 0 for none.", free=True)
-    validation: str = _setting("", "running", "Pairs to validate on, as `data`; empty takes unseen procedural scenes.", free=True)
+    validation: str = _setting(
+        "",
+        "running",
+        "Pairs to validate on every `validate_every` iterations, as `data`; empty takes unseen procedural scenes.",
+        free=True,
+        **_DATA,
+        metavar="PATH",
+    )
     validation_count: int = _setting(4, "running", "Pictures or clips of a validation.", free=True)
     tensorboard: bool = _setting(False, "running", "Write events for TensorBoard.", free=True)
     wandb: str = _setting("", "running", "Project of Weights & Biases to log to.", free=True)
@@ -115,19 +176,11 @@ class LearnConfig:
 
 
 def _check_choices(config: LearnConfig) -> None:
-    choices = {
-        "backbone": BACKBONES,
-        "bridge": BRIDGES,
-        "loss": LOSSES,
-        "precision": PRECISIONS,
-        "optimizer": OPTIMIZERS,
-        "bad_data": BAD_DATA,
-    }
+    for name, one in SETTINGS.items():
+        if choices := one.metadata.get("choices"):
+            check_choice(name, getattr(config, name), choices)
     if config.synthetic or not config.data:
-        choices["task"] = TASKS
-    for name, known in choices.items():
-        if getattr(config, name) not in known:
-            raise EbrError(f"unknown {name} {getattr(config, name)!r}; choose one of {', '.join(known)}")
+        check_choice("task", config.task, TASKS)
     if not TASK_NAME.fullmatch(config.task):
         raise EbrError(f"{config.task!r} cannot name a task: use letters, digits, - and _")
 
@@ -241,7 +294,7 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (bool, str)) else repr(value)
 
 
-def told(config: LearnConfig) -> list[str]:
+def described(config: LearnConfig) -> list[str]:
     """All settings, a line a group, for a person."""
     groups: dict[str, list[str]] = {}
     for name, one in SETTINGS.items():

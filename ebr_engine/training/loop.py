@@ -14,16 +14,17 @@ import torch
 from ebr_engine.backbones.base import Backbone, ModelSource
 from ebr_engine.backbones.registry import load_backbone
 from ebr_engine.errors import EbrError
+from ebr_engine.evaluation.run import means
 from ebr_engine.prompts.prompt import Prompt
 from ebr_engine.training.config import LearnConfig, to_toml
 from ebr_engine.training.data import PairSamples, Samples, SceneSamples, pair_samples
 from ebr_engine.training.distributed import World, joined
 from ebr_engine.training.latents import LatentSamples
 from ebr_engine.training.learner import Learner
-from ebr_engine.training.report import write_report
+from ebr_engine.training.report import facts_of, write_report
 from ebr_engine.training.scenes import still_pool
 from ebr_engine.training.trackers import Trackers, check_installed
-from ebr_engine.training.validation import Validation
+from ebr_engine.training.validation import SCORES, Validation
 
 Callback = Callable[[int, int, float], None]
 RECENT = 50  # iterations that the final loss is the mean of
@@ -53,11 +54,13 @@ def learn(
     resume: bool = True,
     overwrite: bool = False,
     callback: Callback | None = None,
+    on_resume: Callable[[int, Path], None] | None = None,
 ) -> Prompt:
-    """Learn a prompt and write it to `out`; in `NAME.run` beside it stay config.toml, log.jsonl, samples and report.md.
+    """Learn a prompt and write it to `out`; in `NAME.run` beside it stay its configuration, log, samples, report and summary.
 
     `callback(iteration, iterations, loss)` after each iteration. A run that was interrupted (Ctrl-C too) goes on from its
-    last checkpoint, to the bit on a CPU. With `torchrun` several processes share each batch. Raises `EbrError`.
+    last checkpoint, to the bit on a CPU; `on_resume(iteration, checkpoint)` hears where. With `torchrun` several processes share
+    each batch. Raises `EbrError`.
     """
     check_request(config, out, overwrite)
     with joined(config.device) as (world, device):
@@ -67,15 +70,21 @@ def learn(
             files = RunFiles(run_folder(out), config, world)
             if resume and (state := files.last_checkpoint()):
                 learner.load(state)
-            validation = Validation.of(config, learner.backbone, files.folder) if world.leads and config.validate_every else None
+                if on_resume is not None:
+                    on_resume(learner.iteration, files.checkpoints()[-1])
+            validates = world.leads and (config.validation or not config.data)
+            validation = Validation.of(config, learner.backbone, files.folder) if validates else None
             files.begin(learner.iteration)
             with Trackers(config, files.folder, world.leads) as trackers:
                 seconds = _iterate(learner, latents, files, trackers, validation, callback)
+            files.save(learner)  # what follows takes time too
             log = files.log()
-            prompt = learner.prompt(summary(log, seconds, samples))
+            rows, sheets = validation.rows(learner) if validation else ([], {})
+            scores = {name: found["mean"] for name, found in means(rows, SCORES).items()}
+            prompt = learner.prompt(summary(log, seconds, samples) | scores)
             if world.leads:
                 prompt.save(out)
-                write_report(files.folder, config, log, prompt)
+                write_report(files.folder, config, log, prompt, rows, sheets, facts_of(config, out, device, samples, log))
                 files.forget_checkpoints()
             world.wait()
     return prompt
@@ -119,7 +128,7 @@ def _iterate(
                     f"the loss is {progress.loss} at iteration {learner.iteration}; try a smaller learning rate, or --set clip=1"
                 )
             row = {"iteration": learner.iteration, **asdict(progress), "seconds": time.monotonic() - begun}
-            if validation and learner.iteration % config.validate_every == 0:
+            if validation and config.validate_every and learner.iteration % config.validate_every == 0:
                 row |= validation.scores(learner)
             files.note(row)
             trackers.add(row, validation.sheets if validation else ())
@@ -136,11 +145,10 @@ def _iterate(
 def summary(log: list[dict[str, Any]], seconds: float, samples: Samples) -> dict[str, Any]:
     """What a prompt file tells of its run besides the configuration."""
     losses = [row["loss"] for row in log[-RECENT:]]
-    told: dict[str, Any] = {"seconds": round(seconds, 1), "final_loss": sum(losses) / len(losses) if losses else None}
-    told |= {name: value for row in log for name, value in row.items() if name in ("psnr", "ssim")}
+    facts: dict[str, Any] = {"seconds": round(seconds, 1), "final_loss": sum(losses) / len(losses) if losses else None}
     if isinstance(samples, PairSamples):
-        told |= {"pairs": len(samples), "skipped": len(samples.bad)}
-    return told
+        facts |= {"pairs": len(samples), "skipped": len(samples.bad)}
+    return facts
 
 
 class RunFiles:

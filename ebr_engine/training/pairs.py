@@ -5,18 +5,17 @@ levels below it; where there is a training part, the rest is left aside, and tes
 `target`, Restormer's `train/input` and `train/target`, BasicSR's `lq` and `gt`, FoundIR's `LQ` and `GT`. Files pair by their
 path below those folders without suffix. A BasicSR `meta_info*.txt` beside them says which files count.
 
-JSON lists: the released format, records of `image_path` and `target_path`, each a file or a list of frames; other names of
-the two keys are in `KEYS`. Paths are relative to the list's folder, or to the one above it.
+JSON lists: see `media/pair_lists.py`; a folder of frames in one is a clip.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ebr_engine.errors import EbrError
 from ebr_engine.jobs.files import ALL_SUFFIXES, is_clip
+from ebr_engine.media.images import SUFFIXES
+from ebr_engine.media.pair_lists import Entry, read_entries
 from ebr_engine.media.video.folder import by_number
 
 FOLDERS = (
@@ -32,10 +31,6 @@ FOLDERS = (
 TRAINING = ("train", "training", "trainingset", "train_set")
 HELD_OUT = ("test", "testing", "testset", "val", "valid", "validation")
 DEPTH = 3  # levels below the top at which pairs of folders are looked for
-KEYS = {
-    "degraded": ("image_path", "lq", "lq_path", "input", "input_path", "degraded"),
-    "clean": ("target_path", "gt", "gt_path", "target", "clean", "hq"),
-}
 Source = tuple[Path, ...]  # one picture or video, or the frames of a clip
 
 
@@ -150,46 +145,29 @@ def _meta_info(folder: Path) -> set[str] | None:
 
 
 def _listed(file: Path) -> tuple[list[Pair], list[Problem]]:
-    """The pairs of a JSON list, or of a file with a JSON record a line."""
-    try:
-        text = file.read_text(encoding="utf-8")
-        records = (
-            [json.loads(line) for line in text.splitlines() if line.strip()] if file.suffix == ".jsonl" else json.loads(text)
-        )
-    except (OSError, ValueError) as error:
-        raise EbrError(f"{file}: is not a JSON list: {error}") from error
-    if isinstance(records, dict):
-        records = next((value for value in records.values() if isinstance(value, list)), None)
-    if not isinstance(records, list):
-        raise EbrError(f"{file}: holds no list of records")
+    """The pairs of a JSON list."""
     pairs, problems = [], []
-    for number, record in enumerate(records):
-        found = _record(file, number, record)
-        (pairs if isinstance(found, Pair) else problems).append(found)
+    for entry in read_entries(file):
+        try:
+            pairs.append(_pair(entry))
+        except EbrError as error:
+            problems.append(Problem(entry.where, str(error).removeprefix(f"{entry.where}: ")))
     return pairs, problems
 
 
-def _record(file: Path, number: int, record: Any) -> Pair | Problem:
-    where = f"{file}, record {number + 1}"
-    sources = {}
-    for side, keys in KEYS.items():
-        value = next((record[key] for key in keys if record.get(key)), None) if isinstance(record, dict) else None
-        paths = [value] if isinstance(value, str) else value
-        if side == "clean" and isinstance(record, dict) and record.get("no_reference"):
-            paths = None
-        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-            return Problem(where, f"has no {side} file (looked for {', '.join(keys)})")
-        sources[side] = tuple(_located(file, path) for path in paths)
-        if missing := [path for path in sources[side] if not path.exists()]:
-            return Problem(where, f"names {missing[0]}, which does not exist")
-    if sources["degraded"] == sources["clean"]:
-        return Problem(where, "names its degraded file as the clean one: it has no target")
-    if len(sources["degraded"]) != len(sources["clean"]):
-        counts = f"{len(sources['degraded'])} degraded and {len(sources['clean'])} clean frames"
-        return Problem(where, f"has {counts}")
-    return Pair(f"{sources['clean'][0]}", sources["clean"], sources["degraded"])
+def _pair(entry: Entry) -> Pair:
+    """The pair of a record; `EbrError` for one without a target."""
+    degraded, clean = entry.input, entry.target
+    if clean is None:
+        raise EbrError(f"{entry.where}: has no target")
+    return Pair(str(clean[0]), _frames(clean), _frames(degraded))
 
 
-def _located(file: Path, path: str) -> Path:
-    beside = file.parent / path
-    return beside if beside.exists() else other if (other := file.parent.parent / path).exists() else beside
+def _frames(source: Source) -> Source:
+    """The files of a source; of a folder, its frames."""
+    if len(source) != 1 or not source[0].is_dir():
+        return source
+    frames = [path for path in source[0].iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
+    if not frames:
+        raise EbrError(f"{source[0]}: has no pictures")
+    return tuple(sorted(frames, key=lambda path: by_number(path.name)))

@@ -1,4 +1,4 @@
-"""What a prompt does while it is learned: pairs that it is not learned from, restored and scored every so often."""
+"""What a prompt does while it is learned, and in the end: pairs that it is not learned from, restored and scored."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,75 +8,107 @@ import torch
 from torch import Tensor
 
 from ebr_engine.backbones.base import Backbone
-from ebr_engine.bridge.sampler import draw_noise, make_table, sample
+from ebr_engine.engine.fallback import Fitting
+from ebr_engine.engine.restorer import Restorer
+from ebr_engine.engine.run import Engine
 from ebr_engine.evaluation.metrics import psnr, ssim
+from ebr_engine.evaluation.pictures import sheet
+from ebr_engine.evaluation.run import Row, means
+from ebr_engine.evaluation.statistics import EMPTY, INPUT, RESTORED, worst
 from ebr_engine.media.images import write_image
-from ebr_engine.training.config import LearnConfig
+from ebr_engine.prompts.mixing import scaled
+from ebr_engine.prompts.prompt import Prompt
+from ebr_engine.training.config import SCENE_SIDE, LearnConfig
 from ebr_engine.training.data import pair_samples
 from ebr_engine.training.degradations import degrade, seeds
 from ebr_engine.training.learner import Learner
 from ebr_engine.training.procedural import render
 
-SEED = 42  # of the sampler's noise, as the engine's
+
+class InPlace(Engine):
+    """Fits runs into memory without moving the transformer, which is being learned on."""
+
+    def rungs(self, *how):
+        """See `Engine.rungs`."""
+        rungs, work = super().rungs(*how)
+        return [rung for rung in rungs if rung.offload == "none"], work
 
 
 @dataclass
 class Validation:
-    """Degraded and clean clips [3, F, H, W], the same every time; `sheets` are the last pictures."""
+    """Degraded and clean clips [3, F, H, W] by name, the same every time; `sheets` are the last pictures."""
 
-    pairs: list[tuple[Tensor, Tensor]]
-    backbone: Backbone
+    pairs: dict[str, tuple[Tensor, Tensor]]
+    restorer: Restorer
     folder: Path
     sheets: list[np.ndarray] = field(default_factory=list)
 
     @classmethod
     def of(cls, config: LearnConfig, backbone: Backbone, folder: Path) -> "Validation":
-        """The validation that a configuration names: the middles of pairs, or of unseen procedural scenes."""
+        """The validation that a configuration names: the middles of pairs, or unseen procedural scenes."""
         if config.validation:
             samples = pair_samples(config, config.validation, whole=True)
-            pairs = [samples.pixels(i) for i in range(min(config.validation_count, len(samples)))]
+            pairs = {samples.pairs[i].name: samples.pixels(i) for i in range(min(config.validation_count, len(samples)))}
         else:
-            pairs = [_scene(config, i) for i in range(config.validation_count)]
-        return cls(pairs, backbone, folder / "samples")
+            pairs = {f"scene {i}": _scene(config, i) for i in range(config.validation_count)}
+        restorer = Restorer.from_backbone(InPlace(backbone, backbone.device, "none", "off", Fitting()))
+        return cls(pairs, restorer, folder)
+
+    def scores(self, learner: Learner) -> dict[str, float]:
+        """Mean PSNR in dB and SSIM of what is restored now; writes a sheet a pair into samples/: degraded, restored, clean."""
+        rows, self.sheets = [], []
+        for i, (name, (degraded, clean)) in enumerate(self.pairs.items()):
+            restored = self.restored(degraded, learner.prompt(), learner.config.on_policy)
+            rows.append({"name": name, "scores": _scores(restored, clean)})
+            self.sheets.append(_sheet({"degraded": degraded, "restored": restored, "clean": clean}))
+            _write(self.folder / "samples" / f"{learner.iteration:08d}_{i}.png", self.sheets[-1])
+        return {name: found["mean"] for name, found in means(rows, SCORES).items()}
+
+    def rows(self, learner: Learner) -> tuple[list[Row], dict[str, str]]:
+        """The rows of a report, with the input and the empty prompt beside the result; and of the worst name → file in worst/."""
+        prompt, steps, rows, shown = learner.prompt(), learner.config.on_policy, [], {}
+        for name, (degraded, clean) in self.pairs.items():
+            ways = {INPUT: degraded, EMPTY: self.restored(degraded, scaled(prompt, 0.0), steps)}
+            ways[RESTORED] = self.restored(degraded, prompt, steps)
+            scores = {way: _scores(frames, clean) for way, frames in ways.items()}
+            size = dict(zip(("frames", "height", "width"), clean.shape[1:]))
+            rows.append({"name": name, **size, "scores": scores.pop(RESTORED), "beside": scores})
+            shown[name] = _sheet(ways | {"target": clean})
+        sheets = {name: f"{place}.png" for place, name in enumerate(worst(rows, "psnr"), 1)}
+        for name, file in sheets.items():
+            _write(self.folder / "worst" / file, shown[name])
+        return rows, sheets
 
     @torch.no_grad()
-    def scores(self, learner: Learner) -> dict[str, float]:
-        """Mean PSNR in dB and SSIM of 8-bit results; writes a sheet a pair: degraded, restored, clean."""
-        config = learner.config
-        prompt = learner.prompt()
-        table = make_table("fast", config.t0, config.on_policy or None)
-        timesteps = torch.tensor(table.times[:-1], device=self.backbone.device) * 1000
-        tables = [self.live_step(learner, t, prompt) for t in timesteps]
-        found: dict[str, list[float]] = {"psnr": [], "ssim": []}
-        self.sheets = []
-        for i, (degraded, clean) in enumerate(self.pairs):
-            latent = self.backbone.codec.encode(degraded[None].to(self.backbone.device))
-            noise = draw_noise(latent.shape, SEED, latent.device)
-            restored = self.backbone.codec.decode(sample(self.backbone.velocity, tables, latent, noise, table))[0]
-            restored = (restored.cpu().clamp(0, 1) * 255).round() / 255
-            frames = list(zip(restored.unbind(1), clean.unbind(1)))
-            found["psnr"] += [psnr(one[None], other[None]) for one, other in frames]
-            found["ssim"] += [ssim(one[None], other[None]) for one, other in frames]
-            middle = clean.shape[1] // 2
-            row = torch.cat([x[:, middle] for x in (degraded, restored, clean)], dim=2)
-            self.sheets.append(row.permute(1, 2, 0).numpy())
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_image(self.folder / f"{learner.iteration:08d}_{i}.png", self.sheets[-1])
-        return {name: sum(values) / len(values) for name, values in found.items()}
+    def restored(self, degraded: Tensor, prompt: Prompt, steps: int) -> Tensor:
+        """A clip [3, F, H, W] as `Restorer.restore` gives it in `steps` (0: the default), in 8 bit."""
+        plan = self.restorer.plan(prompt=prompt, steps=steps or None)
+        return (self.restorer.run(degraded[None], plan)[0] * 255).round() / 255
 
-    @staticmethod
-    def live_step(learner: Learner, t: Tensor, prompt) -> object:
-        """The trunk's step at timestep `t` with a prompt."""
-        return learner.live(t[None], prompt.residual.to(t.device), prompt.alpha.to(t.device))
+
+SCORES = {"psnr": psnr, "ssim": ssim}
+
+
+def _scores(result: Tensor, clean: Tensor) -> dict[str, float]:
+    """Means over the frames of clips [3, F, H, W]."""
+    frames = list(zip(result.unbind(1), clean.unbind(1)))
+    return {name: sum(score(one[None], other[None]) for one, other in frames) / len(frames) for name, score in SCORES.items()}
+
+
+def _sheet(clips: dict[str, Tensor]) -> np.ndarray:
+    return sheet({name: clip[:, clip.shape[1] // 2] for name, clip in clips.items()})
+
+
+def _write(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(path, pixels)
 
 
 def _scene(config: LearnConfig, number: int) -> tuple[Tensor, Tensor]:
-    """The middle of a procedural scene that no run learns from, degraded."""
+    """A procedural scene that no run learns from, whole, degraded."""
     seed = seeds("validation").start + number
-    scene = render(seed, max(config.crop))
-    h, w = config.crop
-    top, left = ((side - length) // 2 for side, length in zip(scene.image.shape[:2], config.crop))
-    clean = torch.from_numpy(scene.image).permute(2, 0, 1)[None, :, top : top + h, left : left + w].float() / 255
-    depth = torch.from_numpy(scene.depth)[None, None, top : top + h, left : left + w].float()
+    scene = render(seed, SCENE_SIDE)
+    clean = torch.from_numpy(scene.image).permute(2, 0, 1)[None].float() / 255
+    depth = torch.from_numpy(scene.depth)[None, None].float()
     degraded = degrade(clean.contiguous(), config.task, torch.Generator().manual_seed(seed), depth=depth)
     return degraded.movedim(0, 1), clean.movedim(0, 1)

@@ -9,13 +9,14 @@ from ebr_engine.backbones.mini.model import load_mini
 from ebr_engine.backbones.wan.model import WanConfig
 from ebr_engine.bridge.process import PROCESSES
 from ebr_engine.cli import train
+from ebr_engine.cli.learning_options import TRAIN
 from ebr_engine.prompts.prompt import load_prompt
 from ebr_engine.training import loop, pretrain, scenes
-from ebr_engine.training.config import LOSSES, LearnConfig, read_toml, resolve
+from ebr_engine.training.config import LOSSES, SETTINGS, LearnConfig, read_toml, resolve
 from ebr_engine.training.degradations import TASKS
 from ebr_engine.training.scenes import ScenePool
 
-SMALL = ("--iterations", "2", "--batch", "2", "--size", "32", "--tokens", "3", "--device", "cpu")
+SMALL = ("--iterations", "2", "--batch", "2", "--size", "32", "--tokens", "3", "--device", "cpu", "--set", "validation_count=1")
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +102,18 @@ def test_every_setting_is_printed_as_a_file_that_can_be_read(cli, tmp_path):
     assert resolve(read_toml(tmp_path / "all.toml")) == LearnConfig("haze")
 
 
-def test_the_choices_are_those_of_the_library():
-    assert {choice.value for choice in train.Bridge} == set(PROCESSES)
-    assert {choice.value for choice in train.Loss} == set(LOSSES)
+def test_every_option_is_a_setting_with_its_help_default_and_choices(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    text = " ".join(cli("train", "--help")[1].split())
+    assert set(TRAIN) == {name for name, one in SETTINGS.items() if "panel" in one.metadata}
+    for name in TRAIN:
+        about = SETTINGS[name].metadata
+        assert f"--{name.replace('_', '-')} {about.get('short', '')}".strip() in text
+        assert about["help"].replace("`", "") in text
+        assert "|".join(about.get("choices", ())) in text
+    assert set(PROCESSES) == set(SETTINGS["bridge"].metadata["choices"])
+    assert "[default: (by backbone)]" in text
+    assert "[default: (0.4)]" in text
 
 
 @pytest.mark.parametrize(
@@ -152,11 +162,13 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(cli, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(train.LossProgress, "step", interrupted)
         code, _, stderr = cli(*command)
+    assert "going on" not in stderr
     assert (code, stderr.splitlines()[-1]) == (130, "error: interrupted")
     assert [file.name for file in tmp_path.rglob("*.ckpt")] == ["00000001.ckpt"]
     assert not (tmp_path / "haze.safetensors").exists()
     code, _, stderr = cli(*command)
     assert code == 0
+    assert "going on after iteration 1 of 2, from haze.run/00000001.ckpt; --no-resume starts anew" in stderr.splitlines()
     assert "iteration 1/2" not in stderr
     assert "iteration 2/2" in stderr
     assert sorted(file.name for file in tmp_path.iterdir()) == ["haze.run", "haze.safetensors"]

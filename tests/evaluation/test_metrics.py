@@ -3,6 +3,7 @@
 import math
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from skimage import color, metrics
 from torchmetrics.functional import image as theirs
 
 from ebr_engine.errors import EbrError
-from ebr_engine.evaluation.metrics import METRICS, luma, luma_psnr, luma_ssim, make_scores, psnr, ssim
+from ebr_engine.evaluation.metrics import METRICS, WEIGHTS, luma, luma_psnr, luma_ssim, make_scores, psnr, ssim
 
 SIZES = [(7, 7), (11, 13), (24, 24), (31, 50)]
 
@@ -165,6 +166,47 @@ def test_a_missing_library_is_told_with_the_line_that_installs_it(monkeypatch, n
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+def test_psnr_y_is_basicsrs_or_pyiqas_by_its_name():
+    result, target = pair(24, 37, 255)
+    ours, wanted = (color.rgb2ycbcr(x)[..., 0] for x in arrays(result, target))
+    scores = make_scores(["psnr", "psnr-y", "psnr-y-full"])
+    expected = metrics.peak_signal_noise_ratio(wanted, ours, data_range=255)
+    assert scores["psnr-y"](result, target) == pytest.approx(expected, abs=1e-6)
+    assert scores["psnr-y"](result + 0.4 / 255, target) == pytest.approx(expected, abs=1e-6)  # of 8 bit
+    full = [color.rgb2yiq(x)[..., 0] for x in arrays(result, target)]
+    assert scores["psnr-y-full"](result, target) == pytest.approx(-10 * np.log10(np.mean((full[0] - full[1]) ** 2)), abs=1e-3)
+    assert expected - scores["psnr-y-full"](result, target) == pytest.approx(20 * math.log10(255 / 219), abs=0.01)
+
+
+@pytest.mark.parametrize("layout", ["flat", "torch's"])
+def test_weights_come_from_a_folder(libraries, tmp_path, monkeypatch, layout):
+    seen, download = [], types.ModuleType("download_util")
+    monkeypatch.setitem(sys.modules, "pyiqa.utils.download_util", download)
+    before = torch.hub.get_dir()
+    names = ["lpips", "dists", "clipiqa+", "musiq"]
+    for file in [file for name in names for file in WEIGHTS[name]]:
+        path = tmp_path / (Path(file).name if layout == "flat" else file)
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+
+    def look(name):
+        folder = Path(torch.hub.get_dir())
+        seen.append((name, all((folder / file).is_file() for file in WEIGHTS[name])))
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(
+        sys.modules["torchmetrics.image.lpip"], "LearnedPerceptualImagePatchSimilarity", lambda **_: look("lpips")
+    )
+    monkeypatch.setattr(sys.modules["pyiqa"], "create_metric", lambda name, device: look(name))
+    make_scores(names, weights_dir=tmp_path)
+    assert seen == [(name, True) for name in names]
+    assert download.DEFAULT_CACHE_DIR.endswith("pyiqa")
+    assert torch.hub.get_dir() == before
+    next(tmp_path.rglob("RN50.pt")).unlink()
+    with pytest.raises(EbrError, match=r"lacks the weights RN50\.pt"):
+        make_scores(names, weights_dir=tmp_path)
 
 
 def test_missing_weights_are_told(libraries, monkeypatch):

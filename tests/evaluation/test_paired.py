@@ -155,8 +155,8 @@ def test_results_of_clips_are_found_by_the_items_name(files):
         ([{"input": "a.png"}, {"input": "gone.png"}], ["entry 2", "gone.png", "--root"]),
         ([{"input": "a.png"}, {"input": "a.png"}], ["list.json", "same input"]),
         ([{"input": 3}], ["entry 1", "3"]),
-        ([{"input": ["a.png", "b.png"], "gt": ["a.png"]}], ["2 frames", "1"]),
-        ([{"input": "a.png", "gt": ["a.png", "b.png"]}], ["a.png", "picture", "clip"]),
+        ([{"input": ["a.png", "b.png"], "gt": ["a.png"]}], ["entry 1", "2 input", "1 target"]),
+        ([{"input": "a.png", "gt": ["b.png"]}], ["a.png", "picture", "clip"]),
     ],
 )
 def test_a_list_that_is_wrong_is_told(files, records, words):

@@ -7,7 +7,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from ebr_engine.errors import EbrError
-from ebr_engine.evaluation.protocols import PROTOCOLS, as_frame, protocol_for
+from ebr_engine.evaluation.choices import PROTOCOLS
+from ebr_engine.evaluation.protocols import as_frame, protocol_for
 
 
 @pytest.mark.parametrize(

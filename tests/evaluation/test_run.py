@@ -18,7 +18,7 @@ from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.evaluation.paired import Item, Media, pair_folders
 from ebr_engine.evaluation.protocols import as_frame
 from ebr_engine.evaluation.run import Measurer, Restoring, Settings, evaluate, means
-from ebr_engine.evaluation.summary import notes, table, write_summary
+from ebr_engine.evaluation.summary import notes, score_table, write_summary
 from ebr_engine.media.images import Picture, read_image, write_image
 
 GIVEN = Settings("native", ("psnr", "ssim"))
@@ -191,7 +191,7 @@ def test_the_summary_tells_means_and_protocol(tmp_path):
         {"name": "b", "frames": 2, "height": 4, "width": 6, "scores": {"psnr": 30.0, "ssim": 0.75}},
         {"name": "c", "error": "c.png: gone"},
     ]
-    assert table(rows, ("psnr", "ssim")).splitlines()[2:] == [
+    assert score_table(rows, ("psnr", "ssim")).markdown().splitlines()[2:] == [
         "| PSNR in dB | higher | 25.00 | 2 |",
         "| SSIM | higher | 0.6250 | 2 |",
     ]

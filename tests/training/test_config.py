@@ -8,13 +8,14 @@ from ebr_engine.errors import EbrError
 from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.training import config as module
 from ebr_engine.training.config import (
+    BY_BACKBONE,
     SETTINGS,
     LearnConfig,
+    described,
     read_assignments,
     read_toml,
     resolve,
     to_toml,
-    told,
 )
 from ebr_engine.training.degradations import seeds
 
@@ -61,7 +62,7 @@ def test_backbones_have_their_own_defaults_that_can_be_changed():
 
 
 def test_all_settings_are_told():
-    lines = " ".join(told(LearnConfig("rain", data="pairs")))
+    lines = " ".join(described(LearnConfig("rain", data="pairs")))
     for name in SETTINGS:
         assert f"{name} " in lines or getattr(LearnConfig("rain", data="pairs"), name) == ""
 
@@ -149,3 +150,7 @@ def test_a_file_that_is_no_toml_is_named(tmp_path, content):
 
 def test_an_assignment_needs_an_equals_sign():
     refused(["'batch'", "key=value"], lambda: read_assignments(["batch"]))
+
+
+def test_what_a_backbone_may_decide_is_what_backbones_decide():
+    assert {name for one in map(spec, BACKBONES) for name in one.learning.defaults} == set(BY_BACKBONE)

@@ -1,12 +1,17 @@
 """Whole runs: interrupted ones go on to the bit, files are whole or absent, and what was done is told."""
 
+import hashlib
 import json
 from dataclasses import asdict, replace
 
 import pytest
 import torch
 
+from ebr_engine.engine.restorer import Restorer
 from ebr_engine.errors import EbrError
+from ebr_engine.evaluation.collecting import collected
+from ebr_engine.evaluation.metrics import psnr, ssim
+from ebr_engine.media.images import read_image
 from ebr_engine.prompts.prompt import load_prompt
 from ebr_engine.training.config import LearnConfig, read_toml, resolve
 from ebr_engine.training.degradations import seeds
@@ -19,7 +24,16 @@ pytestmark = pytest.mark.usefixtures("small_pool")
 
 @pytest.fixture
 def quick(weights):
-    settings = {"tokens": 4, "iterations": 6, "batch": 2, "size": 32, "warmup": 1, "scenes": 4, "precision": "fp32"}
+    settings = {
+        "tokens": 4,
+        "iterations": 6,
+        "batch": 2,
+        "size": 32,
+        "warmup": 1,
+        "scenes": 4,
+        "precision": "fp32",
+        "validation_count": 1,
+    }
     return LearnConfig("haze", model=str(weights), device="cpu", **settings)
 
 
@@ -155,7 +169,8 @@ def test_no_seed_of_the_test_split_is_used(quick, pool, tmp_path, monkeypatch):
     assert 11 in used
     assert len(set(used)) > 4
     assert sorted(pool.numbers) == [0, 1, 2, 3]
-    assert all(number in seeds("train") for number in (*used, *pool.numbers))
+    assert all(number in seeds("train") or number in seeds("validation") for number in used)
+    assert all(number in seeds("train") for number in pool.numbers)
 
 
 def test_validation_scores_and_shows_and_the_report_tells(quick, pairs, tmp_path):
@@ -164,9 +179,11 @@ def test_validation_scores_and_shows_and_the_report_tells(quick, pairs, tmp_path
     config = replace(quick, task="fog", data=str(pairs()), validation=str(held), validate_every=3, validation_count=2)
     prompt = learn(config, out)
     folder = tmp_path / "fog.run"
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} - {"curves.png"}
-    sheets = {f"samples/0000000{i}_{pair}.png" for i in (3, 6) for pair in (0, 1)}
-    assert names == {"config.toml", "log.jsonl", "report.md"} | sheets
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
+    sheets = {f"samples/0000000{i}_{pair}.png" for i in (3, 6) for pair in (0, 1)} | {"worst/1.png", "worst/2.png"}
+    plots = {f"{name}.{form}" for name in ("curves", "gain") for form in ("png", "svg")}
+    assert names == {"config.toml", "log.jsonl", "report.md", "summary.json"} | sheets | plots
+    assert all(read_image(folder / sheet).width >= 3 * 256 for sheet in sheets)
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows if "psnr" in row] == [3, 6]
     assert 0 < rows[-1]["psnr"] < 60
@@ -177,12 +194,42 @@ def test_validation_scores_and_shows_and_the_report_tells(quick, pairs, tmp_path
         "# fog",
         "6 iterations",
         f"{rows[-1]['psnr']:.2f} dB",
+        "s a step (median)",
+        "restored − empty prompt",
+        "95 % intervals",
+        "![Curves](curves.png)",
         "00000006_1.png",
         "| batch | 2 |",
         f"| 6 | {rows[-1]['loss']:.5g}",
     ):
         assert words in report
     assert (prompt.training["pairs"], prompt.training["skipped"]) == (4, 0)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["ways"]["restored"]["psnr"] == pytest.approx(rows[-1]["psnr"])
+    assert list(summary["ways"]) == ["input", "empty prompt", "restored"]
+    assert (summary["learned_from"]["pairs"], summary["config"]["batch"], summary["iterations"]) == (4, 2, 6)
+    assert summary["restoration"]["prompts"][0]["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert summary["seconds_a_step"] > 0
+    assert collected([folder]).rows[0][:2] == ("fog.run", "PSNR in dB")
+
+
+def test_pairs_without_validation_are_told_not_to_be_validated(quick, pairs, tmp_path):
+    learn(replace(quick, task="fog", data=str(pairs()), iterations=1), tmp_path / "fog.safetensors")
+    assert "Not validated" in (tmp_path / "fog.run" / "report.md").read_text()
+    assert json.loads((tmp_path / "fog.run" / "summary.json").read_text())["ways"] == {}
+
+
+@pytest.mark.parametrize("on_policy", [0, 3])
+def test_validation_is_what_restoring_does(quick, pairs, tmp_path, on_policy):
+    out, held = tmp_path / "fog.safetensors", pairs("held", count=1)
+    config = replace(quick, task="fog", data=str(pairs()), validation=str(held), validate_every=6, on_policy=on_policy)
+    told = learn(config, out).training
+    restorer = Restorer(model=config.model, device="cpu", precision="fp32", compile="off")
+    degraded, clean = (read_image(held / side / "00.png").pixels[8:40, 12:44] for side in ("input", "target"))
+    restored = restorer.restore(degraded, prompt=out, steps=on_policy or None)
+    images = [torch.from_numpy(x.copy()).permute(2, 0, 1)[None] for x in ((restored * 255).round() / 255, clean)]
+    assert told["psnr"] == pytest.approx(psnr(*images), abs=1e-3)
+    assert told["ssim"] == pytest.approx(ssim(*images), abs=1e-4)
 
 
 def test_unseen_scenes_validate_where_there_are_no_pairs(quick, tmp_path, monkeypatch):
@@ -193,6 +240,9 @@ def test_unseen_scenes_validate_where_there_are_no_pairs(quick, tmp_path, monkey
     monkeypatch.setattr(validation, "render", lambda seed, size: (rendered.append(seed), original(seed, size))[1])
     learn(replace(quick, iterations=1, validate_every=1, validation_count=2), tmp_path / "x.safetensors")
     assert len(rendered) == 2
+    summary = json.loads((tmp_path / "x.run" / "summary.json").read_text())
+    assert [(row["height"], row["width"]) for row in summary["rows"]] == [(256, 256)] * 2
+    assert summary["learned_from"] == {"scenes": 4, "seed": 0}
     assert all(seed in seeds("validation") for seed in rendered)
 
 

@@ -107,12 +107,13 @@ def test_other_keys_and_forms_of_lists_are_read(tmp_path, form):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"target_path": None}, "no clean file"),
-        ({"no_reference": True}, "no clean file"),
+        ({"target_path": None}, "no target"),
+        ({"no_reference": True}, "no target"),
         ({"target_path": "data/Rain/1.png"}, "no target"),
         ({"image_path": "data/Rain/2.png"}, "2.png, which does not exist"),
-        ({"image_path": ["data/Rain/1.png", "data/GT/1.png"]}, "2 degraded and 1 clean frames"),
-        ({"image_path": 3}, "no degraded file"),
+        ({"image_path": ["data/Rain/1.png", "data/GT/1.png"]}, "2 input and 1 target frames"),
+        ({"image_path": 3}, "has to be a text"),
+        ({"image_path": None}, "names no input"),
     ],
 )
 def test_records_without_a_target_are_named(tmp_path, change, reason):
@@ -120,12 +121,20 @@ def test_records_without_a_target_are_named(tmp_path, change, reason):
     (tmp_path / "x.json").write_text(json.dumps([RECORD, RECORD | change, "text"]))
     pairs, problems = find_pairs(tmp_path / "x.json")
     assert len(pairs) == 1
-    assert "record 2" in str(problems[0])
+    assert "entry 2" in str(problems[0])
     assert reason in str(problems[0])
-    assert "record 3" in str(problems[1])
+    assert "entry 3" in str(problems[1])
 
 
-@pytest.mark.parametrize("content", ["{", "3", '{"a": 1}'])
+def test_a_folder_of_frames_in_a_list_is_a_clip(tmp_path):
+    touch(tmp_path, *(f"{side}/{i}.png" for side in ("lq", "gt") for i in (1, 2, 10)), "none/notes.txt")
+    (tmp_path / "x.json").write_text(json.dumps([{"lq": "lq", "gt": "gt"}, {"lq": "none", "gt": "gt"}]))
+    (pair,), (problem,) = find_pairs(tmp_path / "x.json")
+    assert pair.clean == tuple(tmp_path / "gt" / f"{i}.png" for i in (1, 2, 10))
+    assert "no pictures" in str(problem)
+
+
+@pytest.mark.parametrize("content", ["{", "3", "[]", '{"a": 1}'])
 def test_what_is_no_list_is_refused(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(EbrError, match=r"x\.json"):
