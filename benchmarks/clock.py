@@ -1,13 +1,17 @@
-"""How benchmarks measure: forms in turns, device times, the device's own ceilings, CUDA graphs, and errors."""
+"""How benchmarks measure: forms in turns, device times, the device's own ceilings, CUDA graphs, errors; rows by a deadline."""
 
+import json
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.report import spread
+from benchmarks.report import NO_TIME, spread
 from benchmarks.roofline import GPUS, Gpu
 
 MEASURED = 50  # milliseconds to spend on one measurement
@@ -135,3 +139,51 @@ def relative_rms(value: Tensor, reference: Tensor) -> float | None:
         return None
     value, reference = value.detach().double(), reference.detach().double()
     return ((value - reference).norm() / reference.norm().clamp(min=1e-30)).item()
+
+
+@dataclass
+class Run:
+    """A section at work: where it runs, until when, the file that its rows go to (a JSON object a line), the results' folder."""
+
+    device: torch.device
+    tiny: bool
+    deadline: float  # of time.monotonic()
+    file: IO[str]
+    out: Path
+
+    def add(self, **row: Any) -> None:
+        """Keep a row and print it; nothing that was added is lost if the process dies."""
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        print("  " + "  ".join(shown(key, value) for key, value in row.items() if not isinstance(value, list)), flush=True)
+
+    @contextmanager
+    def guarded(self, **about: Any) -> Iterator[None]:
+        """What fails inside becomes a row with its error, and the section goes on."""
+        try:
+            yield
+        except Exception as error:  # a first GPU can fail in any way
+            lines = str(error).strip().splitlines() or [""]
+            self.add(**about, error=f"{type(error).__name__}: {lines[0]}"[:300])
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def left(self, seconds: float, **about: Any) -> bool:
+        """Whether so many seconds are left before the deadline; if not, that is a row."""
+        enough = time.monotonic() + seconds < self.deadline
+        if not enough:
+            self.add(**about, error=NO_TIME)
+        return enough
+
+    def synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def shown(key: str, value: Any) -> str:
+    """A number with its name, a name that is true or not, a text as it is."""
+    if isinstance(value, bool):
+        return key if value else f"NOT {key}"
+    if isinstance(value, (int, float)):
+        return f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+    return f"{value}"

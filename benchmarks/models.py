@@ -131,14 +131,13 @@ class Model:
         return run(transformer, *latents, **self.text, prompts=[self.prompt], steps=steps, t0=self.t0).view_as(self.degraded)
 
     def released_velocity(self, prompt: Prompt) -> Callable[[Tensor, Tensor], Tensor]:
-        """The velocity (state as `plain` gives it, timestep [B]) of diffusers' module with a prompt, as released."""
+        """The velocity (state, timestep [B]) of diffusers' module with a prompt, as released."""
         from benchmarks import released
 
-        if self.family is FLUX:
-            released.set_flux_prompts(self.transformer, [prompt])
-            return released.flux_velocity(self.transformer, **self.text)
-        released.set_wan_prompts(self.transformer, [prompt])
-        return released.wan_velocity(self.transformer, **self.text)
+        flux = self.family is FLUX
+        (released.set_flux_prompts if flux else released.set_wan_prompts)(self.transformer, [prompt])
+        velocity = (released.flux_velocity if flux else released.wan_velocity)(self.transformer, **self.text)
+        return lambda state, timestep: velocity(self.plain(state), timestep).view_as(state)
 
     def plain(self, latent: Tensor) -> Tensor:
         """A latent as diffusers' module takes it: FLUX's has no frames."""

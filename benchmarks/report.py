@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+NO_TIME = "left out: no time"  # the error of what a deadline left out
 
 
 class Benchmark(NamedTuple):
@@ -24,26 +25,33 @@ class Benchmark(NamedTuple):
     plot: Callable[[dict[str, Any], Path], None] | None = None
 
 
-def main(module: str, text: str, benchmarks: dict[str, Benchmark], arguments: Sequence[str] | None = None) -> None:
-    """The command line of a module: measure, print the table, and write JSON and plot on request."""
+def main(module: str, text: str, benchmarks: Benchmark | dict[str, Benchmark], arguments: Sequence[str] | None = None) -> None:
+    """The command line of a module with one benchmark or several by name: measure, print the table, write JSON and plot."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{module}", description=text.splitlines()[0])
-    kinds = parser.add_subparsers(dest="benchmark", required=True, metavar="|".join(benchmarks))
-    for name, benchmark in benchmarks.items():
-        words = benchmark.measure.__doc__.splitlines()[0]
-        one = kinds.add_parser(name, help=words, description=words)
-        benchmark.options(one)
-        one.add_argument("--json", type=Path, metavar="FILE", help="also write every number")
-        if benchmark.plot:
-            one.add_argument("--plot", type=Path, metavar="FILE", help="also draw it (PNG; needs matplotlib)")
-        one.set_defaults(error=one.error)
+    if isinstance(benchmarks, Benchmark):
+        add_options(parser, benchmarks)
+    else:
+        kinds = parser.add_subparsers(required=True, metavar="|".join(benchmarks))
+        for name, one in benchmarks.items():
+            words = one.measure.__doc__.splitlines()[0]
+            add_options(kinds.add_parser(name, help=words, description=words), one)
     options = parser.parse_args(arguments)
-    benchmark = benchmarks[options.benchmark]
+    benchmark = options.benchmark
     result = benchmark.measure(options) | about()
     print("\n".join([benchmark.table(result), "", *describe(result)]))
     if options.json:
         write_json(options.json, result)
     if benchmark.plot and options.plot:
         benchmark.plot(result, options.plot)
+
+
+def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
+    """A benchmark's own options, and those of all."""
+    benchmark.options(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number")
+    if benchmark.plot:
+        parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw it (PNG; needs matplotlib)")
+    parser.set_defaults(benchmark=benchmark, error=parser.error)
 
 
 def spread(values: list[float]) -> dict[str, Any]:
