@@ -34,17 +34,27 @@ class Family(NamedTuple):
     trunk: type[nn.Module]
     diffusers: str  # class
     state_dict: Callable[[nn.Module, nn.Module], dict[str, Tensor]]
-    tiny: dict[str, int]
-    tiny_latent: tuple[int, ...]
+    few: dict[str, int]  # of its configuration, when tiny
+    small: dict[str, Any]  # of its workload
 
 
 WAN = Family(
-    *("wan", WanConditioner, WanTrunk, "WanTransformer3DModel", wan_weights.diffusers_state_dict),
-    *({"num_layers": 2, "num_attention_heads": 2, "ffn_dim": 64, "text_dim": 16}, (16, 2, 4, 8)),
+    "wan",
+    WanConditioner,
+    WanTrunk,
+    "WanTransformer3DModel",
+    wan_weights.diffusers_state_dict,
+    few={"num_layers": 2, "num_attention_heads": 2, "ffn_dim": 64, "text_dim": 16},
+    small={"latent": (16, 2, 4, 8), "tokens": 16},
 )
 FLUX = Family(
-    *("flux", FluxConditioner, FluxTrunk, "FluxTransformer2DModel", flux_weights.diffusers_state_dict),
-    *({"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2, "joint_attention_dim": 16}, (16, 8, 8)),
+    "flux",
+    FluxConditioner,
+    FluxTrunk,
+    "FluxTransformer2DModel",
+    flux_weights.diffusers_state_dict,
+    few={"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2, "joint_attention_dim": 16},
+    small={"latent": (16, 8, 8), "tokens": 16, "text": 16},
 )
 
 
@@ -66,7 +76,7 @@ def work_of(name: str, tiny: bool = False) -> Workload:
         work = replace(work, config=replace(work.config, num_layers=4), latent=(16, 5, 16, 16), tokens=5 * 8 * 8)
     if tiny:
         kind = family(work.config)
-        work = replace(work, config=replace(work.config, **kind.tiny), latent=kind.tiny_latent, tokens=16)
+        work = replace(work, config=replace(work.config, **kind.few), **kind.small)
     return work
 
 
@@ -96,7 +106,7 @@ class Model:
 
     def backbone(self, trunk: nn.Module | None = None) -> Backbone:
         """The engine's backbone, with another form of the trunk where one is given."""
-        given = self.conditioner, trunk or self.trunk, self.codec, self.text
+        given = self.conditioner, self.trunk if trunk is None else trunk, self.codec, self.text
         return Backbone(self.family.name, *given, self.device, self.dtype)
 
     def bake(self, timesteps: Tensor, prompts: Sequence[Prompt] | None = None) -> Any:

@@ -2,14 +2,19 @@
 
 import argparse
 import json
+import os
+import platform
+import re
 import subprocess
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PACKAGES = ("torch", "triton", "diffusers", "transformers", "safetensors", "pyvips", "numpy")
 NO_TIME = "left out: no time"  # the error of what a deadline left out
 
 
@@ -72,15 +77,40 @@ def commit() -> str:
 
 
 def about() -> dict[str, Any]:
-    """Machine and versions, commit and date: what a result has to be read with."""
-    from ebr_engine.cli.info import collect
+    """Machine and versions, commit and date: what a result has to be read with. Needs nothing that a bare folder lacks."""
+    import torch
 
-    facts = collect()
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    cpu = {"name": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     return {
-        "machine": {"cpu": facts["cpu"], "cuda": facts["cuda"], "versions": facts["versions"]},
+        "machine": {"cpu": cpu, "cuda": [cuda_device(i) for i in range(torch.cuda.device_count())], "versions": versions},
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def version(package: str) -> str | None:
+    """Of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_name() -> str:
+    """As Linux names it, or as Python does elsewhere."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def cuda_device(index: int) -> dict[str, str]:
+    """A GPU's name, memory and capability."""
+    import torch
+
+    found = torch.cuda.get_device_properties(index)
+    memory = f"{found.total_memory / 2**30:.0f} GiB"
+    return {"name": f"cuda:{index}", "description": f"{found.name}, {memory}, compute capability {found.major}.{found.minor}"}
 
 
 def describe(result: dict[str, Any]) -> list[str]:

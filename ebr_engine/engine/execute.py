@@ -30,7 +30,7 @@ from ebr_engine.errors import EngineError, warn
 from ebr_engine.media.tiling import Tiles
 
 COMPILES = ("auto", "off", "on")
-MANY = 100  # pictures from which on `auto` compiles; `python -m benchmarks.throughput --compile off on` tells a CPU's break-even
+MANY = 100  # pictures from which on `auto` compiles; a CPU's break-even: `python -m benchmarks.speed throughput --compile off on`
 SHAPES = 64  # that one transformer is compiled for, before torch gives up
 WARM_STEPS = 3  # that meet every kernel of a run, the solver's differences too
 

@@ -13,6 +13,7 @@ from benchmarks import clock, gpu, gpu_cases, gpu_kernels, gpu_models
 from ebr_engine.kernels import backend, scaled_linear
 
 CPU = torch.device("cpu")
+TIME = ("--minutes", "80")  # enough on a busy machine
 HELPERS = {"__init__", "backend", "rows", "heads", "cuda", "prompt_attention_gradient"}  # of kernels/, no operations themselves
 
 
@@ -200,7 +201,7 @@ def checked(tmp_path, *arguments):
 
 
 def test_the_command_runs_sections_and_goes_on_where_it_stopped(tmp_path, capfd):
-    result, page, status = checked(tmp_path, "--sections", "build,linears,tests")
+    result, page, status = checked(tmp_path, "--sections", "build,linears,tests", *TIME)
     assert status == 0
     assert {name: section["status"] for name, section in result["sections"].items()} == dict.fromkeys(
         ("build", "linears", "tests"), "done"
@@ -209,7 +210,7 @@ def test_the_command_runs_sections_and_goes_on_where_it_stopped(tmp_path, capfd)
     assert "no CUDA device" in page
     assert "| small | qkv | 64 |" in page
     assert "linears: Linear layers" in capfd.readouterr().out  # told as it goes
-    again, _, status = checked(tmp_path, "--sections", "build,train-wan", "--resume")
+    again, _, status = checked(tmp_path, "--sections", "build,train-wan", "--resume", *TIME)
     assert status == 0
     assert list(again["sections"]) == ["build", "linears", "train-wan", "tests"]
     assert again["sections"]["linears"] == result["sections"]["linears"]
