@@ -18,8 +18,7 @@ from benchmarks.models import FLUX, T0, Model, random_model, work_of
 from benchmarks.roofline import analyse
 from ebr_engine.backbones.layers import quantize_trunk
 from ebr_engine.backbones.loading import Backbone
-from ebr_engine.bridge.sampler import sample
-from ebr_engine.bridge.schedules import make_table
+from ebr_engine.bridge.sampler import make_table, sample
 from ebr_engine.engine.execute import CudaRecorder, Graphs, Runner
 from ebr_engine.kernels import backend
 from ebr_engine.training.learner import checkpoint_blocks

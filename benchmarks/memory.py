@@ -86,13 +86,13 @@ def restorer_of(case: Case) -> Any:
 
     from ebr_engine.backbones.wan.codec import WanCodec
     from ebr_engine.engine.fallback import Fitting
-    from ebr_engine.engine.run import Pipeline
+    from ebr_engine.engine.run import Engine
 
     work = work_of("wan-1.3b")
     work = replace(work, config=replace(work.config, num_attention_heads=4, num_layers=8, ffn_dim=2048), latent=(16, 1, 8, 8))
     model = random_model(work, "cpu", torch.float32)
     model.codec = WanCodec(diffusers.AutoencoderKLWan(base_dim=32))
-    return Restorer.over(Pipeline(model.backbone(), model.device, "none", "off", Fitting(2**40)))
+    return Restorer.from_backbone(Engine(model.backbone(), model.device, "none", "off", Fitting(2**40)))
 
 
 def measure(case: str) -> None:
@@ -112,8 +112,8 @@ def measure(case: str) -> None:
     plan = restorer.plan("haze", steps=2) if case.backbone == "mini" else restorer.plan(t0=0.4, steps=2)
     pixels = torch.rand(1, 3, case.frames, case.height, case.width)
     restorer.run(pixels, plan, tile=case.tile, tile_blend=case.blend)
-    rungs, work = restorer.pipeline.rungs(pixels.shape, case.tile, None, case.blend)
-    print(json.dumps({"predicted": peak(restorer.pipeline.costs, rungs[0], work), "measured": _status("VmHWM") - before}))
+    rungs, work = restorer.engine.rungs(pixels.shape, case.tile, None, case.blend)
+    print(json.dumps({"predicted": peak(restorer.engine.costs, rungs[0], work), "measured": _status("VmHWM") - before}))
 
 
 def _status(field: str) -> int:

@@ -16,8 +16,7 @@ from ebr_engine.backbones.flux.model import PACK, FluxConditioner, FluxConfig, F
 from ebr_engine.backbones.loading import Backbone
 from ebr_engine.backbones.wan import weights as wan_weights
 from ebr_engine.backbones.wan.model import WanConditioner, WanConditioning, WanConfig, WanTrunk
-from ebr_engine.bridge.sampler import draw_noise
-from ebr_engine.bridge.schedules import StepTable, released_timesteps
+from ebr_engine.bridge.sampler import StepTable, draw_noise, released_timesteps
 from ebr_engine.engine.measure import run_flop
 from ebr_engine.engine.plan import Plan
 

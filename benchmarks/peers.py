@@ -27,8 +27,7 @@ from benchmarks.report import Benchmark, columns
 from benchmarks.steps import load_task, scores
 from ebr_engine.backbones.layers import pack_trunk, quantize_trunk
 from ebr_engine.backbones.mini.model import Mini, load_mini
-from ebr_engine.bridge.sampler import sample
-from ebr_engine.bridge.schedules import StepTable, make_table
+from ebr_engine.bridge.sampler import StepTable, make_table, sample
 from ebr_engine.engine.execute import compile_trunk
 from ebr_engine.kernels import backend
 from ebr_engine.prompts.catalogue import TASKS

@@ -23,8 +23,8 @@ from torch import Tensor
 from benchmarks.report import columns, figure, mean, save_figure
 from ebr_engine.backbones.mini.model import Mini, load_mini
 from ebr_engine.bridge.process import start_state
-from ebr_engine.bridge.sampler import Velocity, draw_noise, sample
-from ebr_engine.bridge.schedules import FAST_POWER, exact_times, power_times, released_times, released_timesteps, step_table
+from ebr_engine.bridge.sampler import Velocity, draw_noise, released_timesteps, sample, step_table
+from ebr_engine.bridge.schedules import FAST_POWER, exact_times, power_times, released_times
 from ebr_engine.evaluation.photos import NAMES, make_case
 from ebr_engine.prompts.catalogue import ASSETS, TASKS
 from ebr_engine.prompts.prompt import Prompt, load_prompt

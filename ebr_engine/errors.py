@@ -36,3 +36,21 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """`EngineError` unless `value` is one of `choices`."""
     if value not in choices:
         raise EngineError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether torch (on any device) or Python ran out of memory; seen by name, so that torch need not be imported."""
+    words = str(error)
+    by_name = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in words or "bad_alloc" in words
+    return isinstance(error, MemoryError) or by_name
+
+
+def one_line(error: BaseException) -> str | None:
+    """What to tell a person about an expected error; None for an error that is nobody's input, but a bug."""
+    if isinstance(error, EbrError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, OSError):
+        return " ".join(str(error).split()) or type(error).__name__
+    return "not enough memory; a smaller --tile needs less" if out_of_memory(error) else None

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from benchmarks.claims.common import Study, arguments, study_of
 from benchmarks.claims.reporting import command_of, finish
-from ebr_engine.bridge.sampler import draw_noise
-from ebr_engine.bridge.schedules import FAST_POWER, flow_table, power_times
+from ebr_engine.bridge.sampler import draw_noise, flow_table
+from ebr_engine.bridge.schedules import FAST_POWER, power_times
 from ebr_engine.evaluation.photos import Case
 from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.prompts.prompt import Prompt

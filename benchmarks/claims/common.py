@@ -20,7 +20,8 @@ from benchmarks.report import RESULTS
 from ebr_engine.backbones.layers import trunk_dtype
 from ebr_engine.backbones.mini.model import WEIGHTS, Mini, load_mini, save_mini
 from ebr_engine.backbones.wan.model import WanConfig
-from ebr_engine.bridge.schedules import FAST_POWER, FAST_STEPS, StepTable, power_times, step_table
+from ebr_engine.bridge.sampler import StepTable, step_table
+from ebr_engine.bridge.schedules import FAST_POWER, FAST_STEPS, power_times
 from ebr_engine.engine.restorer import Restorer
 from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.evaluation.photos import NAMES, STRENGTH, Case, load_photo

@@ -91,12 +91,16 @@ class Backbone:
         return self.trunk(latent.transpose(1, 2).flatten(0, 1), step).unflatten(0, (-1, frames)).transpose(1, 2)
 
 
-def load_backbone(name: str, source: ModelSource, device: torch.device, precision: str) -> Backbone:
+def load_backbone(
+    name: str, source: ModelSource, device: torch.device, precision: str, runs_on: torch.device | None = None
+) -> Backbone:
     """Load a backbone by name (`mini`, `wan`, `flux`), its trunk in `precision` on `device`.
+
+    `runs_on`: where it will compute, if its weights wait elsewhere: what `auto` means goes by that.
 
     Raises `BackboneError` for a model that is missing, damaged or of another kind.
     """
-    dtype = trunk_dtype(precision, device)
+    dtype = trunk_dtype(precision, runs_on or device)
     backbone = _mini(source, device, dtype) if name == "mini" else _pretrained(name, source, device, dtype)
     if precision == "fp8":
         quantize_trunk(backbone.trunk)

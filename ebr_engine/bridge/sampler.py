@@ -1,9 +1,10 @@
 """The fixed-step sampler: a function over tables.
 
 Which of a step's numbers are zero is known on the host before the run, and the numbers themselves lie on the device: a run
-launches work and waits for nothing, so that a CUDA graph can hold all of it (`graphs.py`).
+launches work and waits for nothing, so that a CUDA graph can hold all of it (`engine/execute.py`).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,72 @@ import torch
 from torch import Tensor
 
 from ebr_engine.bridge.process import start_state
-from ebr_engine.bridge.schedules import StepTable
+from ebr_engine.bridge.schedules import SCHEDULES
 from ebr_engine.kernels.bridge_step import bridge_step
 
 Velocity = Callable[[Tensor, Any], Tensor]
 Callback = Callable[[int, int], None]
 LINEAR = 3  # coefficients of a step that multiply state, velocity and degraded latent; differences follow
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """A sampler run as numbers: evaluation i happens at `times[i]` and goes to `times[i + 1]`.
+
+    `coefficients[i]` = (c0, c1, c2, c3): x ← c0·x + c1·v + c2·Y + c3·(D_i − D_{i−1}); c3 is 0 at first order.
+    """
+
+    t0: float
+    times: tuple[float, ...]  # N + 1, from T0 to 0
+    coefficients: Tensor  # [N, 4] float32, computed in float64
+
+    def __len__(self) -> int:
+        return len(self.times) - 1
+
+
+def make_table(schedule: str, t0: float, steps: int | None = None, order: int | None = None) -> StepTable:
+    """The table of a named schedule; `steps` counts evaluations, `order` is 1 or 2; each schedule has its own defaults.
+
+    fast: second order, 5 steps, power 1.65. released: the authors' 20 first-order steps. exact: the same without the last,
+    needless evaluation (19). uniform: equal steps to 0, second order, 5. Raises ValueError for anything else.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"unknown schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}")
+    chosen = SCHEDULES[schedule]
+    if not 0 < t0 < 1:
+        raise ValueError(f"t0 must lie between 0 and 1, got {t0}")
+    if steps is not None and steps < chosen.least:
+        raise ValueError(f"the {schedule} schedule cannot have {steps} steps")
+    if order not in (None, 1, 2):
+        raise ValueError(f"order must be 1 or 2, got {order}")
+    return step_table(chosen.times(steps or chosen.steps, t0), t0, order or chosen.order)
+
+
+def step_table(times: tuple[float, ...], t0: float, order: int = 1) -> StepTable:
+    """Coefficients of a multistep run through `times` (decreasing, the last 0).
+
+    First order is exactly the released sampler. Second order adds m·[s(s−t)²/(2T0) − s·ln(s/t) − t + s] with the slope
+    m = (D_i − D_{i−1})/(t_i − t_{i−1}); at s = 0 the bracket is −t; the first step is first order.
+    """
+    if len(times) < 2 or times[-1] != 0 or any(s >= t for t, s in zip(times, times[1:])):
+        raise ValueError(f"times must decrease to 0, got {times}")
+    if order not in (1, 2):
+        raise ValueError(f"order must be 1 or 2, got {order}")
+    rows = []
+    for i, (t, s) in enumerate(zip(times, times[1:])):
+        clean = 1 - s / t + s * (s - t) / t0
+        slope = 0.0
+        if order == 2 and i > 0:
+            curve = s * (s - t) ** 2 / (2 * t0) - s * math.log(s / t) - t + s if s > 0 else -t
+            slope = curve / (t - times[i - 1])
+        rows.append((s / t + clean, -clean * t, s * (t - s) / t0, slope))
+    return StepTable(t0, times, torch.tensor(rows, dtype=torch.float64).float())
+
+
+def flow_table(times: tuple[float, ...], t0: float) -> StepTable:
+    """The naive process's sampler: Euler steps x_s = x + (s − t)·v from (1−T0)·Y + T0·ε (SDEdit's start, arXiv 2108.01073)."""
+    rows = [(1.0, s - t, 0.0, 0.0) for t, s in zip(times, times[1:])]
+    return StepTable(t0, times, torch.tensor(rows, dtype=torch.float64).float())
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,3 +161,15 @@ def mean_velocity(trunk: Velocity) -> Velocity:
         return torch.stack([trunk(state, step) for step in steps]).mean(0)
 
     return velocity
+
+
+def released_timesteps(times: tuple[float, ...], backbone: str) -> Tensor:
+    """What the released code feeds the transformer at each evaluation of `times` (the last, 0, is not fed), [N] float32.
+
+    It takes the nearest entry of a 1000-entry scheduler table. Wan: sigmas 0.000999·k, timesteps floor(0.999·k): 399, 378,
+    … 20, 0. FLUX: sigmas k/1000, timesteps k: 400, 379, … 21, 1 (diffusers' class is given a thousandth).
+    """
+    t = torch.tensor(times[:-1], dtype=torch.float64)
+    if backbone == "wan":
+        return ((t / 0.000999).round().clamp(min=1) * 0.999).floor().float()
+    return (t * 1000).round().clamp(min=1).float()

@@ -5,23 +5,22 @@ from typing import Annotated, Any
 
 import typer
 
-from ebr_engine.cli import options
+from ebr_engine.cli.options import takes
+from ebr_engine.request import RestoreRequest
+
+COMPUTING = ("device", "precision", "offload", "compile")
+HELP = {"task": "The prompt to restore with."}
 
 LARGE = 0.9  # share of the time from which on only the transformer is worth looking at
 
 
+@takes("task", "backbone", "model", "revision", "offline", "context", "vae", "engine", *COMPUTING, task="haze", help=HELP)
 def bench(
     *,
-    task: Annotated[str, typer.Option("--task", "-t", metavar="NAME", help="The prompt to restore with.")] = "haze",
     size: Annotated[int, typer.Option("--size", metavar="PIXELS", min=16, help="Side of the square picture.")] = 256,
     batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Pictures in one run.")] = 1,
     runs: Annotated[int, typer.Option("--runs", metavar="N", min=1, help="After the first; medians are told.")] = 3,
-    backbone: options.Backbone = "mini",
-    model: options.Model = None,
-    offline: options.Offline = False,
-    device: options.Device = "auto",
-    precision: options.TrunkPrecision = options.Precision.auto,
-    compile: options.Compile = options.CompileMode.auto,
+    request: RestoreRequest,
 ) -> None:
     """Time the stages of restoring a picture here: what takes how long, at which rate, by which kernels.
 
@@ -38,12 +37,12 @@ def bench(
 
     imports = time.perf_counter() - started
     started = time.perf_counter()
-    source = {"model": model, "offline": offline, "device": device, "precision": precision.value, "compile": compile.value}
-    restorer = Restorer(backbone, **source)
+    restorer = Restorer.from_request(request)
     load = time.perf_counter() - started
-    found = measured(restorer, task, size, runs, batch)
+    found = measured(restorer, None if request.engine else request.task, size, runs, batch)
     about = [
-        f"{backbone}, {batch} x {size} x {size}, {found['steps']} evaluations, {dtype(restorer)} on {restorer.device}",
+        f"{restorer.backbone.name}, {batch} x {size} x {size}, {found['steps']} evaluations",
+        f"{dtype(restorer)} on {restorer.device}",
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, {form(restorer)}",
         "kernels: " + ", ".join(f"{one.name} ({one.reason})" for one in backend.backends() if one.available),
     ]

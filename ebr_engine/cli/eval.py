@@ -5,13 +5,13 @@ import time
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from ebr_engine.cli import options
-from ebr_engine.cli.loading import BaseModel, spread
+from ebr_engine.cli.options import takes
 from ebr_engine.errors import EbrError
+from ebr_engine.request import SCHEDULES, RestoreRequest
 
 
 class ProtocolName(str, Enum):
@@ -53,7 +53,10 @@ Workers = Annotated[int, _files("--workers", metavar="N", min=1, help="Processes
 Resume = Annotated[bool, _files("--resume/--no-resume", help="Keep the rows that an earlier run left in --out.")]
 
 
-@spread
+MODEL = ("backbone", "model", "revision", "offline", "context", "vae", "engine")
+
+
+@takes("prompt", "mix", "steps", "order", "t0", "seed", *MODEL, "device", "precision", "tile", "tile_overlap")
 def evaluate(
     *,
     source: Input = None,
@@ -75,24 +78,13 @@ def evaluate(
         list[str] | None,
         typer.Option("--task", "-t", metavar="NAME", help="What to restore by. Bundled: only these tasks (repeatable)."),
     ] = None,
-    prompt: options.Prompts = None,
-    mix: options.PromptMix = options.Mix.auto,
     size: Size = "256",
     prompts: PromptFolder = None,
-    steps: options.Steps = None,
     schedule: Annotated[
-        options.Schedule | None,
+        Literal[tuple(SCHEDULES)] | None,
         typer.Option("--schedule", show_default="released by that protocol, else fast", rich_help_panel="Sampling"),
     ] = None,
-    order: options.Order = None,
-    t0: options.T0 = None,
-    seed: options.Seed = 42,
-    base: BaseModel,
-    engine: options.Engine = None,
-    device: options.Device = "auto",
-    precision: options.TrunkPrecision = options.Precision.auto,
-    tile: options.Tile = None,
-    tile_overlap: options.TileOverlap = None,
+    request: RestoreRequest,
 ) -> None:
     """Measure restorations: PSNR, SSIM and, with their libraries, LPIPS, DISTS, CLIP-IQA+ and MUSIQ.
 
@@ -111,33 +103,27 @@ def evaluate(
     [bold]ebr-engine eval --size 256 --out quality.json[/]
     """
     if not (source or target or restored or list_file):
-        if prompt or engine or mix is not options.Mix.auto:
+        if request.prompt or request.engine or request.mix != "auto":
             raise EbrError("--prompt, --mix and --engine are for files of your own; name them by --input or --list")
-        _bundled_benchmark(task, size, base, prompts, device, precision, out)
+        _bundled_benchmark(task, size, request, prompts, out)
         return
     from ebr_engine.cli.eval_files import Request, evaluate_files
 
     if prompts:
         raise EbrError("--prompts is the bundled benchmark's; a prompt for files of your own goes by --prompt")
-    request = Request(source, target, restored, list_file, root, clips, incomplete, protocol.value, metrics, workers, resume, out)
-    chosen = schedule.value if schedule else "released" if protocol is ProtocolName.released else "fast"
-    how = {
-        **vars(base),
-        **{"context": base.context and str(base.context), "vae": base.vae and str(base.vae), "engine": engine},
-        **{"precision": precision.value, "mix": mix.value},
-        **{"steps": steps, "schedule": chosen, "order": order, "t0": t0, "seed": seed},
-        **{"tile": tile, "tile_overlap": tile_overlap},
-    }
-    evaluate_files(request, task or [], prompt or [], how, device)
+    wanted = Request(source, target, restored, list_file, root, clips, incomplete, protocol.value, metrics, workers, resume, out)
+    chosen = schedule if schedule else "released" if protocol is ProtocolName.released else "fast"
+    names = ("backbone", "model", "revision", "offline", "context", "vae", "engine", "precision", "mix", "steps", "order", "t0")
+    how = {name: getattr(request, name) for name in (*names, "seed", "tile", "tile_overlap")}
+    how = {name: str(value) if isinstance(value, Path) else value for name, value in how.items()} | {"schedule": chosen}
+    evaluate_files(wanted, task or [], list(request.prompt), how, request.device)
 
 
 def _bundled_benchmark(
     task: list[str] | None,
     size: str,
-    base: BaseModel,
+    request: RestoreRequest,
     prompts: Path | None,
-    device: str,
-    precision: options.Precision,
     out: Path | None,
 ) -> None:
     if size != "full" and not (size.isdigit() and int(size) >= 64 and int(size) % 8 == 0):
@@ -152,7 +138,9 @@ def _bundled_benchmark(
 
     if wrong := [name for name in task or [] if name not in TASKS]:
         raise EbrError(f"unknown task {', '.join(wrong)}; there is: {', '.join(TASKS)}")
-    restorer = base.load(device=device, precision=precision)
+    from ebr_engine.engine.restorer import Restorer
+
+    restorer = Restorer.from_request(request)
     started = time.monotonic()
 
     def tell(record: dict) -> None:

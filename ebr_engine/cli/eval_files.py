@@ -8,7 +8,8 @@ import typer
 
 from ebr_engine.cli.telling import tell
 from ebr_engine.errors import EbrError
-from ebr_engine.jobs.choosing import chosen_prompts
+from ebr_engine.jobs.work import prompts_of
+from ebr_engine.request import RestoreRequest
 
 if TYPE_CHECKING:
     from ebr_engine.evaluation.paired import Item
@@ -32,7 +33,9 @@ class Request:
     out: Path | None
 
 
-def evaluate_files(request: Request, tasks: list[str], texts: list[str], how: dict[str, Any], device: str) -> None:
+def evaluate_files(
+    request: Request, tasks: list[str], prompts: list[tuple[Path, float]], how: dict[str, Any], device: str
+) -> None:
     """Measure, tell of every file, write the summary; exit code 1 where a file could not be measured."""
     if request.out is None:
         raise EbrError("--out is missing: the folder for scores.csv, summary.md and summary.json")
@@ -46,7 +49,7 @@ def evaluate_files(request: Request, tasks: list[str], texts: list[str], how: di
     if all(item.target is None for item in items) and all(METRICS[name].needs_target for name in names):
         learned = ", ".join(name for name, metric in METRICS.items() if not metric.needs_target)
         raise EbrError(f"nothing here has a target; give --target, or --metrics that need none: {learned}")
-    restoring = _restoring(request, items, tasks, texts, how)
+    restoring = _restoring(request, items, tasks, prompts, how)
 
     from ebr_engine.evaluation.protocols import protocol_for
     from ebr_engine.evaluation.run import Row, Settings, evaluate
@@ -94,13 +97,14 @@ def _items(request: Request) -> "list[Item]":
     return pair_folders(request.source, request.target, request.restored, request.clips, request.partial)
 
 
-def _restoring(request: Request, items: "list[Item]", tasks: list[str], texts: list[str], how: dict[str, Any]):
+def _restoring(request: Request, items: "list[Item]", tasks: list[str], prompts: list[tuple[Path, float]], how: dict[str, Any]):
     """How to restore what has no result yet; None where everything has one."""
     from ebr_engine.evaluation.run import Restoring
+    from ebr_engine.prompts.catalogue import AUTO, find_prompts
 
     missing = [item for item in items if item.restored is None]
     if not missing:
-        if tasks or texts or how["engine"]:
+        if tasks or prompts or how["engine"]:
             raise EbrError("the results are given (--restored); leave --task, --prompt and --engine out")
         return None
     if len(missing) < len(items):
@@ -108,12 +112,15 @@ def _restoring(request: Request, items: "list[Item]", tasks: list[str], texts: l
     if len(tasks) > 1:
         raise EbrError(f"one --task restores files; {len(tasks)} are given")
     if how["engine"]:
-        if tasks or texts:
+        if tasks or prompts:
             raise EbrError("an engine file holds its own prompt; leave --task and --prompt out")
         return Restoring(**how)
-    chosen = chosen_prompts(how["backbone"], *tasks or [None], texts)
-    prompts = tuple((str(path), weight) for path, weight in chosen)
-    return Restoring(**how, task=tasks[0] if tasks else None, prompts=prompts)
+    task = tasks[0] if tasks else None
+    if task == AUTO:
+        find_prompts(how["backbone"], AUTO)  # which says why not
+    asked = RestoreRequest(task=task, prompt=tuple(prompts), backbone=how["backbone"])
+    prompts_of(asked)
+    return Restoring(**how, task=task, prompts=tuple((str(path), weight) for path, weight in asked.prompt))
 
 
 def _about(restoring: Any) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ebr_engine.cli import options
-from ebr_engine.cli.loading import BaseModel, spread
+from ebr_engine.cli.build import FIELDS, MODEL
+from ebr_engine.cli.options import about_plan, prompts_asked, takes
 from ebr_engine.errors import EbrError
+from ebr_engine.request import RestoreRequest
 
 
 class Format(str, Enum):
@@ -25,7 +26,12 @@ class GraphPrecision(str, Enum):
     fp8 = "fp8"
 
 
-@spread
+@takes(
+    *FIELDS,
+    *MODEL[:-2],
+    mix="residual",
+    help={"task": "A bundled or installed prompt, such as haze; several: rain:0.7+haze:0.3."},
+)
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write: .onnx, .plan or .pt2.")],
     *,
@@ -60,16 +66,8 @@ def export(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-    task: options.Task = None,
-    prompt: options.Prompts = None,
-    mix: options.PromptMix = options.Mix.residual,
-    strength: options.Strength = 1.0,
-    steps: options.Steps = None,
-    schedule: options.StepSchedule = options.Schedule.fast,
-    order: options.Order = None,
-    t0: options.T0 = None,
-    base: BaseModel,
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="That aoti compiles for: cpu, cuda or cuda:N.")] = "cpu",
+    request: RestoreRequest,
 ) -> None:
     """Write the transformer as one graph for another runtime, with what its steps take beside it (FILE.tables).
 
@@ -77,9 +75,7 @@ def export(
 
     [bold]ebr-engine restore clip.mp4 -o clean.mp4 --engine rain.onnx[/]
     """
-    from ebr_engine.jobs.choosing import chosen_prompts
-
-    prompts = chosen_prompts(base.backbone, task, prompt or [])
+    names = prompts_asked(request)
     sides = side_lengths(size)
 
     from ebr_engine.export.graph import SUFFIXES
@@ -97,28 +93,21 @@ def export(
     from ebr_engine.prompts.catalogue import RELEASED_SIZES
 
     check_request(out, chosen)
+    from ebr_engine.engine.restorer import Restorer
+
     started = time.perf_counter()
-    restorer = base.load(device=device, precision=precision)
-    run = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value, "strength": strength}
-    plan = restorer.plan(task, prompts or None, **run)
-    names = [task] if task else [f"{path}:{weight:g}" for path, weight in prompts]
-    about = {
-        "prompts": names,
-        "precision": precision.value,
-        "schedule": schedule.value,
-        "steps": len(plan.table),
-        "mix": mix.value,
-        "strength": strength,
-    }
-    height, width = sides or RELEASED_SIZES.get(base.backbone, 2 * (DEFAULT_TILE[base.backbone],))
-    length = frames or (DEFAULT_CHUNK[base.backbone][0] if restorer.codec.temporal > 1 else 1)
+    request = request.with_(device=device, precision=precision.value)
+    restorer = Restorer.from_request(request)
+    plan = restorer.plan_for(request)
+    height, width = sides or RELEASED_SIZES.get(request.backbone, 2 * (DEFAULT_TILE[request.backbone],))
+    length = frames or (DEFAULT_CHUNK[request.backbone][0] if restorer.codec.temporal > 1 else 1)
     fixed = bool(sides) if dynamic is None else not dynamic
     taken = ExportOptions((length, height, width), fixed, opset, workspace)
-    files = export_trunk(out, restorer.backbone, plan, chosen, taken, about)
+    files = export_trunk(out, restorer.backbone, plan, chosen, taken, about_plan(request, names, len(plan.table)))
     megabytes = sum(file.stat().st_size for file in files) / 1e6
     what = f"{length} frame(s) of {height}x{width}" if fixed else "any size"
     typer.echo(
-        f"{out}  {chosen}, {base.backbone}, {precision.value}, {what}, {', '.join(names)}, {len(plan.table)} steps  "
+        f"{out}  {chosen}, {request.backbone}, {precision.value}, {what}, {', '.join(names)}, {len(plan.table)} steps  "
         f"{megabytes:.0f} MB  {time.perf_counter() - started:.1f} s"
     )
     typer.echo(f"keep beside it: {', '.join(file.name for file in files[1:])}")

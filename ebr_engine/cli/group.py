@@ -13,8 +13,8 @@ import typer
 from typer.core import TyperGroup
 
 from ebr_engine import settings
-from ebr_engine.cli.telling import one_line, tell
-from ebr_engine.errors import EbrError
+from ebr_engine.cli.telling import tell
+from ebr_engine.errors import EbrError, one_line
 
 EXTRAS = {"scipy": "train", "skimage": "train"}  # the extra that a missing module comes with, where whole commands need it
 
@@ -120,4 +120,8 @@ def _click_command(name: str, target: Any) -> Any:
         target = single
     command = typer.main.get_command(target)
     command.name = name
+    for one in [command, *getattr(command, "commands", {}).values()]:
+        for parameter in one.params:
+            if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+                parameter.metavar = ""  # a flag takes no value: newer typers would show <bool>
     return command

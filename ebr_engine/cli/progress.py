@@ -7,7 +7,6 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import typer
@@ -15,11 +14,12 @@ import typer
 from ebr_engine.cli.telling import tell
 from ebr_engine.errors import EngineWarning
 from ebr_engine.jobs.outcome import Outcome
+from ebr_engine.jobs.progress import Progress
 
 PLAIN_SECONDS = 30  # between two lines that tell of a long file where there is no bar
 
 
-class Progress(AbstractContextManager):
+class Display(Progress):
     """A bar over files and their steps on stderr, when that is a terminal; one line a file on stdout.
 
     Every file counts the same; a file's share grows with its steps. `as_json` makes stdout one JSON object a file and a last
@@ -37,7 +37,7 @@ class Progress(AbstractContextManager):
         self._bar = None if quiet or not sys.stderr.isatty() else _bar()
         self._task = self._bar.add_task("loading", total=files, step="", start=False) if self._bar else None
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "Display":
         self._warnings = warnings.catch_warnings()
         self._warnings.__enter__()
         warnings.simplefilter("always", EngineWarning)
@@ -64,10 +64,6 @@ class Progress(AbstractContextManager):
         if self._bar:
             self._bar.start_task(self._task)
             self._bar.update(self._task, description=self._name, completed=self._begun - 1, step="", refresh=True)
-
-    def step(self, index: int, total: int) -> None:
-        """`index` of `total` steps of the current file are done."""
-        self.share(index / total if total else 0, f"step {index}/{total}")
 
     def share(self, part: float, text: str) -> None:
         """`part` of the current file, 0 to 1, is done; `text` says where it is."""
@@ -137,6 +133,16 @@ class Progress(AbstractContextManager):
             self._bar.start()
         return answer
 
+    def go_on(self, files: int, yes: bool) -> bool:
+        """Whether to restore all files after a preview: asked on a terminal, else only with --yes."""
+        what = f"{files} files" if files > 1 else "the whole file"
+        if yes:
+            return True
+        if on_terminal():
+            return self.ask(f"go on with {what}?")
+        self.line(f"this was the preview; --yes goes on with {what}")
+        return False
+
     def stopping(self, text: str) -> None:
         """Say that the run is about to stop: from a signal, which may have come in the middle of any other line."""
         if self._bar:
@@ -147,6 +153,11 @@ class Progress(AbstractContextManager):
     def _object(self, values: dict[str, Any]) -> None:
         with self._lock:
             typer.echo(json.dumps(values))
+
+
+def on_terminal() -> bool:
+    """Whether there is a person to ask."""
+    return sys.stdin.isatty()
 
 
 def _clock(seconds: float) -> str:

@@ -1,77 +1,53 @@
 """`ebr-engine restore`: pictures in, restored pictures out."""
 
-from dataclasses import replace
-from functools import partial
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from ebr_engine.cli import options
-from ebr_engine.cli.loading import BaseModel, spread
-from ebr_engine.cli.progress import Progress
+from ebr_engine.cli.options import named, takes
 from ebr_engine.errors import EbrError
-from ebr_engine.jobs.auto import recipe_for
-from ebr_engine.jobs.choosing import precision_of
-from ebr_engine.jobs.preview import go_on, write_preview
-from ebr_engine.jobs.recipe import ClipOptions, Recipe
-from ebr_engine.jobs.run import run_jobs
-from ebr_engine.jobs.work import plan_work
+from ebr_engine.jobs.texts import is_prompt, prompts_of_texts
+from ebr_engine.request import FIELDS, RestoreRequest
 
 
-@spread
+@takes(*FIELDS)
 def restore(
-    inputs: options.Inputs = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="INPUT", help="Pictures and clips, folders of them, or patterns in quotes such as 'photos/**/*.jpg'."
+        ),
+    ] = None,
     *,
-    task: options.Task = None,
-    prompt: options.Prompts = None,
-    mix: options.PromptMix = options.Mix.auto,
-    strength: options.Strength = 1.0,
-    guess: options.Guess = False,
-    color_fix: options.ColourFix = None,
-    manifest: options.Manifest = None,
-    out: options.Out = None,
-    compare: options.Compare = False,
-    compare_as: options.CompareWay = None,
-    preview: options.Preview = False,
-    yes: options.Yes = False,
+    out: Annotated[
+        str | None, named("Files", "--out -o OUT", "A file for one input, or a folder (made if missing) that mirrors them.")
+    ] = None,
+    manifest: Annotated[
+        Path | None,
+        named(
+            "Files", "--manifest FILE", "A list of work, .csv or .jsonl: input, output, task and more; relative to its folder."
+        ),
+    ] = None,
+    preview: Annotated[
+        bool,
+        named("Files", "--preview", "First write NAME_preview.png, a frame or the centre of the first file, and ask to go on."),
+    ] = False,
+    yes: Annotated[
+        bool, named("Files", "--yes -y", "Go on after the preview without asking; without a terminal it ends there.")
+    ] = False,
     overwrite: options.Overwrite = False,
-    resume: options.Resume = True,
-    fail_fast: options.FailFast = False,
-    quality: options.Quality = 95,
-    quiet: options.Quiet = False,
-    json: options.Json = False,
-    start: options.Start = None,
-    frames: options.Frames = None,
-    chunk_frames: options.ChunkFrames = None,
-    chunk_overlap: options.ChunkOverlap = None,
-    as_clip: options.AsClip = False,
-    fps: options.FrameRate = 24,
-    per_frame: options.PerFrame = False,
-    deinterlace: options.Deinterlace = False,
-    codec: options.VideoCodec = None,
-    pix_fmt: options.PixelFormat = None,
-    crf: options.Crf = None,
-    encoder: options.EncoderOptions = None,
-    copy_audio: options.CopyAudio = True,
-    copy_subtitles: options.CopySubtitles = True,
-    steps: options.Steps = None,
-    schedule: options.StepSchedule = options.Schedule.fast,
-    order: options.Order = None,
-    t0: options.T0 = None,
-    seed: options.Seed = 42,
-    size: options.PictureSize = options.Size.native,
-    base: BaseModel,
-    sample_latents: options.SampleLatents = False,
-    engine: options.Engine = None,
-    device: options.Device = "auto",
-    precision: options.TrunkPrecision = options.Precision.auto,
-    fp8: options.Fp8 = False,
-    offload: options.OffloadMode = options.Offload.none,
-    compile: options.Compile = options.CompileMode.auto,
-    tile: options.Tile = None,
-    tile_overlap: options.TileOverlap = None,
-    tile_blend: options.TileBlend = options.Blend.latent,
-    max_memory: options.MaxMemory = None,
-    low_memory: options.LowMemory = False,
+    resume: Annotated[
+        bool,
+        named("Files", "--resume/--no-resume", "Leave out what an earlier run with the same settings finished; go on in clips."),
+    ] = True,
+    fail_fast: Annotated[bool, named("Files", "--fail-fast", "End at the first file that fails.")] = False,
+    quiet: Annotated[bool, named("Files", "--quiet -q", "Print errors only.")] = False,
+    json: Annotated[
+        bool, named("Files", "--json", "Print a JSON object a file, and one for the whole, in place of lines.")
+    ] = False,
+    request: RestoreRequest,
 ) -> None:
     """Restore pictures and clips: of any size, depth and length; alpha, EXIF, colour profile, sound and times are kept.
 
@@ -86,62 +62,35 @@ def restore(
 
     [bold]ebr-engine restore in.png -o out.png --prompt rain.safetensors:0.7 haze.safetensors:0.3[/]
     """
-    asked = dict(locals())
-    asked |= vars(asked.pop("base"))
-    if t0 is not None and not 0 < t0 < 1:
-        raise EbrError(f"--t0 must be above 0 and below 1, not {t0:g}")
-    chosen = precision_of(precision, fp8)
-    clips = ClipOptions(
-        start,
-        frames,
-        chunk_frames,
-        chunk_overlap,
-        deinterlace,
-        codec,
-        pix_fmt,
-        crf,
-        tuple(encoder or ()),
-        copy_audio,
-        copy_subtitles,
-        fps,
-    )
-    clips.encoder_options  # noqa: B018 (refuses what is not KEY=VALUE before any work)
+    from ebr_engine.cli.progress import Display
+    from ebr_engine.jobs.work import find_work
 
-    work = plan_work(asked)
-    with Progress(len(work.jobs), quiet, json) as progress:
+    # Prompt files may follow one --prompt, where the parser can only see more inputs.
+    words = inputs or []
+    if more := [word for word in words if is_prompt(word)]:
+        request = request.with_(prompt=(*request.prompt, *prompts_of_texts(more)))
+    files = [Path(word).expanduser() for word in words if not is_prompt(word)]
+    if out == "-":
+        raise EbrError("-o -: pictures are not written to standard output; name a file or a folder")
+    out = out and str(Path(out).expanduser()) + ("/" if out.endswith("/") else "")
+    manifest = manifest and manifest.expanduser()
+    work = find_work(files, out, request, manifest=manifest, overwrite=overwrite, resume=resume)
+    with Display(len(work.jobs), quiet, json) as progress, work.locked():
         if not work.jobs:
             progress.summary(0, [], work.skipped, 0, 0.0)
             return
 
-        from ebr_engine.prompts.catalogue import RELEASED_SIZES
+        from ebr_engine.engine.restorer import Restorer
+        from ebr_engine.jobs.preview import write_preview
+        from ebr_engine.jobs.recipe import Recipes
+        from ebr_engine.jobs.run import run_work
 
-        placed = {"device": device, "offload": offload, "compile": compile, "max_memory": max_memory, "low_memory": low_memory}
-        restorer = base.load(engine, **placed, precision=chosen, sample_latents=sample_latents)
-        bake = {"steps": steps, "schedule": schedule.value, "order": order, "t0": t0, "mix": mix.value, "strength": strength}
-        restorer.tile_size(tile, tile_overlap)  # refuses impossible ones before any picture is read
-        fixed = RELEASED_SIZES.get(restorer.backbone.name) if size is options.Size.released else None
-        if restorer.backbone.name == "flux" and any(job.is_clip for job in work.jobs) and not per_frame:
-            raise EbrError("flux knows no time; add --per-frame to restore a clip frame by frame, or use --backbone wan")
-        run = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend.value}
-        common = Recipe(
-            run,
-            quality,
-            fixed,
-            clips,
-            keep_parts=resume,
-            colour_fix=color_fix and color_fix.value,
-            compare=compare_as.value if compare_as else "side",
-        )
-        recipes = {
-            key: replace(recipe_for(choice, common, partial(restorer.plan, **bake), guess), settings=work.digests[key])
-            for key, choice in work.choices.items()
-        }
+        restorer = Restorer.from_request(request)
+        recipes = Recipes(restorer, work.digests, keep_parts=resume)
         if preview:
-            write_preview(restorer, work.jobs, recipes[work.jobs[0].task], progress)
-            if not go_on(len(work.jobs), yes, progress):
+            write_preview(restorer, work.jobs, recipes, progress)
+            if not progress.go_on(len(work.jobs), yes):
                 return
-        kept = {"journal": work.journal, "skipped": work.skipped}
-        restorer.expect(sum(not job.is_clip for job in work.jobs))
-        failed = run_jobs(restorer, work.jobs, recipes, progress, **kept, fail_fast=fail_fast)
+        failed = run_work(restorer, work, progress, recipes, fail_fast)
     if failed:
         raise typer.Exit(1)

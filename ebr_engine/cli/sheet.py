@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ebr_engine.cli import options
-from ebr_engine.cli.loading import BaseModel, spread
-from ebr_engine.cli.progress import Progress
+from ebr_engine.cli.options import takes
+from ebr_engine.cli.progress import Display
 from ebr_engine.errors import EbrError
+from ebr_engine.request import RestoreRequest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from ebr_engine.engine.classify import Diagnosis
 
 
-@spread
+MODEL = ("backbone", "model", "revision", "offline", "context", "vae")
+
+
+@takes("strength", "steps", "schedule", "seed", *MODEL, "device", "precision", "offload")
 def sheet(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="A picture, or a clip, of which one frame is taken.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="SHEET.png", help="The picture to write.")],
@@ -27,16 +31,9 @@ def sheet(
         typer.Option("--task", "-t", metavar="NAME", show_default="all there are", help="Only this one (repeatable)."),
     ] = None,
     side: Annotated[int, typer.Option("--side", metavar="PIXELS", min=32, help="A larger picture is reduced to this.")] = 512,
-    strength: options.Strength = 1.0,
     start: Annotated[float | None, typer.Option("--start", metavar="SECONDS", min=0, help="Which frame of a clip.")] = None,
     overwrite: options.Overwrite = False,
-    steps: options.Steps = None,
-    schedule: options.StepSchedule = options.Schedule.fast,
-    seed: options.Seed = 42,
-    base: BaseModel,
-    device: options.Device = "auto",
-    precision: options.TrunkPrecision = options.Precision.auto,
-    offload: options.OffloadMode = options.Offload.none,
+    request: RestoreRequest,
 ) -> None:
     """Restore one picture by every task of a backbone, and show the results beside the input; what auto would choose is marked.
 
@@ -48,31 +45,32 @@ def sheet(
     """
     from ebr_engine.prompts.catalogue import BACKBONES, find_prompts, prompt_files
 
-    if base.backbone not in BACKBONES:
-        raise EbrError(f"unknown backbone {base.backbone!r}; choose one of {', '.join(BACKBONES)}")
-    tasks = task or sorted(prompt_files(base.backbone), key=_usual)
+    if request.backbone not in BACKBONES:
+        raise EbrError(f"unknown backbone {request.backbone!r}; choose one of {', '.join(BACKBONES)}")
+    tasks = task or sorted(prompt_files(request.backbone), key=_usual)
     for name in tasks or ["haze"]:  # tells how to get prompts where there are none
-        find_prompts(base.backbone, name)
+        find_prompts(request.backbone, name)
     _check(source, out, overwrite)
     whole = _read(source, start)
     pixels = _reduced(whole, side)
 
+    from ebr_engine.engine.restorer import Restorer
     from ebr_engine.media.images import write_image
     from ebr_engine.media.sheet import SheetTile, contact_sheet
 
     started = time.perf_counter()
-    restorer = base.load(device=device, precision=precision, offload=offload)
+    restorer = Restorer.from_request(request)
     diagnosis = _diagnosis(whole)
     chosen = "+".join(diagnosis.tasks)
     if task is None and len(diagnosis.tasks) > 1 and set(diagnosis.tasks) <= set(tasks):
         tasks = [*tasks, chosen]
     tiles = [SheetTile(pixels, "input" if chosen else "input · auto sees nothing to repair", not chosen)]
-    with Progress(1) as progress:
+    with Display(1) as progress:
         progress.start(source.name)
         for index, name in enumerate(tasks):
             progress.share(index / len(tasks), name)
-            plan = restorer.plan(name, steps=steps, schedule=schedule.value, strength=strength)
-            restored = restorer.restore(pixels, plan=plan, seed=seed)
+            plan = restorer.plan_for(request.with_(task=name))
+            restored = restorer.restore(pixels, plan=plan, seed=request.seed)
             tiles.append(SheetTile(restored, _label(name, diagnosis, name == chosen), name == chosen))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_image(out, contact_sheet(tiles))

@@ -7,25 +7,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebr_engine.errors import EngineError
 from ebr_engine.media.arrays import to_tensor
 
 AT_ONCE = 8  # pictures in a batch: more only takes memory
 
 
 def one_item(image: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
-    """Pixels [1, 3, F, H, W] of one picture or clip, and the function that turns a result into what it was.
+    """Pixels [B, 3, F, H, W] of one picture or clip, and the function that turns a result into what it was.
 
-    Pictures: see `to_tensor`. Clips: tensor [3, F, H, W] or array [F, H, W, 3]. Raises `EngineError` for anything else.
+    Pictures: see `to_tensor`. Clips: tensor [1, 3, F, H, W], or [3, F, H, W] unless F is 3, which could be three pictures as
+    well; or array [F, H, W, 3]. Raises `EngineError` for anything else.
     """
-    if isinstance(image, Tensor) and image.ndim == 4:
-        frames, rebuild = to_tensor(image.transpose(0, 1))
-        return frames.transpose(0, 1)[None], lambda result: rebuild(result[0].transpose(0, 1)).transpose(0, 1)
+    if isinstance(image, Tensor) and image.ndim == 5 and len(image) == 1:
+        clip, rebuild = _clip(image[0])
+        return clip, lambda result: rebuild(result)[None]
+    if isinstance(image, Tensor) and image.ndim == 4 and image.shape[0] == 3:
+        if image.shape[1] == 3:
+            shape = tuple(image.shape)
+            raise EngineError(f"a tensor {shape} is three pictures or a clip of three frames; give a clip as [1, 3, F, H, W]")
+        return _clip(image)
     if isinstance(image, np.ndarray) and image.ndim == 4:
-        parts = [to_tensor(frame) for frame in image]
-        clip = torch.cat([pixels for pixels, _ in parts]).transpose(0, 1)[None]
-        return clip, lambda result: np.stack([part[1](result[:, :, i]) for i, part in enumerate(parts)])
+        frames = [to_tensor(frame) for frame in image]
+        clip = torch.cat([pixels for pixels, _ in frames]).transpose(0, 1)[None]
+        return clip, lambda result: np.stack([frame[1](result[:, :, i]) for i, frame in enumerate(frames)])
     pixels, rebuild = to_tensor(image)
     return pixels.unsqueeze(2), lambda result: rebuild(result.squeeze(2))
+
+
+def _clip(image: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    frames, rebuild = to_tensor(image.transpose(0, 1))
+    return frames.transpose(0, 1)[None], lambda result: rebuild(result[0].transpose(0, 1)).transpose(0, 1)
 
 
 def groups(shapes: Sequence[tuple[int, ...]], alone: Sequence[bool], at_once: int = AT_ONCE) -> Iterator[list[int]]:

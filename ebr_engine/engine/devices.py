@@ -1,4 +1,4 @@
-"""Which device computes."""
+"""Which device computes, and what its memory does."""
 
 import torch
 
@@ -18,3 +18,9 @@ def choose_device(device: str) -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise EngineError(f"there is no device {device}: {torch.cuda.device_count()} CUDA device(s) found")
     return chosen
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for a CUDA device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

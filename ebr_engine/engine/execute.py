@@ -3,7 +3,7 @@
 | `compile` | CPU | CUDA |
 |---|---|---|
 | `off` | plain | plain |
-| `auto` | plain; the transformer compiled when many pictures are to come (`Runner.expect`) | the same, and in CUDA graphs |
+| `auto` | plain; compiled for a size that comes so often that it pays (`Runner.expect`) | the same, and in CUDA graphs |
 | `on` | the transformer compiled | compiled, and in CUDA graphs |
 
 A CUDA graph holds the whole run of a shape and schedule: all evaluations, table rows and bridge steps. Tables are copied into
@@ -11,9 +11,10 @@ it, so that all prompts of a size share it. In a picture of tiles, whose number 
 group of tiles. What fails to compile or to be captured is done without from then on, and told once.
 """
 
+import time
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -24,13 +25,14 @@ from ebr_engine import settings
 from ebr_engine.backbones.layers import pack_trunk
 from ebr_engine.backbones.loading import Backbone
 from ebr_engine.bridge.sampler import Callback, Velocity, sample
+from ebr_engine.engine.devices import synchronise
 from ebr_engine.engine.layout import tiled
 from ebr_engine.engine.plan import Plan
 from ebr_engine.errors import EngineError, warn
 from ebr_engine.media.tiling import Tiles
 
-COMPILES = ("auto", "off", "on")
-MANY = 100  # pictures from which on `auto` compiles; a CPU's break-even: `python -m benchmarks.speed throughput --compile off on`
+COMPILE_SHARE = 0.1  # of the time that the expected pictures of a size take: `auto` compiles where that is no less
+COMPILE_SECONDS = 45.0  # that compiling for a size takes, until one has been measured
 SHAPES = 64  # that one transformer is compiled for, before torch gives up
 WARM_STEPS = 3  # that meet every kernel of a run, the solver's differences too
 
@@ -139,6 +141,9 @@ class CudaRecorder:
         return graph.replay, result
 
 
+Cells = tuple[int, int]  # height and width of a latent
+
+
 @dataclass(frozen=True)
 class Tiling:
     """How a latent is cut into tiles, and how many of them are evaluated together."""
@@ -167,22 +172,54 @@ class Runner:
             graphs = Graphs(CudaRecorder(backbone.device))
         self.graphs = graphs if possible else None
         self.compiled = self._compiled() if compile == "on" else None
+        self.expected: Counter[Cells] = Counter()  # pictures that are to come, by the size of their latents
+        self.compile_seconds = COMPILE_SECONDS
+        self._plain: dict[Cells, float] = {}  # seconds of an evaluation, of sizes that may be worth compiling for
+        self._worth: dict[Cells, bool] = {}
         self._tables: weakref.WeakValueDictionary[Any, _Shared] = weakref.WeakValueDictionary()
         packs = backbone.device.type == "cpu" and isinstance(backbone.trunk, nn.Module) and not offloads
         self._to_pack = backbone.trunk if packs else None
 
-    def expect(self, pictures: int) -> None:
-        """Say how many pictures are to come: with `auto`, many are worth compiling for."""
-        if self.compile == "auto" and not self._refused and self.compiled is None and pictures >= MANY:
-            self.compiled = self._compiled()
+    def expect(self, sizes: Iterable[Cells]) -> None:
+        """Say which sizes of latents (height, width) are to come, each as often as it comes.
+
+        With `auto`, a size is compiled for where that takes no more than `COMPILE_SHARE` of the time of its pictures: before
+        the first of them one evaluation is timed, so that all pictures of a size are treated alike.
+        """
+        if self.compile == "auto" and not self._refused:
+            self.expected.update(sizes)
 
     def _compiled(self) -> Backbone:
         return replace(self.backbone, trunk=compile_trunk(self.backbone.trunk))
 
-    @property
-    def static(self) -> bool:
-        """Whether every new shape costs something, so that shapes should be few."""
-        return self.compiled is not None or self.graphs is not None
+    def static(self, cells: Cells, plan: Plan) -> bool:
+        """Whether a new shape near this size of latents costs something, so that shapes should be few."""
+        return self.graphs is not None or self._compiles(cells, plan)
+
+    def _compiles(self, cells: Cells, plan: Plan) -> bool:
+        """Whether a run at this size is compiled."""
+        if self.compile == "on" or self.expected[cells] < 2:
+            return self.compile == "on" and self.compiled is not None
+        if cells not in self._worth:
+            self._plain[cells] = self._evaluation_seconds(cells, plan)
+            seconds = self.expected[cells] * self._plain[cells] * len(plan.table) * len(plan.stages)
+            self._worth[cells] = self.compile_seconds <= COMPILE_SHARE * seconds
+            if self._worth[cells] and self.compiled is None:
+                self.compiled = self._compiled()
+        return self._worth[cells] and self.compiled is not None
+
+    def _evaluation_seconds(self, cells: Cells, plan: Plan) -> float:
+        """Seconds of an evaluation of the transformer, the better of two."""
+        backbone = self.backbone
+        latent, step = torch.zeros(1, backbone.codec.channels, 1, *cells, device=backbone.device), plan.tables[0][0]
+        taken = []
+        for _ in range(2):
+            synchronise(backbone.device)
+            started = time.perf_counter()
+            backbone.velocity(latent, step)
+            synchronise(backbone.device)
+            taken.append(time.perf_counter() - started)
+        return min(taken)
 
     def run(
         self, plan: Plan, degraded: Tensor, noise: Tensor, callback: Callback | None = None, tiling: Tiling | None = None
@@ -195,17 +232,18 @@ class Runner:
         if self._to_pack is not None:
             pack_trunk(self._to_pack)
             self._to_pack = None
+        cells = tuple(degraded.shape[-2:]) if tiling is None else (tiling.tiles.tile_height, tiling.tiles.tile_width)
         if self.graphs is not None:
             try:
                 if tiling is None:
                     return self._replayed(plan, degraded, noise, callback)
-                velocity = self._groups(self._step_of(plan), tiling)
+                velocity = self._groups(self._step_of(plan), tiling, plan)
                 return sample(velocity, range(len(plan.table)), degraded, noise, plan.steps, callback)
             except GraphError as error:
                 self.graphs = None
                 warn(f"CUDA graphs are left out from here on: {error}")
-        velocity = plan.velocity(self.velocity)
-        velocity = velocity if tiling is None else self._groups(velocity, tiling)
+        velocity = plan.velocity(self.velocity if self._compiles(cells, plan) else self.backbone.velocity)
+        velocity = velocity if tiling is None else self._groups(velocity, tiling, plan)
         return sample(velocity, plan.conditioning, degraded, noise, plan.steps, callback)
 
     def velocity(self, latent: Tensor, step: Any) -> Tensor:
@@ -213,18 +251,23 @@ class Runner:
         if self.compiled is None:
             return self.backbone.velocity(latent, step)
         self.backbone.prepare(latent, step)
+        started = time.perf_counter()
         try:
             with torch._dynamo.config.patch(recompile_limit=SHAPES):
-                return self.compiled.velocity(latent, step)
+                result = self.compiled.velocity(latent, step)
         except Exception as error:  # a compiler that is missing or fails raises almost anything
             if capturing(latent):
                 raise
             self.compiled = None
             warn(f"the transformer is not compiled: {error}")
             return self.backbone.velocity(latent, step)
+        if (plain := self._plain.pop(tuple(latent.shape[-2:]), None)) is not None:  # this evaluation compiled for a new size
+            self.compile_seconds = max(0.0, time.perf_counter() - started - plain)
+        return result
 
-    def _groups(self, velocity: Velocity, tiling: Tiling) -> Velocity:
-        return tiled(velocity, tiling.tiles, tiling.at_once, equal=self.static)
+    def _groups(self, velocity: Velocity, tiling: Tiling, plan: Plan) -> Velocity:
+        cells = tiling.tiles.tile_height, tiling.tiles.tile_width
+        return tiled(velocity, tiling.tiles, tiling.at_once, equal=self.static(cells, plan))
 
     def _replayed(self, plan: Plan, degraded: Tensor, noise: Tensor, callback: Callback | None) -> Tensor:
         shared = self._shared(plan)

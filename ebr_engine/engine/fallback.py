@@ -31,10 +31,11 @@ from ebr_engine.engine.memory import (
     peak,
     size_of,
     token_bytes,
+    unseen,
 )
 from ebr_engine.engine.offload import BLOCK_LISTS, inner
 from ebr_engine.engine.plan import Plan
-from ebr_engine.errors import EngineError, warn
+from ebr_engine.errors import EngineError, out_of_memory, warn
 
 Result = TypeVar("Result")
 CELL = 8  # pixels that a latent cell of either VAE spans
@@ -66,45 +67,39 @@ OVERHEAD = {"cpu": 2**25, "cuda": 2**29}  # beside what is computed: libraries, 
 
 
 class Fitting:
-    """Where on the ladder a restorer runs. `limit`: bytes (or `8G`) of the device, on a CPU of the process, None for all;
-    `low`: all that saves memory without making tiles and chunks smaller. It never climbs up again."""
+    """In which way a restorer runs. `limit`: bytes (or `8G`) of the device, on a CPU of the process, None for all; `low`: all
+    that saves memory without making tiles and chunks smaller.
+
+    Where memory ran out, a smaller way is kept: for good what does not change a picture, and for the file at hand what does.
+    """
 
     def __init__(self, limit: str | int | None = None, low: bool = False):
         self.limit, self.low = None if limit is None else size_of(limit), low
-        self.reached: tuple[float, ...] = ()  # by other ladders too: those of clips of other lengths
+        self.reached: tuple[float, ...] = ()  # limits that other works' ways keep to as well
+        self.seen = ""  # the way of this file, where it changes the picture
         if limit is not None or low:
             give_back_at_once()
+
+    def begin(self) -> None:
+        """A new file begins: it is tried as it was asked for, so that its picture does not depend on the files before it."""
+        self.reached, self.seen = unseen(self.reached), ""
 
     def rung(self, rungs: list[Rung], costs: Costs, work: Work) -> int:
         """Number of the rung to run on; `EngineError` says the least memory that would do."""
         return choose(rungs, costs, work, self.limit, max(below(rungs, self.reached), gentle(rungs) if self.low else 0))
 
-    def run(
-        self, rungs: list[Rung], costs: Costs, work: Work, attempt: Callable[[Rung], Result], free: Callable[[], None]
-    ) -> Result:
-        """`attempt(rung)` on the first rung that fits, or on the next ones while memory runs out; `free` comes in between.
-
-        Raises what the smallest rung raises.
-        """
-        index = self.rung(rungs, costs, work)
-        while True:
-            try:
-                return attempt(rungs[index])
-            except (MemoryError, RuntimeError) as error:
-                lower = self._below(rungs, costs, work, index)
-                if not out_of_memory(error) or lower is None:
-                    raise
-            # Outside of the handler: the error's traceback held what the attempt had made.
-            free()
-            release()
-            warn(f"not enough memory for {work}; going on with {rungs[lower]}")
-            index, found = lower, limits_of(rungs, lower)
-            self.reached = tuple(map(min, self.reached or found, found))
-
-    def _below(self, rungs: list[Rung], costs: Costs, work: Work, index: int) -> int | None:
+    def next(self, rungs: list[Rung], costs: Costs, work: Work, index: int) -> int | None:
         """The next rung on which this work needs less; None on the smallest."""
         need = peak(costs, rungs[index], work)
         return next((i for i in range(index + 1, len(rungs)) if peak(costs, rungs[i], work) < need), None)
+
+    def descend(self, rungs: list[Rung], index: int, work: Work) -> None:
+        """Memory has run out: go on with rung `index`, and say so."""
+        warn(f"not enough memory for {work}; going on with {rungs[index]}")
+        found = limits_of(rungs, index)
+        self.reached = tuple(map(min, self.reached or found, found))
+        if unseen(self.reached) != self.reached:
+            self.seen = str(rungs[index])
 
 
 def rungs_of(backbone: Backbone, start: Rung, costs: Costs, compiled: bool) -> list[Rung]:
@@ -178,7 +173,7 @@ def _bytes(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in module.state_dict().values())
 
 
-def placed(make: Callable[[str], Result], device: torch.device, offload: str, movable: bool) -> Result:
+def load_with_offload(make: Callable[[str], Result], device: torch.device, offload: str, movable: bool) -> Result:
     """`make(offload)`; if a GPU's memory ends on the way and its blocks are `movable`, `make("blocks")`, with a warning.
 
     Raises `EngineError` when memory ends all the same.
@@ -195,12 +190,6 @@ def placed(make: Callable[[str], Result], device: torch.device, offload: str, mo
             warn(f"the model does not fit into the memory of {device}; its blocks wait on the CPU (offload blocks)")
     hint = "a smaller precision (bf16, fp8) may" if way == "blocks" or device.type == "cpu" else "offload blocks may"
     raise EngineError(f"not enough memory to load the model; {hint} fit")
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether torch (on any device) or Python ran out of memory."""
-    words = str(error)
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in words or "bad_alloc" in words
 
 
 def give_back_at_once() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ebr_engine.backbones.loading import Backbone
 from ebr_engine.bridge.sampler import Callback, Velocity, draw_noise
-from ebr_engine.engine import layout as buckets
+from ebr_engine.engine.memory import Rung
 from ebr_engine.errors import EngineError
 from ebr_engine.media.sizes import pad_frames, reduced, resized
 from ebr_engine.media.tiling import Tiles, pad_to, pad_to_multiple, plan_tiles
@@ -69,18 +69,30 @@ class Geometry:
             raise EngineError(f"{self.backbone.name} takes chunks of 4n + 1 frames, not {length}; use {taken}")
         return length, min(shared, length - 1)
 
+    def few(self, height: int, width: int, tile: int | None = None) -> tuple[int, int]:
+        """Height and width of the latents in which a picture is run where sizes are few: a tile's, where it is larger."""
+        tile = self.tile_size(None, None)[0] if tile is None else tile
+        multiple = self.backbone.multiple
+        sides = (-(-side // multiple) * multiple for side in (height, width))
+        _, _, *sides = few_sizes((1, 3, 1, *sides), multiple, self.backbone.codec.temporal, tile)
+        return tuple(min(side, tile or side) // self.backbone.codec.spatial for side in sides)
+
+    def pieces(self, padded: Tensor, rung: Rung) -> int:
+        """Into how many tiles padded pixels [B, 3, F, H, W] are cut."""
+        return len(self.tiles(*padded.shape[-2:], rung.tile, rung.overlap))
+
     def ready(self, pixels: Tensor, seed: int, first: int, tile: int, few: bool) -> tuple[Tensor, Tensor]:
         """Pixels [B, 3, F, H, W] extended to a shape that is run, and the noise for their latent.
 
-        `first`: number of the first frame in its clip. `few`: extended further, to one of a few sizes, see `buckets.py`.
+        `first`: number of the first frame in its clip. `few`: extended further, to one of a few sizes, see `few_sizes`.
         """
         padded = self.padded(pixels)
         noise = self.noise(padded.shape, seed, first)
         if not few:
             return padded, noise
-        shape = buckets.few_sizes(padded.shape, self.backbone.multiple, self.backbone.codec.temporal, tile)
-        padded = buckets.widened(padded, *shape)
-        return padded, buckets.repeated(noise, self.latent_shape(padded.shape))
+        shape = few_sizes(padded.shape, self.backbone.multiple, self.backbone.codec.temporal, tile)
+        padded = widened(padded, *shape)
+        return padded, repeated(noise, self.latent_shape(padded.shape))
 
     def padded(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, F, H, W] extended to what codec and transformer take; `EngineError` where that is less."""
@@ -146,7 +158,6 @@ def repeated(noise: Tensor, shape: tuple[int, ...]) -> Tensor:
     return noise
 
 
-BLENDS = ("latent", "pixel")
 Run = Callable[[Tensor, Tensor, Callback | None], Tensor]  # pixels [B, 3, F, H, W], noise of their latent → restored pixels
 
 

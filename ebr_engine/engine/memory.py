@@ -181,6 +181,11 @@ def limits_of(rungs: list[Rung], index: int) -> tuple[float, ...]:
     return tuple(after if after < before else math.inf for before, after in zip(_asks(rungs[0]), _asks(rungs[index])))
 
 
+def unseen(limits: tuple[float, ...]) -> tuple[float, ...]:
+    """The limits of `limits_of` that change nothing in a picture: what waits on the CPU, and how many tiles run at once."""
+    return tuple(limit if index in (2, 4, 5) else math.inf for index, limit in enumerate(limits))
+
+
 def _asks(rung: Rung) -> tuple[float, ...]:
     """All that a rung can have less of."""
     tile, codec_tile = rung.tile or math.inf, rung.codec_tile or math.inf

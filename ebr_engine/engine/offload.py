@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from ebr_engine.backbones.base import Codec
     from ebr_engine.backbones.loading import Backbone
 
-OFFLOADS = ("none", "codec", "blocks")
 BLOCK_LISTS = ("blocks", "double_blocks", "single_blocks")
 
 

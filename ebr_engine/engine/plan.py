@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ebr_engine.backbones.loading import Backbone
-from ebr_engine.bridge.sampler import Steps, Velocity, mean_velocity, place
-from ebr_engine.bridge.schedules import StepTable, make_table, released_timesteps
-from ebr_engine.engine.classify import diagnose
+from ebr_engine.bridge.sampler import Steps, StepTable, Velocity, make_table, mean_velocity, place, released_timesteps
+from ebr_engine.bridge.schedules import SCHEDULES
 from ebr_engine.errors import EngineError, check_choice
-from ebr_engine.prompts.catalogue import TASKS
-from ebr_engine.prompts.mixing import MIXES, PromptLike, chosen_prompts, mix_for, mixed_weights
+from ebr_engine.prompts.catalogue import RELEASED_SIZES, TASKS
+from ebr_engine.prompts.mixing import chosen_prompts, mix_for, mixed_weights
 from ebr_engine.prompts.prompt import Prompt
+from ebr_engine.request import RestoreRequest
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,16 +26,16 @@ class Plan:
     tables: list[Any]  # a conditioning for every velocity that is averaged: one, unless prompts are mixed by velocity
     bake: Callable[[Backbone], list[Any]] | None = None  # the tables for the same backbone in another precision
     shifts: tuple[tuple[int, int], ...] = ()  # of the grid of patches in each step, in cells down and right
-    then: "Plan | None" = None  # a run of its own over the result
+    following: tuple["Plan", ...] = ()  # runs of their own, each over the result of the one before
 
     @property
     def stages(self) -> list["Plan"]:
         """The runs, one over the result of the other."""
-        return [self, *(self.then.stages if self.then else [])]
+        return [self, *self.following]
 
     def check_single(self) -> None:
         """Raise `EngineError` where more than one run is planned."""
-        if self.then:
+        if self.following:
             raise EngineError("a file holds one run; make one for each prompt, or mix them with --mix residual")
 
     @property
@@ -80,11 +80,6 @@ class Plan:
         for own, new in zip(self.tables, other.tables):
             for target, source in zip(tensors_of(own), tensors_of(new)):
                 target.copy_(source)
-
-
-def chained(first: Plan, others: Sequence[Plan]) -> Plan:
-    """One run after the other."""
-    return replace(first, then=chained(others[0], others[1:])) if others else first
 
 
 def alternating(backbone: Backbone, steps: int) -> tuple[tuple[int, int], ...]:
@@ -153,42 +148,39 @@ def _mapped(function: Callable[[Tensor], Tensor], conditioning: Any) -> Any:
     )
 
 
-STRONGEST = 2.0  # times a prompt's learned strength
-
-
-def make_plan(
-    backbone: Backbone,
-    task: str | None = None,
-    prompt: PromptLike | Sequence | None = None,
-    *,
-    steps: int | None = None,
-    schedule: str = "fast",
-    order: int | None = None,
-    t0: float | None = None,
-    mix: str = "auto",
-    strength: float = 1.0,
-) -> Plan:
-    """The plan of a request; arguments and errors as those of `Restorer.restore`."""
-    check_choice("mix", mix, MIXES)
-    if not 0 <= strength <= STRONGEST:  # so that NaN fails too
-        raise EngineError(f"the strength must be from 0 (the empty prompt) to {STRONGEST:g}, got {strength:g}")
-    prompts = [(one, weight * strength) for one, weight in chosen_prompts(backbone, task, prompt)]
-    if not prompts and t0 is None:
+def make_plan(backbone: Backbone, request: RestoreRequest) -> Plan:
+    """The plan of a request, whose task is not auto; errors as those of `Restorer.restore`."""
+    prompts = [(one, weight * request.strength) for one, weight in chosen_prompts(backbone, request.task, request.prompt)]
+    if not prompts and request.t0 is None:
         raise EngineError(f"say what to repair: a task ({', '.join(TASKS)}) or a prompt")
-    looked_up = backbone.name != "mini" and schedule in ("released", "exact")
+    looked_up = backbone.name != "mini" and SCHEDULES[request.schedule].released
 
     def run_of(prompts: list[tuple[Prompt, float]], mix: str) -> Plan:
+        t0 = prompts[0][0].t0 if request.t0 is None else request.t0
         try:
-            table = make_table(schedule, prompts[0][0].t0 if t0 is None else t0, steps, order)
+            table = make_table(request.schedule, t0, request.steps, request.order)
         except ValueError as error:
             raise EngineError(str(error)) from error
         return bake(backbone, prompts, table, mix, released_timesteps(table.times, backbone.name) if looked_up else None)
 
-    mix = mix_for(backbone.name) if mix == "auto" else mix
+    mix = mix_for(backbone.name) if request.mix == "auto" else request.mix
     if mix != "turn":
         return run_of(prompts, mix)
     first, *others = [run_of([one], "residual") for one in prompts] or [run_of([], "residual")]
-    return chained(first, others)
+    return replace(first, following=tuple(others))
+
+
+def of_file(file: Any, device: torch.device) -> Plan:
+    """The plan that an engine file holds, its conditioning on `device`."""
+    tables = [tables.to(device, file.backbone.dtype) for tables in file.tables]
+    return Plan(file.table, tables, shifts=alternating(file.backbone, len(file.table)))
+
+
+def released_size(backbone: Backbone) -> tuple[int, int]:
+    """Height and width of the published protocol; `EngineError` for a backbone that has none."""
+    if backbone.name not in RELEASED_SIZES:
+        raise EngineError(f"{backbone.name} has no published size; leave the size at native")
+    return RELEASED_SIZES[backbone.name]
 
 
 @torch.no_grad()
@@ -212,11 +204,3 @@ def bake(
         return [backbone.bake(timesteps, mixed_weights(group)) for group in groups]
 
     return Plan(table, tables(backbone), tables, alternating(backbone, len(table)))
-
-
-def seen(pictures: Tensor) -> str:
-    """The tasks that auto chooses for pictures [B, 3, H, W] in [0, 1], as `make_plan` takes them; `EngineError` for none."""
-    diagnosis = diagnose(list(pictures))
-    if not diagnosis.tasks:
-        raise EngineError(f"auto sees {diagnosis}; name a task")
-    return "+".join(diagnosis.tasks)

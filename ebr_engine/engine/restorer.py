@@ -1,25 +1,23 @@
-"""`Restorer`: load a backbone, plan a run, restore pictures and clips; the work is done in `planning` and `pipeline`."""
+"""`Restorer`: what people call. It loads a backbone, plans a request and restores pictures, clips and files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.base import Codec
 from ebr_engine.backbones.loading import Backbone, ModelSource, load_backbone
-from ebr_engine.bridge.sampler import Callback
-from ebr_engine.bridge.schedules import StepTable
+from ebr_engine.bridge.sampler import Callback, StepTable
 from ebr_engine.engine import plan as planning
 from ebr_engine.engine.batches import AT_ONCE, groups, one_item
+from ebr_engine.engine.classify import Diagnosis, diagnose
 from ebr_engine.engine.devices import choose_device
-from ebr_engine.engine.execute import COMPILES, Runner
-from ebr_engine.engine.fallback import Fitting, placed
-from ebr_engine.engine.layout import BLENDS, share
-from ebr_engine.engine.offload import OFFLOADS
-from ebr_engine.engine.plan import Plan, alternating
-from ebr_engine.engine.run import Pipeline
+from ebr_engine.engine.execute import Runner
+from ebr_engine.engine.fallback import Fitting, load_with_offload
+from ebr_engine.engine.layout import share
+from ebr_engine.engine.plan import Plan
+from ebr_engine.engine.run import Engine
 from ebr_engine.errors import EngineError, check_choice
 from ebr_engine.export.engine_file import load_engine, save_engine
 from ebr_engine.kernels import backend
@@ -28,106 +26,89 @@ from ebr_engine.media.sizes import resized
 from ebr_engine.media.tiling import crop
 from ebr_engine.prompts.catalogue import AUTO, BACKBONES
 from ebr_engine.prompts.prompt import Prompt
+from ebr_engine.request import CLIP, FILE, LOAD, PLAN, RUN, RestoreRequest, check_names, names_of
 
-PRECISIONS = ("auto", "bf16", "fp16", "fp32", "fp8")
+if TYPE_CHECKING:
+    from ebr_engine.jobs.outcome import Outcome
+
+PLANNED, RUNNING = names_of(PLAN), names_of(RUN)
+KEPT_BY_ENGINE = ("device", "offload", "compile", "max_memory", "low_memory", "vae")  # what an engine file leaves open
 
 
 class Restorer:
-    """A loaded backbone, ready to restore pictures and clips with any of its prompts.
+    """A loaded backbone, ready to restore pictures, clips and files with any of its prompts.
 
-    `backbone`: `mini` (bundled), `wan` or `flux`. `model`: a folder, a file or a hub id in place of the backbone's own weights,
-    with `revision` and `offline` for the hub; `context` and `vae`: see `ModelSource`. `device`: `auto`, `cpu`, `cuda`,
-    `cuda:1`. `precision`: `auto`, `bf16`, `fp16`, `fp32`, or `fp8` (linear layers in e4m3 with row scales). `offload`: what
-    waits on the CPU while it is not needed: `none`, `codec`, or `blocks` (codec and transformer blocks, for small GPUs).
-    `compile`: `auto`, `off` or `on`, see `runner.py`; compiled or captured pictures are run at a few sizes only.
-    `max_memory`: bytes, or `8G`, that runs fit into by what `memory.py` computes (of the device; on a CPU weights, pictures and
-    what is computed); `low_memory`: all that saves memory without smaller tiles or chunks. When memory runs out, a run is
-    made again in a way that needs less, and that is told.
+    `backbone`: `mini` (bundled), `wan` or `flux`. Keyword arguments are the model's and the machine's fields of
+    `RestoreRequest`: `model`, `revision`, `offline`, `context`, `vae`, `sample_latents`, `device`, `precision`, `offload`,
+    `compile`, `max_memory`, `low_memory`. When memory runs out, a run is made again in a way that needs less, and says so.
+    Raises `EbrError` for anything that cannot be met.
     """
 
-    def __init__(
-        self,
-        backbone: str = "mini",
-        *,
-        model: str | Path | None = None,
-        revision: str | None = None,
-        offline: bool = False,
-        context: str | Path | None = None,
-        vae: str | Path | None = None,
-        sample_latents: bool = False,
-        device: str = "auto",
-        precision: str = "auto",
-        offload: str = "none",
-        compile: str = "auto",
-        max_memory: str | int | None = None,
-        low_memory: bool = False,
-    ):
-        check_choice("backbone", backbone, BACKBONES)
-        check_choice("precision", precision, PRECISIONS)
-        check_choice("offload", offload, OFFLOADS)
-        check_choice("compile", compile, COMPILES)
+    def __init__(self, backbone: str = "mini", **options: Any):
+        check_names(options, names_of(LOAD))
+        request = RestoreRequest.of(backbone=backbone, **options)
+        check_choice("backbone", request.backbone, BACKBONES)
         check_choice("EBR_KERNELS", backend.ASKED, backend.CHOICES)
-        paths = (Path(path) if path else None for path in (context, vae))
-        source = ModelSource(model, revision, offline, *paths, sample_latents)
-        chosen = choose_device(device)
-        fitting = Fitting(max_memory, low_memory)
+        paths = (Path(path).expanduser() if path else None for path in (request.context, request.vae))
+        source = ModelSource(request.model, request.revision, request.offline, *paths, request.sample_latents)
+        device, fitting = choose_device(request.device), Fitting(request.max_memory, request.low_memory)
 
-        def load(offload: str) -> Pipeline:
-            resident = torch.device("cpu") if offload == "blocks" else chosen
-            return Pipeline(load_backbone(backbone, source, resident, precision), chosen, offload, compile, fitting)
+        def load(offload: str) -> Engine:
+            resident = torch.device("cpu") if offload == "blocks" else device
+            loaded = load_backbone(request.backbone, source, resident, request.precision, runs_on=device)
+            return Engine(loaded, device, offload, request.compile, fitting)
 
-        self.pipeline = placed(load, chosen, offload, compile != "on")
+        self.engine = load_with_offload(load, device, request.offload, request.compile != "on")
         self.built: Plan | None = None
 
     @classmethod
-    def from_engine(
-        cls,
-        path: str | Path,
-        *,
-        vae: str | Path | None = None,
-        device: str = "auto",
-        offload: str = "none",
-        compile: str = "auto",
-        max_memory: str | int | None = None,
-        low_memory: bool = False,
-    ) -> "Restorer":
-        """Start from an engine file (`build`): its prompt, steps and precision are fixed, so `restore` takes none of them.
-
-        Or from an exported trunk (`export/`: `.onnx`, `.plan`, `.pt2`) with its tables beside it. `vae`: a folder in place of
-        the one that the file names. Raises `EngineError` for a file that is missing or damaged.
-        """
-        check_choice("offload", offload, OFFLOADS)
-        check_choice("compile", compile, COMPILES)
-        chosen = choose_device(device)
-        fitting = Fitting(max_memory, low_memory)
-
-        def load(offload: str) -> Restorer:
-            resident = torch.device("cpu") if offload == "blocks" else chosen
-            file = load_engine(Path(path), resident, Path(vae) if vae else None)
-            if offload == "blocks" and not isinstance(file.backbone.trunk, torch.nn.Module):
-                raise EngineError("an exported trunk has no blocks that could wait on the CPU; use offload codec or none")
-            tables = [tables.to(chosen, file.backbone.dtype) for tables in file.tables]
-            plan = Plan(file.table, tables, shifts=alternating(file.backbone, len(file.table)))
-            return cls.over(Pipeline(file.backbone, chosen, offload, compile, fitting), plan)
-
-        return placed(load, chosen, offload, compile != "on")
+    def from_request(cls, request: RestoreRequest) -> "Restorer":
+        """The restorer that a request asks for: a backbone, or an engine file in its place."""
+        options = request.part(LOAD)
+        engine = options.pop("engine")
+        if engine:
+            return cls.from_engine(engine, **{name: options[name] for name in KEPT_BY_ENGINE})
+        return cls(**options)
 
     @classmethod
-    def over(cls, pipeline: Pipeline, built: Plan | None = None) -> "Restorer":
-        """A restorer over a backbone that is loaded already; `built`: the only plan that it runs."""
+    def from_engine(cls, path: str | Path, **options: Any) -> "Restorer":
+        """Start from an engine file (`build`): its prompt, steps and precision are fixed, so `restore` takes none of them.
+
+        Or from an exported trunk (`export/`: `.onnx`, `.plan`, `.pt2`) with its tables beside it. Keyword arguments: `device`,
+        `offload`, `compile`, `max_memory`, `low_memory`, and `vae`, a folder in place of the one that the file names.
+        Raises `EngineError` for a file that is missing or damaged.
+        """
+        check_names(options, KEPT_BY_ENGINE)
+        request = RestoreRequest.of(**options)
+        check_choice("EBR_KERNELS", backend.ASKED, backend.CHOICES)
+        device, fitting = choose_device(request.device), Fitting(request.max_memory, request.low_memory)
+
+        def load(offload: str) -> Restorer:
+            resident = torch.device("cpu") if offload == "blocks" else device
+            file = load_engine(Path(path).expanduser(), resident, Path(request.vae).expanduser() if request.vae else None)
+            if offload == "blocks" and not isinstance(file.backbone.trunk, torch.nn.Module):
+                raise EngineError("an exported trunk has no blocks that could wait on the CPU; use offload codec or none")
+            plan = planning.of_file(file, device)
+            return cls.from_backbone(Engine(file.backbone, device, offload, request.compile, fitting), plan)
+
+        return load_with_offload(load, device, request.offload, request.compile != "on")
+
+    @classmethod
+    def from_backbone(cls, engine: Engine, built: Plan | None = None) -> "Restorer":
+        """A restorer of a backbone that is loaded already; `built`: the only plan that it runs."""
         restorer = cls.__new__(cls)
-        restorer.pipeline, restorer.built = pipeline, built
+        restorer.engine, restorer.built = engine, built
         return restorer
 
     @property
     def backbone(self) -> Backbone:
         """The loaded backbone."""
-        return self.pipeline.backbone
+        return self.engine.backbone
 
     @property
     def runner(self) -> Runner:
         """How the sampler runs on it."""
-        return self.pipeline.runner
+        return self.engine.runner
 
     @property
     def device(self) -> torch.device:
@@ -145,13 +126,16 @@ class Restorer:
         return self.backbone.trunk
 
     @property
-    def codec(self) -> Codec:
+    def codec(self) -> Any:
         """Pixels ↔ latents."""
         return self.backbone.codec
 
-    def expect(self, pictures: int) -> None:
-        """Say how many pictures, or frames of a clip, are to come: with `compile="auto"`, many are worth compiling for."""
-        self.runner.expect(pictures)
+    def expect(self, sizes: Iterable[tuple[int, int]]) -> None:
+        """Say which sizes (height, width) of pictures or frames are to come, each as often as it comes.
+
+        With `compile="auto"` a size that comes often enough is compiled for, and no other; see `execute.py`.
+        """
+        self.engine.expect(sizes)
 
     def build(self, path: str | Path, plan: Plan, about: dict | None = None) -> None:
         """Write an engine file of this backbone and one plan, to start from with `from_engine`; see `export/engine_file.py`."""
@@ -161,26 +145,19 @@ class Restorer:
     def bake(
         self, prompts: list[tuple[Prompt, float]], table: StepTable, mix: str = "residual", timesteps: Tensor | None = None
     ) -> Plan:
-        """The plan of a run with these prompts and weights along a step table; see `planning.bake`."""
+        """The plan of a run with these prompts and weights along a step table; see `plan.bake`."""
         return planning.bake(self.backbone, prompts, table, mix, timesteps)
 
-    def plan(
-        self,
-        task: str | None = None,
-        prompt: planning.PromptLike | Sequence | None = None,
-        *,
-        steps: int | None = None,
-        schedule: str = "fast",
-        order: int | None = None,
-        t0: float | None = None,
-        mix: str = "auto",
-        strength: float = 1.0,
-    ) -> Plan:
+    def plan(self, task: str | None = None, prompt: Any = None, **options: Any) -> Plan:
         """Everything of a run that does not depend on a pixel; arguments and errors as those of `restore`."""
-        sampling = {"steps": steps, "schedule": schedule, "order": order, "t0": t0, "mix": mix, "strength": strength}
+        check_names(options, PLANNED)
+        return self.plan_for(RestoreRequest.of(task=task, prompt=prompt, **options))
+
+    def plan_for(self, request: RestoreRequest) -> Plan:
+        """The plan of a request's fields of that stage."""
         if self.built is None:
-            return planning.make_plan(self.backbone, task, prompt, **sampling)
-        if (task, prompt, *sampling.values()) != (None, None, None, "fast", None, None, "auto", 1.0):
+            return planning.make_plan(self.backbone, request)
+        if request.part(PLAN) != RestoreRequest().part(PLAN):
             raise EngineError(
                 "an engine file's task, prompt, strength, steps and schedule are fixed; build another one to change them"
             )
@@ -191,82 +168,112 @@ class Restorer:
         self,
         image: Any,
         task: str | None = None,
-        prompt: planning.PromptLike | Sequence | None = None,
+        prompt: Any = None,
         *,
         plan: Plan | None = None,
-        steps: int | None = None,
-        schedule: str = "fast",
-        order: int | None = None,
-        t0: float | None = None,
-        seed: int = 42,
-        tile: int | None = None,
-        tile_overlap: int | None = None,
-        tile_blend: str = "latent",
-        mix: str = "auto",
-        strength: float = 1.0,
         callback: Callback | None = None,
+        **options: Any,
     ) -> Any:
         """Restore one picture (or a batch of one size).
 
-        Args: `image`: PIL image, array [H, W, 3] (uint8, uint16, or float in [0, 1]) or tensor [3, H, W] or [B, 3, H, W]
-        (float in [0, 1]); the result is of the same kind, alpha untouched. `task`: a bundled or installed prompt by name, or
-        several (`rain+haze`, `rain:0.7+haze:0.3`), or `auto` for whatever is wrong with the picture (with all of a batch);
-        or `prompt`: a Prompt, a file, or a list of them or of (prompt, weight); or `plan`, made once for many pictures.
-        `mix`: several prompts add their `residual`s in one run, or run once an evaluation each and average `velocity` (as
-        released), or restore in `turn`, in the order that they are named, each from its own T0; `auto` is `planning.mix_for`.
-        `strength`: of all prompts together, 1 as they were learned, 0 the empty prompt, at most 2.
-        `steps`, `schedule`, `order`, `t0`: see `bridge.make_table`; t0 is the first prompt's by default. `tile`,
-        `tile_overlap`: pixels; pictures larger than a tile run in tiles (default by backbone; 0 never tiles), which
-        `tile_blend` blends in the `latent` inside every step, or in `pixel`s after all steps (less memory).
+        Args: `image`: PIL image, array [H, W], [H, W, 1, 2, 3 or 4] (uint8, uint16, or float in [0, 1]) or tensor [3, H, W]
+        or [B, 3, H, W] (float in [0, 1]); the result is of the same kind, alpha untouched. A path gives an array [H, W, 3].
+        `task`: a bundled or installed prompt by name, or several (`rain+haze`, `rain:0.7+haze:0.3`), or `auto` for whatever is
+        wrong with the picture (with all of a batch); or `prompt`: a Prompt, a file, or a list of them or of (prompt, weight);
+        or `plan`, made once for many pictures.
+        `options` are fields of `RestoreRequest`. `mix`: several prompts add their `residual`s in one run, or run once an
+        evaluation each and average `velocity` (as released), or restore in `turn`, in the order that they are named, each from
+        its own T0; `auto` is the backbone's. `strength`: of all prompts together, 1 as they were learned, 0 the empty prompt,
+        at most 2. `steps`, `schedule`, `order`, `t0`: see `sampler.make_table`; t0 is the first prompt's by default. `seed` of
+        the noise. `tile`, `tile_overlap`: pixels; pictures larger than a tile run in tiles (default by backbone; 0 never
+        tiles), which `tile_blend` blends in the `latent` inside every step, or in `pixel`s after all steps (less memory).
         `callback(done, total)` after each step, or once after the last where all of them are one CUDA graph.
         Raises: `EbrError` (a ValueError) for anything the request gets wrong.
         """
-        pixels, rebuild = to_tensor(image)
+        request = _asked(task, prompt, plan, options)
+        pixels, rebuild = to_tensor(_read(image))
         if plan is None:
-            task = planning.seen(pixels) if task == AUTO else task
-            plan = self.plan(task, prompt, steps=steps, schedule=schedule, order=order, t0=t0, mix=mix, strength=strength)
-        how = {"tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend}
-        return rebuild(self.run(pixels, plan, seed=seed, callback=callback, **how))
+            plan = self.plan_for(request.with_(task=self._seen(pixels)) if task == AUTO else request)
+        self.engine.begin()
+        how = request.part(RUN)
+        clips = pixels.unsqueeze(2)
+        for i, stage in enumerate(plan.stages):
+            clips = self.engine.run(clips, stage, 0, share(callback, i, len(plan.stages)), **how)
+        return rebuild(clips.squeeze(2))
 
     @torch.no_grad()
     def restore_batch(
         self,
         images: Sequence[Any],
         task: str | None = None,
-        prompt: planning.PromptLike | Sequence | None = None,
+        prompt: Any = None,
         *,
         plan: Plan | None = None,
         at_once: int = AT_ONCE,
         callback: Callback | None = None,
-        seed: int = 42,
-        tile: int | None = None,
-        tile_overlap: int | None = None,
-        tile_blend: str = "latent",
-        **request: Any,
+        **options: Any,
     ) -> list[Any]:
         """Restore several pictures and clips of any sizes: those that are padded to one size run together, `at_once` at most.
 
-        An image is one picture as `restore` takes it, or a clip, tensor [3, F, H, W] or array [F, H, W, 3]; results are of the
-        same kinds, in the same order, and those of one by one but for rounding. Other arguments are those of `restore`, and
-        so are the errors; `callback(done, total)` counts images.
+        An image is one picture as `restore` takes it, or a clip: tensor [1, 3, F, H, W] or [3, F, H, W] (F other than 3), or
+        array [F, H, W, 3]; results are of the same kinds, in the same order, and those of one by one but for rounding. Other
+        arguments are those of `restore`, and so are the errors; `callback(done, total)` counts images.
         """
-        plan = self.plan(task, prompt, **request) if plan is None else plan
-        items = [one_item(image) for image in images]
-        geometry = self.pipeline.geometry
-        padded = [geometry.padded(pixels) for pixels, _ in items]
-        sides = geometry.tile_size(tile, tile_overlap)
-        tiled = [len(geometry.tiles(*pixels.shape[-2:], *sides)) > 1 for pixels in padded]
-        done, results = 0, [None] * len(items)
-        how = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend}
-        for group in groups([tuple(pixels.shape) for pixels in padded], tiled, at_once):
-            restored = self.run(torch.cat([padded[i] for i in group]), plan, **how)
-            for i, one in zip(group, restored.split([len(padded[i]) for i in group])):
-                pixels, rebuild = items[i]
-                results[i] = rebuild(crop(one, *pixels.shape[-2:])[:, :, : pixels.shape[2]])
-            done += len(group)
-            if callback is not None:
-                callback(done, len(items))
+        request = _asked(task, prompt, plan, options)
+        items = [one_item(_read(image)) for image in images]
+        plans = self._plans([pixels for pixels, _ in items], request) if plan is None else [plan] * len(items)
+        self.engine.begin()
+        results: list[Any] = [None] * len(items)
+        done = 0
+        for one in dict.fromkeys(map(id, plans)):
+            mine = [i for i, each in enumerate(plans) if id(each) == one]
+            found = self._together([items[i][0] for i in mine], plans[mine[0]], at_once, request.part(RUN))
+            for i, clip in found:
+                results[mine[i]] = items[mine[i]][1](clip)
+                done += 1
+                if callback is not None:
+                    callback(done, len(items))
         return results
+
+    def _together(self, clips: list[Tensor], plan: Plan, at_once: int, how: dict[str, Any]) -> Iterable[tuple[int, Tensor]]:
+        """(number, restored clip) of every clip [B, 3, F, H, W], those of one padded size in one run.
+
+        Between two stages each is cut to its own size again, as it is when it runs alone.
+        """
+        geometry = self.engine.geometry
+        padded = [geometry.padded(clip) for clip in clips]
+        sides = geometry.tile_size(how["tile"], how["tile_overlap"])
+        tiled = [len(geometry.tiles(*clip.shape[-2:], *sides)) > 1 for clip in padded]
+        for group in groups([tuple(clip.shape) for clip in padded], tiled, at_once):
+            now = [clips[i] for i in group]
+            for stage in plan.stages:
+                whole = torch.cat([geometry.padded(clip) for clip in now])
+                parts = self.engine.run(whole, stage, 0, None, **how).split([len(clip) for clip in now])
+                now = [crop(part, *clip.shape[-2:])[:, :, : clip.shape[2]] for part, clip in zip(parts, now)]
+            yield from zip(group, now)
+
+    def _plans(self, clips: list[Tensor], request: RestoreRequest) -> list[Plan]:
+        """The plan of each clip; with task auto each is looked at, and equal tasks share one."""
+        if request.task != AUTO:
+            return [self.plan_for(request)] * len(clips)
+        tasks = [self._seen(clip.transpose(1, 2).flatten(0, 1)) for clip in clips]
+        made = {task: self.plan_for(request.with_(task=task)) for task in dict.fromkeys(tasks)}
+        return [made[task] for task in tasks]
+
+    def restore_file(
+        self, source: str | Path, target: str | Path, *, callback: Callable[[float, str], None] | None = None, **options: Any
+    ) -> "Outcome":
+        """Restore a picture or a clip from file to file, with all that the file holds beside its pixels, as the command does.
+
+        `options`: every field of `RestoreRequest` but the model's and the machine's, and `overwrite`, whether `target` may be
+        replaced. `callback(share, where)` hears of the work. Raises `EbrError` or OSError where the file cannot be restored;
+        nothing half-written is left.
+        """
+        from ebr_engine.jobs.run import restore_one
+
+        overwrite = options.pop("overwrite", False)
+        check_names(options, names_of(PLAN, RUN, CLIP, FILE))
+        return restore_one(self, source, target, RestoreRequest.of(**options), overwrite, callback)
 
     @torch.no_grad()
     def run(
@@ -274,29 +281,56 @@ class Restorer:
         pixels: Tensor,
         plan: Plan,
         *,
-        seed: int = 42,
-        tile: int | None = None,
-        tile_overlap: int | None = None,
-        tile_blend: str = "latent",
         first: int = 0,
         size: tuple[int, int] | None = None,
         callback: Callback | None = None,
+        **options: Any,
     ) -> Tensor:
         """Pixels [B, 3, H, W], or clips [B, 3, F, H, W], in [0, 1] → restored ones of the same shape, float32 on the CPU.
 
         `size` (height, width) resizes first, as the published protocol does; the result is then of that size.
         `first`: number of a chunk's first frame in its clip, so that every chunk sees the clip's noise of that moment. A
         backbone that knows nothing of time (mini, FLUX) restores a clip frame by frame, with the same noise in each.
+        `options`: `seed`, `tile`, `tile_overlap`, `tile_blend`.
         """
-        check_choice("tile blend", tile_blend, BLENDS)
+        check_names(options, RUNNING)
+        how = RestoreRequest.of(**options).part(RUN)
         clips = pixels.unsqueeze(2) if pixels.ndim == 4 else pixels
         if size is not None:
             clips = resized(clips, *size)
-        stages = plan.stages
-        for i, stage in enumerate(stages):
-            told = share(callback, i, len(stages))
-            clips = self.pipeline.run(clips, stage, seed, tile, tile_overlap, tile_blend, first, told)
+        for i, stage in enumerate(plan.stages):
+            clips = self.engine.run(clips, stage, first, share(callback, i, len(plan.stages)), **how)
         return clips.squeeze(2) if pixels.ndim == 4 else clips
+
+    def begin(self) -> None:
+        """A new file begins: what an earlier one had to run with when memory ran out is not held against it."""
+        self.engine.begin()
+
+    @property
+    def smaller(self) -> str:
+        """How this file had to be run in pieces that are seen when memory ran out; empty where it was not."""
+        return self.engine.fitting.seen
+
+    def diagnose(self, pictures: Sequence[Tensor]) -> Diagnosis:
+        """What is wrong with a picture [3, H, W] in [0, 1], or with all of several; see `classify.py`."""
+        return diagnose(pictures)
+
+    def _seen(self, pictures: Tensor) -> str:
+        """The tasks that auto chooses for pictures [B, 3, H, W] in [0, 1]; `EngineError` for none."""
+        diagnosis = self.diagnose(list(pictures))
+        if not diagnosis.tasks:
+            raise EngineError(f"auto sees {diagnosis}; name a task")
+        return "+".join(diagnosis.tasks)
+
+    @property
+    def released_size(self) -> tuple[int, int]:
+        """Height and width of the published protocol; `EngineError` for a backbone that has none."""
+        return planning.released_size(self.backbone)
+
+    @property
+    def asks_per_frame(self) -> bool:
+        """Whether a clip is restored frame by frame only where that is asked for."""
+        return self.backbone.name == "flux"
 
     def chunk_size(
         self, frames: int | None, overlap: int | None, size: tuple[int, int] | None = None, tile: int | None = None
@@ -305,8 +339,31 @@ class Restorer:
 
         For frames of `size` (height, width) they are no longer than memory allows, where it is limited.
         """
-        return self.pipeline.chunk_size(frames, overlap, size, tile)
+        return self.engine.chunk_size(frames, overlap, size, tile)
 
     def tile_size(self, tile: int | None, overlap: int | None) -> tuple[int, int]:
         """Side and overlap of the tiles in pixels, checked, with the backbone's defaults; a side of 0 never tiles."""
-        return self.pipeline.geometry.tile_size(tile, overlap)
+        return self.engine.geometry.tile_size(tile, overlap)
+
+
+def _asked(task: str | None, prompt: Any, plan: Plan | None, options: dict[str, Any]) -> RestoreRequest:
+    """The request of `restore`'s arguments; `EngineError` where a plan is given, and what it has fixed."""
+    check_names(options, (*PLANNED, *RUNNING))
+    request = RestoreRequest.of(task=task, prompt=prompt, **options)
+    if plan is not None and (fixed := [name for name, value in request.part(PLAN).items() if value != PLAN_DEFAULTS[name]]):
+        raise EngineError(f"a plan has its {', '.join(fixed)} already; give a plan, or these")
+    return request
+
+
+PLAN_DEFAULTS = RestoreRequest().part(PLAN)
+
+
+def _read(image: Any) -> Any:
+    """A picture's pixels where `image` is the path of one, else `image` itself."""
+    if not isinstance(image, (str, Path)):
+        return image
+    from ebr_engine.media.images import read_image
+
+    picture = read_image(Path(image).expanduser())
+    top = 255 if picture.bits == 8 else 65535
+    return (picture.pixels * top).round().astype("uint8" if picture.bits == 8 else "uint16")

@@ -1,8 +1,7 @@
-"""A backbone at work: one attempt at restoring pixels in a given way, and the ladder of ways while memory runs out."""
+"""A backbone at work: one attempt at restoring pixels in a given way, and the next way when memory runs out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,22 +10,24 @@ from ebr_engine.backbones.layers import unpack_trunk
 from ebr_engine.backbones.loading import Backbone
 from ebr_engine.bridge.sampler import Callback
 from ebr_engine.engine.execute import Runner, Tiling
-from ebr_engine.engine.fallback import Fitting, Safety, costs_of, rungs_of
+from ebr_engine.engine.fallback import Fitting, Safety, costs_of, release, rungs_of
 from ebr_engine.engine.layout import DEFAULT_CHUNK, Geometry, in_chunks, in_pixels, share
 from ebr_engine.engine.memory import Rung, Work
-from ebr_engine.engine.offload import OFFLOADS, inner, offloaded
+from ebr_engine.engine.offload import inner, offloaded
 from ebr_engine.engine.plan import Plan
+from ebr_engine.errors import out_of_memory
 from ebr_engine.media.tiling import crop, match_tones
+from ebr_engine.request import OFFLOADS
 
 TILES_AT_ONCE = 4
 TONE_CELLS = 4  # cells a tile, either way, in which a tiled picture takes the tones of the whole
 
 
-class Pipeline:
+class Engine:
     """Runs plans on a loaded backbone, each in the first way that fits into memory.
 
     `offload`: what waits on the CPU while `device` computes; for `blocks` the trunk has to be on the CPU when it comes in.
-    `compile`: see `runner.py`. `backbone`, `runner` and `safety` are made anew where the ladder is descended.
+    `compile`: see `execute.py`. `backbone`, `runner` and `safety` are made anew where memory ends.
     """
 
     def __init__(self, backbone: Backbone, device: torch.device, offload: str, compile: str, fitting: Fitting):
@@ -38,31 +39,48 @@ class Pipeline:
         self.backbone, self.offload = backbone, offload
         self.runner = Runner(backbone, compile, offload == "blocks")
         self.safety = Safety(backbone, offload == "blocks")
+        self.geometry = Geometry(backbone)
 
-    @property
-    def geometry(self) -> Geometry:
-        """The shapes that the backbone runs."""
-        return Geometry(self.backbone)
+    def begin(self) -> None:
+        """A new file begins; see `Fitting.begin`."""
+        self.fitting.begin()
+
+    def expect(self, sizes: Iterable[tuple[int, int]]) -> None:
+        """Pictures or frames of these sizes (height, width) are to come, each as often as it comes."""
+        self.runner.expect(self.geometry.few(height, width) for height, width in sizes)
 
     def run(
         self,
         pixels: Tensor,
         plan: Plan,
-        seed: int,
-        tile: int | None,
-        overlap: int | None,
-        blend: str,
         first: int = 0,
         callback: Callback | None = None,
+        *,
+        seed: int = 42,
+        tile: int | None = None,
+        tile_overlap: int | None = None,
+        tile_blend: str = "latent",
     ) -> Tensor:
-        """Clips [B, 3, F, H, W] in [0, 1] → restored ones, float32 on the CPU; arguments as those of `Restorer.run`."""
-        rungs, work = self.rungs(pixels.shape, tile, overlap, blend)
+        """Clips [B, 3, F, H, W] in [0, 1] → restored ones, float32 on the CPU; arguments as those of `Restorer.run`.
 
-        def attempt(rung: Rung) -> Tensor:
-            self.apply(rung)
-            return Attempt(self.backbone, self.runner, self.safety, plan, rung, seed).run(pixels, first, callback)
-
-        return self.fitting.run(rungs, self.costs, work, attempt, self._free)
+        Raises what the way that needs least raises.
+        """
+        rungs, work = self.rungs(pixels.shape, tile, tile_overlap, tile_blend)
+        index = self.fitting.rung(rungs, self.costs, work)
+        while True:
+            try:
+                self.apply(rungs[index])
+                attempt = Attempt(self.backbone, self.geometry, self.runner, self.safety, plan, rungs[index], seed)
+                return attempt.run(pixels, first, callback)
+            except (MemoryError, RuntimeError) as error:
+                lower = self.fitting.next(rungs, self.costs, work, index)
+                if not out_of_memory(error) or lower is None:
+                    raise
+            # Outside of the handler: the error's traceback held what the attempt had made.
+            self._place(self.backbone, self.offload, self.runner.compile)  # graphs, compiled code, other precisions
+            release()
+            self.fitting.descend(rungs, lower, work)
+            index = lower
 
     def rungs(self, shape: Sequence[int], tile: int | None, overlap: int | None, blend: str) -> tuple[list[Rung], Work]:
         """The ways to restore pixels [B, 3, F, H, W], from the one that is asked for down, and what there is to do."""
@@ -95,31 +113,23 @@ class Pipeline:
         if self.costs.tiles_codec:
             inner(self.backbone.codec).set_tile(rung.codec_tile)
 
-    def _free(self) -> None:
-        """Drop what a run left behind: recorded graphs, compiled code, and the transformer in other precisions."""
-        self._place(self.backbone, self.offload, self.runner.compile)
-
 
 @dataclass(frozen=True)
 class Attempt:
-    """Restores pixels by one plan in one way, a rung of the ladder."""
+    """Restores pixels by one plan in one way."""
 
     backbone: Backbone
+    geometry: Geometry
     runner: Runner
     safety: Safety
     plan: Plan
     rung: Rung
     seed: int
 
-    @cached_property
-    def geometry(self) -> Geometry:
-        """The shapes that the backbone runs."""
-        return Geometry(self.backbone)
-
     def run(self, pixels: Tensor, first: int = 0, callback: Callback | None = None) -> Tensor:
         """Clips [B, 3, F, H, W] that begin with frame `first` of theirs → restored ones, float32 on the CPU."""
-        frames = pixels.shape[2]
-        if self.backbone.codec.temporal == 1 and (frames > 1 or len(pixels) > self.rung.frames):
+        batch, _, frames, height, width = pixels.shape
+        if self.backbone.codec.temporal == 1 and (frames > 1 or batch > self.rung.frames):
             return self._frame_by_frame(pixels, callback)
         if frames > self.rung.frames:
             shared = min(DEFAULT_CHUNK[self.backbone.name][1], self.rung.frames - 1)
@@ -128,38 +138,37 @@ class Attempt:
                 return self.run(chunk, first + start, callback)
 
             return in_chunks(run, pixels, self.rung.frames, shared, callback)
-        return self._together(pixels, first, callback)
+        padded, noise = self._ready(pixels, first, self.rung.tile)
+        if self.geometry.pieces(padded, self.rung) == 1:
+            restored = self._whole(padded, noise, callback)
+        else:
+            restored = self._tiled(padded, noise, first, callback)
+        return crop(restored.clamp(0, 1), height, width)[:batch, :, :frames]
 
     def _frame_by_frame(self, pixels: Tensor, callback: Callback | None) -> Tensor:
         """Clips of a backbone that knows no time: pictures, as many together as the rung allows, all with the same noise."""
         groups = pixels.transpose(1, 2).flatten(0, 1).unsqueeze(2).split(self.rung.frames)
-        backbone = [self.run(x, 0, share(callback, i, len(groups))) for i, x in enumerate(groups)]
-        return torch.cat(backbone).squeeze(2).unflatten(0, (len(pixels), -1)).transpose(1, 2)
+        parts = [self.run(x, 0, share(callback, i, len(groups))) for i, x in enumerate(groups)]
+        return torch.cat(parts).squeeze(2).unflatten(0, (len(pixels), -1)).transpose(1, 2)
 
-    def _together(self, pixels: Tensor, first: int, callback: Callback | None) -> Tensor:
-        """Frames that run together, whole or in tiles."""
-        batch, _, frames, height, width = pixels.shape
-        padded, noise = self._ready(pixels, first, self.rung.tile)
+    def _tiled(self, padded: Tensor, noise: Tensor, first: int, callback: Callback | None) -> Tensor:
+        """How much haze or light there is shows in the whole picture only: it gives the tones, the tiles add the detail."""
         tiles = self.geometry.tiles(*padded.shape[-2:], self.rung.tile, self.rung.overlap)
-        if len(tiles) == 1:
-            restored = self._whole(padded, noise, callback)
+        cell = self.backbone.codec.spatial
+        side = cell * max(tiles.tile_height, tiles.tile_width)
+        small = self.geometry.guide(padded, side)
+        guide = crop(self._whole(*self._ready(small, first, 0)), *small.shape[-2:])
+        if self.rung.blend == "pixel":
+            restored = in_pixels(self._whole, padded, noise, tiles, cell, callback)
         else:
-            # How much haze or light there is shows in the whole picture only; the tiles add the detail.
-            cell = self.backbone.codec.spatial
-            side = cell * max(tiles.tile_height, tiles.tile_width)
-            small = self.geometry.guide(padded, side)
-            guide = crop(self._whole(*self._ready(small, first, 0)), *small.shape[-2:])
-            if self.rung.blend == "pixel":
-                restored = in_pixels(self._whole, padded, noise, tiles, cell, callback)
-            else:
-                restored = self._whole(padded, noise, callback, Tiling(tiles, self.rung.at_once))
-            by_frame = (x.transpose(1, 2).flatten(0, 1) for x in (restored, guide))
-            matched = match_tones(*by_frame, side // TONE_CELLS)
-            restored = matched.unflatten(0, (len(padded), -1)).transpose(1, 2)
-        return crop(restored.clamp(0, 1), height, width)[:batch, :, :frames]
+            restored = self._whole(padded, noise, callback, Tiling(tiles, self.rung.at_once))
+        by_frame = (x.transpose(1, 2).flatten(0, 1) for x in (restored, guide))
+        matched = match_tones(*by_frame, side // TONE_CELLS)
+        return matched.unflatten(0, (len(padded), -1)).transpose(1, 2)
 
     def _ready(self, pixels: Tensor, first: int, tile: int) -> tuple[Tensor, Tensor]:
-        return self.geometry.ready(pixels, self.seed, first, tile, few=self.runner.static)
+        few = self.runner.static(self.geometry.few(*pixels.shape[-2:], tile), self.plan)
+        return self.geometry.ready(pixels, self.seed, first, tile, few)
 
     def _whole(self, pixels: Tensor, noise: Tensor, callback: Callback | None = None, tiling: Tiling | None = None) -> Tensor:
         """Padded pixels through codec, sampler and codec."""

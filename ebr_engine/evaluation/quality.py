@@ -5,7 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ebr_engine.bridge.schedules import FAST_STEPS, flow_table, power_times
+from ebr_engine.bridge.sampler import flow_table
+from ebr_engine.bridge.schedules import FAST_STEPS, power_times
 from ebr_engine.engine.restorer import Restorer
 from ebr_engine.errors import PromptError
 from ebr_engine.evaluation.metrics import psnr, ssim

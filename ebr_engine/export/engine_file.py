@@ -20,7 +20,7 @@ from ebr_engine.backbones.layers import Fp8Linear
 from ebr_engine.backbones.loading import Backbone, find_codec
 from ebr_engine.backbones.mini.codec import PixelCodec
 from ebr_engine.backbones.wan.model import WanConditioning, WanConfig, WanStep, WanTrunk
-from ebr_engine.bridge.schedules import StepTable
+from ebr_engine.bridge.sampler import StepTable
 from ebr_engine.errors import EngineError
 from ebr_engine.export.graph import SUFFIXES, TABLES, Graph, load_trunk
 from ebr_engine.tensor_files import write_tensors

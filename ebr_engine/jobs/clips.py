@@ -3,35 +3,35 @@
 import json
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebr_engine.cli.progress import Progress
 from ebr_engine.errors import EbrError
-from ebr_engine.jobs import auto
 from ebr_engine.jobs.interrupts import Interrupts
 from ebr_engine.jobs.outcome import Outcome
 from ebr_engine.jobs.overlap import Behind, ahead
-from ebr_engine.jobs.recipe import Recipe
+from ebr_engine.jobs.progress import Progress
+from ebr_engine.jobs.recipe import Recipe, Recipes
 from ebr_engine.version import __version__
-
-if TYPE_CHECKING:
-    from ebr_engine.jobs.files import Job
-    from ebr_engine.media.chunking import Chunk
-    from ebr_engine.media.video import Frame
-    from ebr_engine.media.video.parts import Parts
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
     from ebr_engine.jobs.files import Job
+    from ebr_engine.media.chunking import Chunk
+    from ebr_engine.media.video import Frame
+    from ebr_engine.media.video.parts import Parts
+    from ebr_engine.request import RestoreRequest
+
+LOOKS = 3  # frames of a clip that task auto looks at, from its beginning on
 
 
 def restore_clip(
     restorer: Any,
+    recipes: Recipes,
     job: "Job",
     recipe: Recipe,
     progress: Progress,
@@ -44,16 +44,15 @@ def restore_clip(
     from ebr_engine.media.video.parts import Parts
 
     started = time.perf_counter()
-    recipe = auto.settled(recipe, lambda: auto.frames_of(job.source, recipe.clips))
-    options = recipe.clips
-    cut = {"start": options.start, "frames": options.frames, "deinterlace": options.deinterlace, "fps": options.fps}
-    with open_video(job.source, **cut) as reader:
+    recipe = recipes.seen(recipe, lambda: some_frames(job.source, recipe.request))
+    options = recipe.request
+    with open_video(job.source, **reading(options)) as reader:
         frame = recipe.size or (reader.info.height, reader.info.width)
-        length, overlap = restorer.chunk_size(options.chunk_frames, options.chunk_overlap, frame, recipe.run.get("tile"))
+        length, overlap = restorer.chunk_size(options.chunk_frames, options.chunk_overlap, frame, options.tile)
         job.target.parent.mkdir(parents=True, exist_ok=True)
         total = reader.info.expected_frames
         total = total if options.frames is None or total is None else min(total, options.frames)
-        restorer.expect(total or 0)
+        restorer.expect([frame] * (total or 0))
         target = write_video(
             f"{job.target}/" if job.frames and not job.target.suffix else job.target,
             reader,
@@ -90,9 +89,9 @@ def restore_clip(
                     if index < first:
                         continue
                     shown = _shown(chunk, total, begun, parts.frames if parts else 0, progress, interrupts)
-                    settled, tail = blend(chunk, _restored(restorer, chunk, recipe, shown), tail)
-                    while settled:
-                        encoder.call(write, settled.popleft())
+                    finished, tail = blend(chunk, _restored(restorer, chunk, recipe, shown), tail)
+                    while finished:
+                        encoder.call(write, finished.popleft())
                     if parts:
                         encoder.call(parts.settle, index + 1, tail)
                     del chunk  # before the next one is waited for
@@ -135,7 +134,7 @@ def _key(job: "Job", recipe: Recipe, target: Any, length: int, overlap: int) -> 
     """What has to agree for the parts of an earlier run to be those of this one."""
     status = job.source.stat()
     source = [job.source.name, status.st_size, status.st_mtime_ns]
-    return json.dumps([__version__, recipe.settings, source, length, overlap, target.pixel_format, target.height, target.width])
+    return json.dumps([__version__, recipe.digest, source, length, overlap, target.pixel_format, target.height, target.width])
 
 
 def _write_stored(parts: "Parts", writer: Any, encoder: Behind, interrupts: Interrupts) -> None:
@@ -161,13 +160,13 @@ def _shown(
     """What is called after each step on a chunk: shows where the clip is, and stops there when that is asked for."""
     frames = f"frames {chunk.start + 1} to {chunk.start + len(chunk.frames)}" + (f" of {total}" if total else "")
 
-    def told(index: int, steps: int) -> None:
+    def on_step(index: int, steps: int) -> None:
         interrupts.check()
         done = chunk.start + len(chunk.frames) * index / steps
         rate = max(0.0, done - before) / (time.perf_counter() - begun)
         progress.share(done / total if total else 0, f"{frames}, step {index}/{steps}, {rate:.2g} fps")
 
-    return told
+    return on_step
 
 
 def recoloured(restored: "Tensor", clip: "Tensor", recipe: Recipe) -> "np.ndarray":
@@ -194,11 +193,30 @@ def compare(
     """Write the input and the finished output of a job as one clip; what of it could not be kept."""
     from ebr_engine.media.compare import compare_clips
 
-    def told(frame: int) -> None:
+    def on_frame(frame: int) -> None:
         interrupts.check()
         progress.share(1, f"comparing, frame {frame}" + (f" of {total}" if total else ""))
 
-    options = recipe.clips
-    reading = {"start": options.start, "frames": options.frames, "deinterlace": options.deinterlace}
+    options = recipe.request
     writing = {"copy_audio": options.copy_audio, "copy_subtitles": False, "commit": commit}
-    return compare_clips(job.source, job.target, job.compare, recipe.compare, reading, writing, told)
+    return compare_clips(job.source, job.target, job.compare, options.compare, reading(options), writing, on_frame)
+
+
+def reading(options: "RestoreRequest") -> dict[str, Any]:
+    """What of a request says which frames are read, as `open_video` takes it."""
+    return {"start": options.start, "frames": options.frames, "deinterlace": options.deinterlace, "fps": options.fps}
+
+
+def some_frames(clip: Path, options: "RestoreRequest") -> "list[np.ndarray]":
+    """A few frames [H, W, 3] of the part of a clip that is to be restored, at equal distances."""
+    from ebr_engine.media.video import open_video
+
+    with open_video(clip, **reading(options)) as reader:
+        pictures = [next(iter(reader)).pixels]
+        length = reader.info.duration or 0.0
+    begin = options.start or 0.0
+    for index in range(1, LOOKS if length else 1):
+        there = options.with_(start=begin + length * index / LOOKS, frames=1)
+        with suppress(EbrError), open_video(clip, **reading(there)) as reader:
+            pictures += [frame.pixels for frame in reader]
+    return pictures

@@ -12,6 +12,7 @@ from ebr_engine.jobs.manifest import Row
 from ebr_engine.media.images import SUFFIXES, MediaError, is_animation
 from ebr_engine.media.video import video_suffixes
 from ebr_engine.media.video.folder import frames_of, names_frames
+from ebr_engine.request import RestoreRequest
 
 ALL_SUFFIXES = (*SUFFIXES, *video_suffixes())
 
@@ -23,7 +24,8 @@ class Job:
     source: Path
     target: Path
     compare: Path | None = None
-    task: str | None = None  # by which its recipe is found; None is the one that the command line asks for
+    request: RestoreRequest = RestoreRequest()
+    named_task: str | None = None  # that a manifest's row names
 
     @property
     def is_clip(self) -> bool:
@@ -111,7 +113,7 @@ def pair_rows(rows: Sequence[Row], folder: Path, compare: bool = False) -> list[
             out = row.output or row.input
             is_file = row.output is None and not (row.source.is_dir() or _is_pattern(row.source))
             target = str(folder / (Path(out).parent if is_file else out)) + (os.sep if is_file or out.endswith("/") else "")
-            jobs += [replace(job, task=row.task) for job in pair_inputs([row.source], target, compare)]
+            jobs += [replace(job, request=row.request, named_task=row.task) for job in pair_inputs([row.source], target, compare)]
         except MediaError as error:
             raise MediaError(f"{row.where}: {error}") from error
     return jobs

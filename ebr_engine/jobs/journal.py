@@ -8,14 +8,18 @@ the time of the output, of its source, and a digest of the settings all have to 
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+from ebr_engine.errors import EbrError
 from ebr_engine.jobs.files import Job
 from ebr_engine.media.images import MediaError
 
 NAME = ".ebr-journal.jsonl"
+LOCK = ".ebr-journal.lock"
 _CLOCK = 2_000_000_000  # nanoseconds: the coarsest clock of a file system in use
 
 
@@ -62,6 +66,29 @@ class Journal:
         for line in content.split(b"\n"):
             if found := _parse(line):
                 self._entries[found[0]] = found[1]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While entered, no other run may write into the folder; what killed runs left half-written there is deleted first.
+
+        Raises `EbrError` where another run is at work. Where files cannot be locked, nothing is.
+        """
+        made = [folder for folder in (self._folder, *self._folder.parents) if not folder.exists()]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lock = self._folder / LOCK
+        with lock.open("a") as file:
+            if not _lock(file):
+                raise EbrError(f"{self._folder}: another run is writing into this folder; wait for it, or choose another --out")
+            for part in self._folder.rglob(".ebr-*.part"):
+                with suppress(OSError):
+                    part.unlink()
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    lock.unlink()
+                    for folder in made:  # where nothing was written
+                        folder.rmdir()
 
     def finished(self, job: Job, settings: str) -> bool:
         """Whether all outputs of a job are there, from the same settings and the same source."""
@@ -110,6 +137,21 @@ class Journal:
         finally:
             os.close(file)
         self._entries[key] = entry
+
+
+def _lock(file: IO[str]) -> bool:
+    """Whether a file is ours alone from now on, until it is closed."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def _parse(line: bytes) -> tuple[str, Entry] | None:

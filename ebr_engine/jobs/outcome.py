@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One file: restored, or why not."""
+    """One file: restored, left out because nothing was wrong with it, or why not."""
 
     job: "Job"
     seconds: float = 0.0
@@ -19,10 +19,14 @@ class Outcome:
     frames: int | None = None  # of a clip
     note: str = ""  # more to tell of it: what auto chose
     error: str | None = None
+    skipped: str | None = None  # why it was left out
+    copied: bool = False  # left out, and copied as it is
 
     @property
     def line(self) -> str:
-        """What a person is told of a file that was restored."""
+        """What a person is told of a file that did not fail."""
+        if self.skipped:
+            return f"{self.job.source} {f'-> {self.job.target}  copied' if self.copied else 'skipped'}: {self.skipped}"
         took = f"{self.seconds:.1f} s"
         if self.frames is not None:
             took = f"{self.frames} frames  {took}  {self.frames / max(self.seconds, 1e-9):.2g} fps"
@@ -36,17 +40,18 @@ class Outcome:
 
     def as_json(self) -> dict[str, Any]:
         """Names and values, without those that do not apply."""
+        status = "failed" if self.error else "skipped" if self.skipped else "done"
         values = {
             "input": str(self.job.source),
-            "output": None if self.error else str(self.job.target),
-            "task": self.job.task,
-            "status": "failed" if self.error else "done",
+            "output": str(self.job.target) if status == "done" or self.copied else None,
+            "task": self.job.named_task,
+            "status": status,
             "seconds": round(self.seconds, 3),
             "width": self.width,
             "height": self.height,
             "bits": self.bits,
             "frames": self.frames,
-            "note": self.note or None,
+            "note": self.note or self.skipped,
             "error": self.error,
         }
         return {name: value for name, value in values.items() if value is not None}

@@ -34,7 +34,7 @@ def finish(job: "Job", picture: "Picture", restored: "Picture", recipe: Recipe) 
     """What is written where: the result, and what is made of it and its input."""
     results = {job.target: restored}
     if job.compare:
-        results[job.compare] = compared(picture, restored, recipe.compare)
+        results[job.compare] = compared(picture, restored, recipe.request.compare)
     return results
 
 
@@ -44,7 +44,7 @@ def write(results: "Mapping[Path, Picture]", recipe: Recipe, commit: "Callable[[
 
     for path, picture in results.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_image(path, picture, recipe.quality, commit)
+        write_image(path, picture, recipe.request.quality, commit)
 
 
 def compared(picture: "Picture", restored: "Picture", way: str) -> "Picture":

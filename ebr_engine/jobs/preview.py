@@ -1,15 +1,14 @@
 """`ebr-engine restore --preview`: the first file's first frame or centre, restored at once, before all the rest is."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebr_engine.cli.progress import Progress
 from ebr_engine.errors import EbrError
 from ebr_engine.jobs import pictures
-from ebr_engine.jobs.auto import frames_of, settled
-from ebr_engine.jobs.recipe import Recipe
+from ebr_engine.jobs.clips import reading, some_frames
+from ebr_engine.jobs.progress import Progress
+from ebr_engine.jobs.recipe import Recipe, Recipes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 SIDE = 512  # a larger picture is shown by its centre
 
 
-def write_preview(restorer: Any, jobs: "Sequence[Job]", recipe: Recipe, progress: Progress) -> Path:
+def write_preview(restorer: Any, jobs: "Sequence[Job]", recipes: Recipes, progress: Progress) -> Path:
     """Restore a part of the first job and write it beside its input as NAME_preview.png, in place of an older one.
 
     Raises `EbrError` when that name is one of the inputs.
@@ -31,31 +30,16 @@ def write_preview(restorer: Any, jobs: "Sequence[Job]", recipe: Recipe, progress
     path = job.target.with_name(f"{job.target.stem}_preview.png")
     if path.exists() and any(path.samefile(each.source) for each in jobs if each.source.exists()):
         raise EbrError(f"{path}: is an input; it is never overwritten, choose another output for the preview")
+    recipe = recipes.of(job.request)
     whole = _whole(job, recipe)
-    recipe = settled(recipe, lambda: frames_of(job.source, recipe.clips) if job.is_clip else [whole.pixels])
+    recipe = recipes.seen(recipe, lambda: some_frames(job.source, job.request) if job.is_clip else [whole.pixels])
     picture = _part(whole, recipe)
     restored = pictures.restore(restorer, picture, recipe, lambda index, steps: None)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_image(path, pictures.compared(picture, restored, recipe.compare))
+    write_image(path, pictures.compared(picture, restored, recipe.request.compare or "side"))
     note = f"  {recipe.note}" if recipe.note else ""
     progress.line(f"{job.source} -> {path}  {picture.width} x {picture.height}{note}")
     return path
-
-
-def go_on(files: int, yes: bool, progress: Progress) -> bool:
-    """Whether to restore all files: asked on a terminal, else only with --yes."""
-    what = f"{files} files" if files > 1 else "the whole file"
-    if yes:
-        return True
-    if on_terminal():
-        return progress.ask(f"go on with {what}?")
-    progress.line(f"this was the preview; --yes goes on with {what}")
-    return False
-
-
-def on_terminal() -> bool:
-    """Whether there is a person to ask."""
-    return sys.stdin.isatty()
 
 
 def _whole(job: "Job", recipe: Recipe) -> "Picture":
@@ -65,8 +49,7 @@ def _whole(job: "Job", recipe: Recipe) -> "Picture":
 
     if not job.is_clip:
         return pictures.read(replace(job, compare=None), replace(recipe, size=None))
-    options = recipe.clips
-    with open_video(job.source, start=options.start, frames=1, deinterlace=options.deinterlace) as reader:
+    with open_video(job.source, **reading(job.request.with_(frames=1))) as reader:
         return Picture(next(iter(reader)).pixels, bits=16 if reader.info.bits > 8 else 8)
 
 

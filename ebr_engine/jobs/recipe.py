@@ -1,52 +1,91 @@
-"""How the files of one task are restored and written: what the command line asks for, in one place."""
+"""How the files of one request are restored and written: its plan and its size, found once."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ebr_engine.errors import EbrError
+from ebr_engine.prompts.catalogue import AUTO
+from ebr_engine.request import RUN, RestoreRequest
 
 if TYPE_CHECKING:
-    from ebr_engine.jobs.auto import AutoTask
+    import numpy as np
 
 
-@dataclass(frozen=True)
-class ClipOptions:
-    """How clips are read, cut into chunks and written; None leaves a choice to the backbone or the encoder."""
-
-    start: float | None = None  # seconds
-    frames: int | None = None
-    chunk_frames: int | None = None
-    chunk_overlap: int | None = None
-    deinterlace: bool = False
-    codec: str | None = None
-    pix_fmt: str | None = None
-    crf: float | None = None
-    encoder: tuple[str, ...] = ()  # KEY=VALUE each
-    copy_audio: bool = True
-    copy_subtitles: bool = True
-    fps: float = 24  # of a folder of frames
-
-    @property
-    def encoder_options(self) -> dict[str, str]:
-        """The encoder's options as a dict; `EbrError` for one that is not KEY=VALUE."""
-        pairs = [text.partition("=") for text in self.encoder]
-        if wrong := [key for key, equals, _ in pairs if not (key and equals)]:
-            raise EbrError(f"-e {wrong[0]}: an encoder option is written KEY=VALUE")
-        return {key: value for key, _, value in pairs}
+class NothingToRepair(EbrError):
+    """Task auto has looked at a file and sees nothing that it could repair."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the files of one task are restored and written."""
+    """How the files of one request are restored and written."""
 
-    run: Mapping[str, Any]  # what `Restorer.restore` and `run` take beside pixels: plan, seed, tile, tile_overlap
-    quality: int = 95
+    request: RestoreRequest
+    plan: Any = None  # None: auto finds it for each file
     size: tuple[int, int] | None = None  # height and width to restore at; None is each picture's own
-    clips: ClipOptions = field(default_factory=ClipOptions)
-    settings: str = ""  # a digest of all that decides what the outputs look like: by it a later run knows its own work
-    keep_parts: bool = False  # of clips, so that a later run goes on in the middle
     colour_fix: str | None = None  # of `media.colour_fix`; None is the one for what auto chooses, or none
-    compare: str = "side"  # of `media.compare`: how input and output are put together
-    auto: "AutoTask | None" = None  # chooses the plan for each file, which `run` then lacks
+    digest: str = ""  # of all that decides what the outputs look like: by it a later run knows its own work
+    keep_parts: bool = False  # of clips, so that a later run goes on in the middle
     note: str = ""  # told of every file
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What `Restorer.restore` and `Restorer.run` take beside pixels."""
+        return {"plan": self.plan, **self.request.part(RUN)}
+
+
+class Recipes:
+    """The recipes of all requests of a run, each made when it is first asked for."""
+
+    def __init__(self, restorer: Any, digests: dict[RestoreRequest, str] | None = None, keep_parts: bool = False):
+        self.restorer, self.digests, self.keep_parts = restorer, digests or {}, keep_parts
+        self._made: dict[RestoreRequest, Recipe] = {}
+        self._plans: dict[RestoreRequest, Any] = {}
+
+    def of(self, request: RestoreRequest) -> Recipe:
+        """The recipe of a request; `EbrError` for one that the backbone cannot meet."""
+        if request not in self._made:
+            self._made[request] = self._make(request)
+        return self._made[request]
+
+    def _make(self, request: RestoreRequest) -> Recipe:
+        from ebr_engine.media.colour_fix import fix_for
+
+        restorer = self.restorer
+        restorer.tile_size(request.tile, request.tile_overlap)  # refuses impossible ones before any picture is read
+        recipe = Recipe(
+            request,
+            size=restorer.released_size if request.size == "released" else None,
+            colour_fix=request.color_fix,
+            digest=self.digests.get(request, ""),
+            keep_parts=self.keep_parts,
+        )
+        if request.task == AUTO:
+            return recipe
+        tasks = [part.partition(":")[0].strip() for part in (request.task or "").split("+")]
+        return replace(recipe, plan=self._plan(request), colour_fix=request.color_fix or fix_for(tasks))
+
+    def _plan(self, request: RestoreRequest) -> Any:
+        if request not in self._plans:
+            options = {name: getattr(request, name) for name in ("steps", "schedule", "order", "t0", "mix", "strength")}
+            self._plans[request] = self.restorer.plan(request.task, list(request.prompt) or None, **options)
+        return self._plans[request]
+
+    def seen(self, recipe: Recipe, look: "Callable[[], Sequence[np.ndarray]]") -> Recipe:
+        """The recipe as it is or, for task auto, as it is for the file that `look` shows pictures [H, W, 3] of.
+
+        Raises `NothingToRepair`, and `PromptError` when the backbone has no prompt for what there is.
+        """
+        if recipe.request.task != AUTO:
+            return recipe
+        import torch
+
+        from ebr_engine.media.colour_fix import fix_for
+
+        diagnosis = self.restorer.diagnose([torch.tensor(pixels).permute(2, 0, 1) for pixels in look()])
+        chosen = diagnosis.tasks or ((diagnosis.likeliest,) if recipe.request.guess else ())
+        if not chosen:
+            raise NothingToRepair(f"auto sees {diagnosis}; name a task, or take the likeliest with --guess")
+        plan = self._plan(recipe.request.with_(task="+".join(chosen)))
+        sure = diagnosis if diagnosis.tasks else f"a guess, {chosen[0]} {diagnosis.probability[chosen[0]]:.0%}"
+        return replace(recipe, plan=plan, colour_fix=recipe.colour_fix or fix_for(chosen), note=f"auto: {sure}")

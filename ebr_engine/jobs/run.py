@@ -1,54 +1,56 @@
 """The run over all files: each is read, restored, finished and written, and a file that fails does not stop the others.
 
-The next picture is read and the last one is written while one is restored.
+The next picture is read and the last one is written while one is restored. A run is given a loaded restorer; how it is heard
+of is a `Progress`'s matter.
 """
 
 import errno
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebr_engine.cli.progress import Progress
-from ebr_engine.cli.telling import one_line, out_of_memory
-from ebr_engine.errors import EbrError
+from ebr_engine.errors import EbrError, one_line, out_of_memory
 from ebr_engine.jobs import pictures
-from ebr_engine.jobs.auto import settled
 from ebr_engine.jobs.clips import compare_only, restore_clip
 from ebr_engine.jobs.interrupts import Interrupted, Interrupts
 from ebr_engine.jobs.outcome import Outcome
 from ebr_engine.jobs.overlap import Behind, ahead
-from ebr_engine.jobs.recipe import Recipe
+from ebr_engine.jobs.progress import Progress
+from ebr_engine.jobs.recipe import NothingToRepair, Recipe, Recipes
+from ebr_engine.jobs.work import Work, find_work
 
 if TYPE_CHECKING:
     from ebr_engine.jobs.files import Job
-    from ebr_engine.jobs.journal import Journal
     from ebr_engine.media.images import Picture
+    from ebr_engine.request import RestoreRequest
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_EXPECTED = (EbrError, OSError, MemoryError, RuntimeError)
 
 
-def run_jobs(
-    restorer: Any,
-    jobs: "Sequence[Job]",
-    recipes: Mapping[str | None, Recipe],
-    progress: Progress,
-    *,
-    journal: "Journal | None" = None,
-    skipped: int = 0,
-    fail_fast: bool = False,
-) -> int:
-    """Restore every job by the recipe of its task, telling of each; the number that failed.
+def run_work(restorer: Any, work: Work, progress: Progress, recipes: Recipes | None = None, fail_fast: bool = False) -> int:
+    """Restore every job of a run by the recipe of its request, telling of each; the number that failed.
 
-    `journal` writes down what is finished; `skipped` files are only counted. The run ends early when the disk is full, and
-    with `fail_fast` at the first failure. Ctrl-C finishes what is being written and raises `Interrupted`.
+    What is finished is written down in the run's journal. The run ends early when the disk is full, and with `fail_fast` at the
+    first failure. Ctrl-C finishes what is being written and raises `Interrupted`. Raises `EbrError` for a request that the
+    backbone cannot meet, before any file is read.
     """
-    run = _Run(restorer, recipes, progress, journal)
+    run = Run(restorer, work, recipes or Recipes(restorer, work.digests), progress)
+    jobs = work.jobs
+    for request in dict.fromkeys(job.request for job in jobs):
+        run.recipes.of(request)
+        if not request.per_frame and restorer.asks_per_frame and any(job.is_clip for job in jobs if job.request == request):
+            name = restorer.backbone.name
+            raise EbrError(f"{name} knows no time; add --per-frame to restore a clip frame by frame, or use --backbone wan")
+    restorer.expect(sizes_of(jobs))
     started = time.perf_counter()
     try:
-        with Interrupts(progress.stopping) as run.interrupts, Behind() as run.writer, closing(ahead(run.read(jobs))) as sources:
+        with Interrupts(progress.stopping) as run.interrupts, Behind() as run.writer, closing(ahead(run.read())) as sources:
             for job, source in sources:
                 run.interrupts.check()
                 progress.start(job.source.name)
@@ -57,35 +59,63 @@ def run_jobs(
                     break
     except KeyboardInterrupt:
         kept = ", and what is restored of a clip," if any(job.is_clip for job in jobs) else ""
-        again = f"the finished ones{kept} are kept: the same command goes on" if journal or kept else "start again"
+        again = f"the finished ones{kept} are kept: the same command goes on" if work.journal or kept else "start again"
         raise Interrupted(f"interrupted: {run.done} of {len(jobs)} files are finished; {again}") from None
-    progress.summary(run.done, run.failures, skipped, len(jobs) - run.done - len(run.failures), time.perf_counter() - started)
+    left = len(jobs) - run.done - len(run.failures)
+    progress.summary(run.done, run.failures, work.skipped, left, time.perf_counter() - started)
     return len(run.failures)
 
 
-class _Run:
+def restore_one(
+    restorer: Any,
+    source: str | Path,
+    target: str | Path,
+    request: "RestoreRequest",
+    overwrite: bool = False,
+    callback: Callable[[float, str], None] | None = None,
+) -> Outcome:
+    """Restore one file into another; what became of it. Raises what went wrong, as an `EbrError` where it has no better kind."""
+    request = request.with_(backbone=restorer.backbone.name)
+    work = find_work([Path(source).expanduser()], str(Path(target).expanduser()), request, overwrite=overwrite, resume=False)
+    listener = _One(callback)
+    run_work(restorer, work, listener)
+    if listener.outcome.error:
+        raise EbrError(listener.outcome.error)
+    return listener.outcome
+
+
+def sizes_of(jobs: "Sequence[Job]") -> Iterator[tuple[int, int]]:
+    """Height and width of the pictures among the jobs, of those that say them; only their headers are read."""
+    from ebr_engine.media.images import MediaError, size_of_image
+
+    for job in jobs:
+        if not job.is_clip:
+            try:
+                yield size_of_image(job.source)
+            except (MediaError, OSError):  # told when its turn comes
+                continue
+
+
+class Run:
     """The steps of a job, with what they share."""
 
-    def __init__(self, restorer: Any, recipes: Mapping[str | None, Recipe], progress: Progress, journal: "Journal | None"):
-        self.restorer = restorer
-        self.recipes = recipes
-        self.progress = progress
-        self.journal = journal
+    def __init__(self, restorer: Any, work: Work, recipes: Recipes, progress: Progress):
+        self.restorer, self.work, self.recipes, self.progress = restorer, work, recipes, progress
         self.interrupts: Interrupts
         self.writer: Behind
         self.done = 0
         self.failures: list[Outcome] = []
         self.full = False
 
-    def read(self, jobs: "Sequence[Job]") -> "Iterator[tuple[Job, Any]]":
+    def read(self) -> "Iterator[tuple[Job, Any]]":
         """Each job with its picture and how it is committed, or with the error in their place; nothing for a clip."""
-        for job in jobs:
+        for job in self.work.jobs:
             if job.is_clip:
                 yield job, None
                 continue
             try:
                 commit = self._commit(job)
-                source = pictures.read(job, self.recipes[job.task]), commit
+                source = pictures.read(job, self.recipes.of(job.request)), commit
             except _EXPECTED as error:
                 source = error
             yield job, source
@@ -94,25 +124,41 @@ class _Run:
     def restore(self, job: "Job", source: Any) -> None:
         """Restore a job and leave it to the writer; an error that is the file's is told and counted."""
         started = time.perf_counter()
-        recipe = self.recipes[job.task]
+        recipe = self.recipes.of(job.request)
+        self.restorer.begin()
         try:
             if isinstance(source, Exception):
                 raise source
             if job.is_clip:
                 self.writer.wait()
-                shared = job, recipe, self.progress, self.interrupts, self._commit(job)
-                made = self.journal is not None and self.journal.vouches(job.target, job, recipe.settings)
-                outcome = compare_only(*shared) if made else restore_clip(self.restorer, *shared)
-                self._finished(outcome)
+                self._finished(self._clip(job, recipe))
                 return
             picture, commit = source
-            recipe = settled(recipe, lambda: [picture.pixels])
+            recipe = self.recipes.seen(recipe, lambda: [picture.pixels])
             restored = pictures.restore(self.restorer, picture, recipe, self._step)
+            recipe = self._with_note(recipe)
+        except NothingToRepair as error:
+            self.writer.wait()
+            self._left_out(job, str(error))
+            return
         except _EXPECTED as error:
             self.writer.wait()
             self._failed(job, error)
             return
         self.writer.call(partial(self._write, job, picture, restored, recipe, commit, started))
+
+    def _clip(self, job: "Job", recipe: Recipe) -> Outcome:
+        shared = job, recipe, self.progress, self.interrupts, self._commit(job)
+        journal = self.work.journal
+        if journal is not None and journal.vouches(job.target, job, recipe.digest):
+            return compare_only(*shared)
+        outcome = restore_clip(self.restorer, self.recipes, *shared)
+        return replace(outcome, note=self._with_note(replace(recipe, note=outcome.note)).note)
+
+    def _with_note(self, recipe: Recipe) -> Recipe:
+        """The recipe, with a word on a file that had to be run in smaller pieces because memory ran out."""
+        smaller = self.restorer.smaller
+        return replace(recipe, note=f"{recipe.note}  memory ran out: {smaller}".strip()) if smaller else recipe
 
     def _write(self, job: "Job", picture: "Picture", restored: "Picture", recipe: Recipe, commit: Any, started: float) -> None:
         if self.full:  # found while this one was restored
@@ -125,8 +171,19 @@ class _Run:
         seconds = time.perf_counter() - started
         self._finished(Outcome(job, seconds, picture.width, picture.height, picture.bits, note=recipe.note))
 
+    def _left_out(self, job: "Job", why: str) -> None:
+        """Auto sees nothing to repair: the file is left out or, where that is asked for, copied as it is."""
+        copies = job.request.copy_clean and job.source.is_file() and job.source.suffix.lower() == job.target.suffix.lower()
+        if copies:
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+            part = job.target.with_name(f".ebr-{job.target.name}.part")
+            shutil.copyfile(job.source, part)
+            (self._commit(job) or (lambda part, target: part.replace(target)))(part, job.target)
+        self._finished(Outcome(job, skipped=why, copied=copies))
+
     def _commit(self, job: "Job") -> "Callable[[Path, Path], None] | None":
-        return self.journal.commit(job, self.recipes[job.task].settings) if self.journal else None
+        journal = self.work.journal
+        return journal.commit(job, self.recipes.of(job.request).digest) if journal else None
 
     def _step(self, index: int, total: int) -> None:
         self.interrupts.check()
@@ -146,4 +203,23 @@ class _Run:
         self.progress.finish(outcome)
 
 
-_EXPECTED = (EbrError, OSError, MemoryError, RuntimeError)
+class _One(Progress):
+    """Keeps the outcome of a single file."""
+
+    outcome: Outcome
+
+    def __init__(self, callback: Callable[[float, str], None] | None):
+        self.callback = callback
+
+    def share(self, part: float, text: str) -> None:
+        if self.callback is not None:
+            self.callback(part, text)
+
+    def finish(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+
+    def error(self, text: str, kind: str = "error") -> None:
+        if kind == "warning":
+            from ebr_engine.errors import warn
+
+            warn(text)

@@ -1,88 +1,100 @@
-"""What a run has to do: its jobs, with which prompts, and what of it an earlier run has finished."""
+"""What a run has to do: its jobs, each with its request, and what of it an earlier run has finished."""
 
-import hashlib
-import json
-import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ebr_engine.cli.loading import plain
 from ebr_engine.errors import EbrError
-from ebr_engine.jobs.choosing import chosen_prompts, is_prompt, prompts_of
+from ebr_engine.request import PLAN, RestoreRequest
 
 if TYPE_CHECKING:
     from ebr_engine.jobs.files import Job
     from ebr_engine.jobs.journal import Journal
 
-# Options that change nothing in a file that is written; any other, a new one too, makes its outputs other ones.
-_NO_MATTER = {
-    *("inputs", "manifest", "task", "prompt", "out", "overwrite", "resume", "fail_fast", "quiet", "json", "preview", "yes"),
-    *("device", "offload", "offline"),
-}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """With which prompts to restore: a task by name, or prompt files with weights; neither with an engine file."""
-
-    task: str | None
-    prompts: Sequence[tuple[Path, float]]
-
 
 @dataclass(frozen=True)
 class Work:
-    """The jobs that are left to do, and the choices and the digests of the settings by their tasks."""
+    """The jobs that are left to do, and the digests of their requests."""
 
     jobs: "list[Job]"
-    choices: Mapping[str | None, Choice]
-    digests: Mapping[str | None, str]
-    skipped: int
-    journal: "Journal | None"
+    digests: Mapping[RestoreRequest, str]
+    skipped: int = 0  # finished by an earlier run
+    journal: "Journal | None" = None
+
+    def locked(self) -> AbstractContextManager:
+        """While entered, no other run may work on the same output folder; `EbrError` where one does."""
+        return self.journal.locked() if self.journal else nullcontext()
 
 
-def plan_work(asked: Mapping[str, Any]) -> Work:
-    """Find and check everything that `restore` was asked for, by its parameters; nothing is created, no model loaded.
+def find_work(
+    inputs: Sequence[Path],
+    out: str | None,
+    request: RestoreRequest,
+    *,
+    manifest: Path | None = None,
+    overwrite: bool = False,
+    resume: bool = True,
+) -> Work:
+    """Find and check everything that is asked for; nothing is created, no model loaded.
 
-    What runs that were killed at their end have left behind is deleted.
-    Raises EbrError for what cannot be met.
+    What runs that were killed at their end have left behind is deleted. Raises EbrError for what cannot be met.
     """
     from ebr_engine.jobs.files import check_jobs, check_writable
     from ebr_engine.jobs.journal import Journal
     from ebr_engine.media.video.parts import forget_finished
 
-    # Prompt files may follow one --prompt, where the parser can only see more inputs.
-    words = asked["inputs"] or []
-    inputs = [Path(word) for word in words if not is_prompt(word)]
-    texts = [*(asked["prompt"] or []), *filter(is_prompt, words)]
-    if asked["engine"] and (asked["task"] or texts):
+    if request.engine and (request.task or request.prompt):
         raise EbrError("an engine file holds its own prompt; leave --task and --prompt out, or build another one")
-    jobs, folder = _pair(inputs, asked, bool(asked["compare"] or asked["compare_as"]))
-    choices = {key: _choice(key, asked, texts) for key in dict.fromkeys(job.task for job in jobs)}
-    digests = {key: _digest(asked, choice) for key, choice in choices.items()}
+    jobs, folder = _pair(inputs, out, manifest, request)
+    digests = {one: one.digest(prompts_of(one)) for one in dict.fromkeys(job.request for job in jobs)}
     journal = None
-    if asked["resume"] and folder is not None:
+    if resume and folder is not None:
         check_writable(folder)
         journal = Journal(folder)
     for job in jobs:
         if job.is_clip:
             forget_finished(job.target)
-    finished = {job for job in jobs if journal and journal.finished(job, digests[job.task])}
+    finished = {job for job in jobs if journal and journal.finished(job, digests[job.request])}
     if journal:
-        check_jobs(jobs, asked["overwrite"], lambda job, path: journal.vouches(path, job, digests[job.task]), journal.knows)
+        check_jobs(jobs, overwrite, lambda job, path: journal.vouches(path, job, digests[job.request]), journal.knows)
     else:
-        check_jobs(jobs, asked["overwrite"])
-    left = [job for job in jobs if job not in finished]
-    return Work(left, choices, digests, len(finished), journal)
+        check_jobs(jobs, overwrite)
+    return Work([job for job in jobs if job not in finished], digests, len(finished), journal)
 
 
-def _pair(inputs: Sequence[Path], asked: Mapping[str, Any], compare: bool) -> "tuple[list[Job], Path | None]":
+def prompts_of(request: RestoreRequest) -> Sequence[tuple[Path, float]]:
+    """The prompt files of a request, with weights; of task auto all that it may choose from, of an engine file none.
+
+    Raises `EbrError` unless there is a task or a prompt, and `PromptError` for a task that has none.
+    """
+    from ebr_engine.prompts.catalogue import AUTO, BACKBONES, TASKS, find_prompts, prompt_files
+
+    if request.engine:
+        if request.part(PLAN) != RestoreRequest().part(PLAN):
+            raise EbrError("an engine file holds its own prompt and schedule; leave task and sampling out, or build another one")
+        return []
+    if not request.task and not request.prompt:
+        raise EbrError("neither --task nor --prompt given; say what to repair by one of them, for example --task haze")
+    if request.prompt:
+        return request.prompt
+    if request.backbone not in BACKBONES:  # which loading it tells
+        return []
+    if request.task != AUTO:
+        return find_prompts(request.backbone, request.task)
+    found = [(file, 1.0) for name, file in prompt_files(request.backbone).items() if name in TASKS]
+    return found or find_prompts(request.backbone, TASKS[0])  # which tells where to get some
+
+
+def _pair(
+    inputs: Sequence[Path], out: str | None, manifest: Path | None, request: RestoreRequest
+) -> "tuple[list[Job], Path | None]":
     """The jobs, and the folder of their journal: None where the output is one file, whose folder is the user's own."""
     from ebr_engine.jobs.files import is_file_name, is_frames, pair_inputs, pair_rows
     from ebr_engine.jobs.manifest import read_manifest
 
-    manifest, out = asked["manifest"], asked["out"]
+    compare = request.compare is not None
     if manifest is None:
         if not inputs:
             raise EbrError(
@@ -90,51 +102,18 @@ def _pair(inputs: Sequence[Path], asked: Mapping[str, Any], compare: bool) -> "t
             )
         if out is None:
             raise EbrError("say where to write it: --out FILE or --out FOLDER")
-        if asked["as_clip"] or (len(inputs) == 1 and is_frames(inputs[0], out)):
-            return pair_inputs(inputs, out, compare, asked["as_clip"]), None
-        return pair_inputs(inputs, out, compare), None if is_file_name(inputs, out) else Path(out)
+        frames = len(inputs) == 1 and is_frames(inputs[0], out)
+        jobs = pair_inputs(inputs, out, compare, request.as_clip)
+        folder = None if request.as_clip or frames or is_file_name(inputs, out) else Path(out)
+        return [replace(job, request=request) for job in jobs], folder
     if inputs:
         raise EbrError(f"{inputs[0]}: name inputs or a --manifest, not both")
     folder = Path(out) if out else manifest.parent
     if folder.exists() and not folder.is_dir():
         raise EbrError(f"{folder}: has to be a folder when there is a manifest")
-    rows = read_manifest(manifest)
+    rows = read_manifest(manifest, request)
     if not out and (bare := [row for row in rows if row.output is None]):
         raise EbrError(f"{bare[0].where}: has no output; name a folder for all with --out")
-    jobs = pair_rows(rows, folder, compare)
-    return [replace(job, task=_from_folder(job.task, manifest.parent)) for job in jobs], folder
-
-
-def _from_folder(key: str | None, folder: Path) -> str | None:
-    """A manifest's task; prompt files in its place are relative to the manifest."""
-    if key is None or not any(map(is_prompt, key.split(";"))):
-        return key
-    return ";".join(str(folder / part.strip()) for part in key.split(";"))
-
-
-def _choice(key: str | None, asked: Mapping[str, Any], texts: list[str]) -> Choice:
-    """What a job's task means; None is what the command line asks for."""
-    if asked["engine"]:
-        if key is not None:
-            raise EbrError("an engine file holds its own prompt; leave the manifest's task column out")
-        return Choice(None, [])
-    if key is None:
-        return Choice(asked["task"], chosen_prompts(asked["backbone"], asked["task"], texts, auto=True))
-    if any(map(is_prompt, key.split(";"))):
-        return Choice(None, chosen_prompts(asked["backbone"], None, key.split(";")))
-    return Choice(key, chosen_prompts(asked["backbone"], key, [], auto=True))
-
-
-def _digest(asked: Mapping[str, Any], choice: Choice) -> str:
-    """A digest of all that decides what is written: the options, and the prompt files' content."""
-    named = [] if choice.task is None else prompts_of(asked["backbone"], choice.task)
-    prompts = [[hashlib.sha256(path.read_bytes()).hexdigest(), weight] for path, weight in [*named, *choice.prompts]]
-    files = {name: [status.st_size, status.st_mtime_ns] for name, status in _statuses(asked)}
-    options = {name: plain(value) for name, value in asked.items() if name not in _NO_MATTER}
-    content = json.dumps([options, choice.task, prompts, files], sort_keys=True, default=str)
-    return hashlib.sha256(content.encode()).hexdigest()[:32]
-
-
-def _statuses(asked: Mapping[str, Any]) -> "list[tuple[str, os.stat_result]]":
-    """The files among the options' values, as they are now."""
-    return [(name, value.stat()) for name, value in asked.items() if isinstance(value, Path) and value.is_file()]
+    if request.engine and (named := [row for row in rows if row.task]):
+        raise EbrError(f"{named[0].where}: an engine file holds its own prompt; leave the manifest's task column out")
+    return pair_rows(rows, folder, compare), folder

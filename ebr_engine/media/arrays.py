@@ -33,36 +33,43 @@ def _from_torch(image: Tensor) -> tuple[Tensor, Any]:
 
 
 def _from_array(image: np.ndarray) -> tuple[Tensor, Any]:
-    if image.ndim != 3 or image.shape[-1] != 3 or not image.size:
-        raise EngineError(f"expected an array [H, W, 3], got shape {image.shape}")
+    """Colour [H, W, 3], grey [H, W] or [H, W, 1], either with alpha behind it ([H, W, 4], [H, W, 2]), which stays as it is."""
+    grey = image.ndim == 2 or (image.ndim == 3 and image.shape[-1] in (1, 2))
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[-1] > 4) or not image.size:
+        raise EngineError(f"expected an array [H, W, 3] (or grey [H, W], or with alpha [H, W, 4]), got shape {image.shape}")
     if image.dtype not in (np.uint8, np.uint16, np.float16, np.float32, np.float64):
         raise EngineError(f"expected uint8, uint16 or float pixels, got {image.dtype}")
+    planes = image[..., None] if image.ndim == 2 else image
+    colours = 1 if grey else 3
     top = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1
-    pixels = torch.from_numpy(image.astype(np.float32) / np.float32(top)).permute(2, 0, 1)[None]
+    shown = np.repeat(planes[..., :1], 3, axis=-1) if grey else planes[..., :3]
+    pixels = torch.from_numpy(shown.astype(np.float32) / np.float32(top)).permute(2, 0, 1)[None]
     _check_range(pixels)
 
     def rebuild(result: Tensor) -> np.ndarray:
-        values = result[0].permute(1, 2, 0).numpy()
-        return (values * top).round().astype(image.dtype) if image.dtype.kind == "u" else values.astype(image.dtype)
+        values = (luma(result)[0, ..., None] if grey else result[0].permute(1, 2, 0)).numpy()
+        made = (values * top).round().astype(image.dtype) if image.dtype.kind == "u" else values.astype(image.dtype)
+        return np.concatenate((made, planes[..., colours:]), axis=-1).reshape(image.shape)
 
     return pixels, rebuild
+
+
+def luma(pixels: Tensor) -> Tensor:
+    """Pixels [B, 3, H, W] → grey [B, H, W], as PIL's convert("L")."""
+    return torch.einsum("bchw,c->bhw", pixels, torch.tensor([0.299, 0.587, 0.114]))
 
 
 def _from_pil(image: Any) -> tuple[Tensor, Any]:
     if image.mode in ("I", "F"):
         raise EngineError(f"a PIL image of mode {image.mode} does not say its range; convert it to I;16, L or RGB")
     deep = image.mode.startswith("I;16")  # PIL's own conversion to RGB would clip it
-    array = np.repeat(np.asarray(image)[..., None], 3, axis=-1) if deep else np.asarray(image.convert("RGB"))
-    pixels, rebuild_array = _from_array(array.astype(np.uint16) if deep else array)
+    array = np.asarray(image).astype(np.uint16) if deep else np.asarray(image.convert("RGB"))
+    pixels, rebuild_array = _from_array(array)
 
     def rebuild(result: Tensor) -> Any:
         from PIL import Image
 
-        if deep:
-            grey = torch.einsum("bchw,c->bhw", result, torch.tensor([0.299, 0.587, 0.114]))  # as PIL's convert("L")
-            restored = Image.fromarray(np.ascontiguousarray(rebuild_array(grey[:, None])[..., 0]))
-        else:
-            restored = Image.fromarray(rebuild_array(result))
+        restored = Image.fromarray(rebuild_array(result))
         if image.mode in ("L", "LA", "1"):
             restored = restored.convert("L")
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

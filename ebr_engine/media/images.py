@@ -92,6 +92,17 @@ def read_image(path: str | os.PathLike, max_megapixels: float = MAX_MEGAPIXELS) 
     )
 
 
+def size_of_image(path: str | os.PathLike) -> tuple[int, int]:
+    """Height and width of an image file as it is shown, from its header alone; MediaError for what is none."""
+    vips = _vips()
+    try:
+        image = vips.Image.new_from_source(vips.Source.new_from_file(os.fsencode(path)), "")
+        turned = image.get_typeof("orientation") and image.get("orientation") >= 5
+    except vips.Error as error:
+        raise MediaError(f"{path}: its size cannot be read") from error
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
 def write_image(
     path: str | os.PathLike, picture: Picture | np.ndarray, quality: int = 95, commit: Callable[[Path, Path], None] | None = None
 ) -> None:

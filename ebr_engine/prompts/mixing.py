@@ -1,14 +1,12 @@
 """Several prompts in one request: which, with which weights, and how they are mixed."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from ebr_engine.backbones.loading import Backbone
-from ebr_engine.errors import EngineError
 from ebr_engine.prompts.catalogue import find_prompts
 from ebr_engine.prompts.prompt import Prompt, load_prompt
 
@@ -23,33 +21,19 @@ def scaled(prompt: Prompt, strength: float) -> Prompt:
     return replace(prompt, alpha=prompt.alpha * strength)
 
 
-MIXES = ("auto", "residual", "velocity", "turn")
-PromptLike = Prompt | Path | str
-
-
 def mix_for(backbone: str) -> str:
     """How `auto` mixes several prompts of a backbone: one after the other where that has been measured to restore more."""
     return "turn" if backbone == "mini" else "residual"
 
 
-def chosen_prompts(backbone: Backbone, task: str | None, prompt: PromptLike | Sequence | None) -> list[tuple[Prompt, float]]:
-    """The prompts of a request with their weights, loaded and checked against the backbone; [] is the empty prompt.
+def chosen_prompts(backbone: Backbone, task: str | None, prompts: Sequence[tuple[Any, float]]) -> list[tuple[Prompt, float]]:
+    """The prompts of a task, or of `prompts` (a Prompt or a file each, with a weight), loaded and checked against the backbone.
 
-    Raises `EngineError` when the request names both a task and a prompt, `PromptError` for a prompt that does not fit.
+    [] is the empty prompt. Raises `PromptError` for a prompt that does not fit.
     """
-    if task is not None and prompt is not None:
-        raise EngineError("give a task or a prompt, not both")
-    if task is not None:
-        prompt = find_prompts(backbone.name, task)
-    if prompt is None:
-        return []
-    items = prompt if isinstance(prompt, list) else [prompt]
     chosen = []
-    for item in items:
-        one, weight = item if isinstance(item, tuple) else (item, 1.0)
-        one = one if isinstance(one, Prompt) else load_prompt(one)
+    for item, weight in find_prompts(backbone.name, task) if task is not None else prompts:
+        one = item if isinstance(item, Prompt) else load_prompt(item)
         one.check(backbone.name, backbone.width, backbone.blocks)
-        if not math.isfinite(weight):
-            raise EngineError(f"a prompt's weight must be a finite number, got {weight}")
-        chosen.append((one, float(weight)))
+        chosen.append((one, weight))
     return chosen

@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from ebr_engine.backbones.layers import pack_trunk
 from ebr_engine.backbones.loading import Backbone
 from ebr_engine.bridge.process import PROCESSES
-from ebr_engine.bridge.sampler import sample
-from ebr_engine.bridge.schedules import FAST_STEPS, RELEASED_STEPS, StepTable, make_table
+from ebr_engine.bridge.sampler import StepTable, make_table, sample
+from ebr_engine.bridge.schedules import FAST_STEPS, RELEASED_STEPS
 from ebr_engine.engine.offload import BLOCK_LISTS
 from ebr_engine.engine.plan import alternating, shifted
 from ebr_engine.errors import EbrError

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ebr_engine.backbones.loading import Backbone
-from ebr_engine.bridge.sampler import draw_noise, sample
-from ebr_engine.bridge.schedules import make_table
+from ebr_engine.bridge.sampler import draw_noise, make_table, sample
 from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.media.images import write_image
 from ebr_engine.training.config import LearnConfig

@@ -14,8 +14,8 @@ from safetensors import safe_open
 
 from ebr_engine.backbones.flux.model import FluxConfig
 from ebr_engine.backbones.flux.weights import diffusers_state_dict, load_flux
-from ebr_engine.bridge.sampler import mean_velocity, sample
-from ebr_engine.bridge.schedules import released_times, released_timesteps, step_table
+from ebr_engine.bridge.sampler import mean_velocity, released_timesteps, sample, step_table
+from ebr_engine.bridge.schedules import released_times
 
 FOLDER = Path(os.environ.get("EBR_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
 FILES = sorted(FOLDER.glob("flux*.safetensors"))

@@ -9,7 +9,7 @@ import torch
 from benchmarks import peers
 from benchmarks.models import random_model, work_of
 from benchmarks.report import spread
-from ebr_engine.bridge.schedules import make_table
+from ebr_engine.bridge.sampler import make_table
 from ebr_engine.kernels import backend
 
 CPU = torch.device("cpu")

@@ -10,7 +10,8 @@ from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 from safetensors import safe_open
 
 from benchmarks import released
-from ebr_engine.bridge.schedules import released_times, released_timesteps
+from ebr_engine.bridge.sampler import released_timesteps
+from ebr_engine.bridge.schedules import released_times
 
 FOLDER = Path(__file__).parents[1] / "golden"
 FILES = sorted(FOLDER.glob("*.safetensors"))

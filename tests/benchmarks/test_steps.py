@@ -9,8 +9,8 @@ import torch
 from benchmarks import quality, steps
 from ebr_engine.backbones.mini.model import load_mini
 from ebr_engine.bridge.process import start_state
-from ebr_engine.bridge.sampler import sample
-from ebr_engine.bridge.schedules import power_times, step_table
+from ebr_engine.bridge.sampler import sample, step_table
+from ebr_engine.bridge.schedules import power_times
 
 T0 = 0.3
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from ebr_engine.bridge.process import PROCESSES, bridge_coefficients, ddbm_state, naive_state, start_state, training_state
-from ebr_engine.bridge.schedules import exact_times, make_table, power_times, released_times, released_timesteps, step_table
+from ebr_engine.bridge.sampler import make_table, released_timesteps, step_table
+from ebr_engine.bridge.schedules import exact_times, power_times, released_times
 
 STEPS = [(0.4, 0.3, 0.4), (0.31, 0.02, 0.4), (0.1, 1e-4, 0.4), (0.7, 0.35, 0.7), (0.08, 0.0, 0.15), (0.4, 0.0, 0.4)]
 

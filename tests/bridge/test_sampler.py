@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from ebr_engine.bridge.process import start_state
-from ebr_engine.bridge.sampler import draw_noise, mean_velocity, place, sample
-from ebr_engine.bridge.schedules import SCHEDULES, StepTable, make_table, released_times, step_table
+from ebr_engine.bridge.sampler import StepTable, draw_noise, make_table, mean_velocity, place, sample, step_table
+from ebr_engine.bridge.schedules import SCHEDULES, released_times
 
 EPS = torch.finfo(torch.float32).eps
 T0 = 0.4

@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 
 from ebr_engine.cli import app
 from ebr_engine.errors import EbrError
-from ebr_engine.prompts import catalogue
 
 
 class FakeRestorer:
@@ -20,11 +19,37 @@ class FakeRestorer:
     calls: ClassVar[list] = []
     expected: ClassVar[list] = []
 
+    released_size = (4, 6)
+    smaller = ""
+
     def __init__(self, backbone="mini", **settings):
-        if settings["device"] == "cuda:9":
+        if settings.get("device") == "cuda:9":
             raise EbrError("no device cuda:9; this machine has: cpu")
-        self.backbone = backbone
+        self.backbone = types.SimpleNamespace(name=backbone)
         self.made.append({"backbone": backbone, **settings})
+
+    @classmethod
+    def from_request(cls, request):
+        options = request.part("load")
+        if engine := options.pop("engine"):
+            kept = ("vae", "device", "offload", "compile", "max_memory", "low_memory")
+            return cls.from_engine(engine, **{name: options[name] for name in kept})
+        return cls(**options)
+
+    @property
+    def asks_per_frame(self):
+        return self.backbone.name == "flux"
+
+    def begin(self):
+        pass
+
+    def diagnose(self, pictures):
+        from ebr_engine.engine.classify import diagnose
+
+        return diagnose(pictures)
+
+    def plan_for(self, request):
+        return self.plan(**request.part("plan"))
 
     def plan(self, task=None, prompt=None, **settings):
         if task not in (None, "haze"):
@@ -32,7 +57,7 @@ class FakeRestorer:
         return {"task": task, "prompt": prompt, **settings}
 
     def expect(self, pictures):
-        self.expected.append(pictures)
+        self.expected.append(list(pictures))
 
     def tile_size(self, *sizes):
         pass
@@ -64,7 +89,6 @@ def engine(monkeypatch):
     fake = types.ModuleType("ebr_engine.engine.restorer")
     fake.Restorer = type("Restorer", (FakeRestorer,), {"made": [], "calls": [], "expected": []})
     monkeypatch.setitem(sys.modules, "ebr_engine.engine.restorer", fake)
-    monkeypatch.setattr(catalogue, "RELEASED_SIZES", {"wan": (4, 6)})
     return fake.Restorer
 
 

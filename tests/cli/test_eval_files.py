@@ -70,7 +70,7 @@ def test_a_file_that_fails_is_told_and_gives_exit_code_1(cli, pairs):
         ("--restored in --target gt --metrics sharpness -o out", ["sharpness", "psnr"]),
         ("--restored in --target gt -o list.json", ["list.json", "folder"]),
         ("--restored in --target gt --prompts in -o out", ["--prompts", "--prompt"]),
-        ("--prompt rain.safetensors", ["--prompt", "--input"]),
+        ("--prompt rain.safetensors", ["rain.safetensors", "no such prompt"]),
     ],
 )
 def test_impossible_requests_are_refused_in_one_line(cli, pairs, arguments, words):

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,10 +122,10 @@ def test_prompts_and_weights(cli, engine, arguments, expected):
 
 
 def test_a_windows_drive_is_no_weight():
-    from ebr_engine.jobs.choosing import _prompt_parts
+    from ebr_engine.jobs.texts import _split
 
-    assert _prompt_parts(r"C:\rain.safetensors") == (r"C:\rain.safetensors", 1.0)
-    assert _prompt_parts(r"C:\rain.safetensors:0.5") == (r"C:\rain.safetensors", 0.5)
+    assert _split(r"C:\rain.safetensors") == (r"C:\rain.safetensors", 1.0)
+    assert _split(r"C:\rain.safetensors:0.5") == (r"C:\rain.safetensors", 0.5)
 
 
 def test_compare_puts_input_beside_output(cli, engine):
@@ -323,7 +324,7 @@ def test_an_engine_file_needs_no_task_and_takes_none(cli, engine, monkeypatch):
         return object.__new__(engine)
 
     monkeypatch.setattr(engine, "from_engine", staticmethod(opened), raising=False)
-    monkeypatch.setattr(engine, "backbone", "mini", raising=False)
+    monkeypatch.setattr(engine, "backbone", SimpleNamespace(name="mini"), raising=False)
     picture("in.png")
     failed(cli("restore", "in.png", "-o", "out.png", "--engine", "x.ebr", "--task", "haze"), 2, "its own prompt")
     assert cli("restore", "in.png", "-o", "out.png", "--engine", "x.ebr", "--device", "cpu")[0] == 0

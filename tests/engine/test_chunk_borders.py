@@ -71,7 +71,7 @@ def test_chunks_of_wan_meet_without_a_jump(wan, overlap):
 
 def test_the_last_chunk_sees_the_noise_of_its_own_moment(wan):
     restorer, _ = wan
-    first, later = (restorer.pipeline.geometry.noise((1, 3, 17, 32, 48), 42, start) for start in (0, 8))
+    first, later = (restorer.engine.geometry.noise((1, 3, 17, 32, 48), 42, start) for start in (0, 8))
     torch.testing.assert_close(later[:, :, :3], first[:, :, 2:])
     assert later.unique().numel() == first.numel()  # a chunk has no noise twice
 

@@ -116,12 +116,12 @@ def test_what_cannot_be_recorded_runs_plainly_and_is_told_once(restorer):
 
     one = Runner(restorer.backbone, "auto", graphs=Graphs(broken))
     plan = restorer.plan(prompt=make_prompt())
-    assert one.static
+    assert one.static((4, 6), plan)
     with pytest.warns(EngineWarning, match=r"CUDA graphs are left out.* a previous error") as told:
         results = [run(one, plan, latent()) for _ in range(3)]
     assert len(told) == 1
     assert all(torch.equal(result, run(restorer.runner, plan, latent())) for result in results)
-    assert not one.static
+    assert not one.static((4, 6), plan)
 
 
 def test_a_compiler_that_fails_is_told_once_and_the_result_is_there(restorer, monkeypatch):
@@ -137,16 +137,32 @@ def test_a_compiler_that_fails_is_told_once_and_the_result_is_there(restorer, mo
         results = [run(one, plan, latent()) for _ in range(2)]
     assert len(told) == 1
     assert torch.equal(results[0], run(restorer.runner, plan, latent()))
-    assert not one.static
+    assert not one.static((4, 6), plan)
 
 
-def test_auto_compiles_for_many_pictures_only(restorer, monkeypatch):
+def test_auto_compiles_for_the_sizes_that_come_often_enough_to_pay(restorer, monkeypatch):
     monkeypatch.setattr(runner, "compile_trunk", lambda trunk: trunk)
-    assert not Runner(restorer.backbone, "auto").static
-    for mode, count, compiled in (("auto", runner.MANY, True), ("auto", runner.MANY - 1, False), ("off", 10**6, False)):
+    monkeypatch.setattr(Runner, "_evaluation_seconds", lambda self, cells, plan: 0.01 * cells[0])
+    plan = restorer.plan(prompt=make_prompt(), steps=5)
+    enough = {cells: round(runner.COMPILE_SECONDS / runner.COMPILE_SHARE / (5 * 0.01 * cells[0])) for cells in ((4, 6), (40, 6))}
+    assert enough[4, 6] == 10 * enough[40, 6]
+    for mode, times, compiled in (("auto", 1.01, True), ("auto", 0.99, False), ("off", 1000, False)):
         one = Runner(restorer.backbone, mode)
-        one.expect(count)
-        assert one.static == compiled
+        for cells, count in enough.items():
+            one.expect([cells] * round(count * times))
+        assert {one.static(cells, plan) for cells in enough} == {compiled}
+        assert not one.static((8, 8), plan)  # nobody expects it
+
+
+def test_the_time_that_compiling_took_decides_of_the_next_size(restorer, monkeypatch):
+    monkeypatch.setattr(runner, "compile_trunk", lambda trunk: trunk)
+    monkeypatch.setattr(Runner, "_evaluation_seconds", lambda self, cells, plan: 1.0)
+    one, plan = Runner(restorer.backbone, "auto"), restorer.plan(prompt=make_prompt(), steps=5)
+    one.expect([(6, 10)] * 10**4 + [(6, 6)] * 4)
+    assert one.static((6, 10), plan)
+    run(one, plan, latent())
+    assert one.compile_seconds < 1
+    assert one.static((6, 6), plan)  # too few for what was guessed, but not for what was measured
 
 
 def test_what_cannot_be_compiled_is_refused_when_it_is_asked_for(restorer):
@@ -156,8 +172,8 @@ def test_what_cannot_be_compiled_is_refused_when_it_is_asked_for(restorer):
     with pytest.raises(EngineError, match="exported"):
         Runner(exported, "on")
     one = Runner(exported, "auto")
-    one.expect(10**6)
-    assert not one.static
+    one.expect([(4, 6)] * 10**6)
+    assert not one.static((4, 6), None)
     with pytest.raises(EngineError, match="unknown compile 'yes'"):
         Restorer(compile="yes")
 

@@ -7,7 +7,7 @@ import torch
 
 from ebr_engine import Restorer
 from ebr_engine.backbones.registry import CONFIGS
-from ebr_engine.engine.fallback import Fitting, costs, placed
+from ebr_engine.engine.fallback import Fitting, costs, load_with_offload
 from ebr_engine.engine.memory import Rung, Work, ladder, peak
 from ebr_engine.errors import EngineError, EngineWarning
 
@@ -78,7 +78,7 @@ def test_another_error_is_no_reason_to_try_again(picture, monkeypatch):
 def test_a_limit_chooses_the_way_and_the_least_that_would_do_is_told(picture):
     free = Restorer("mini", precision="fp32")
     start, work = Rung(64, 16), Work(1, 1, SIDE, SIDE + 24)
-    need = peak(free.pipeline.costs, start, work)
+    need = peak(free.engine.costs, start, work)
     limited = Restorer("mini", precision="fp32", max_memory=need - 1)
     shapes = []
     velocity = limited.backbone.velocity
@@ -92,34 +92,43 @@ def test_a_limit_chooses_the_way_and_the_least_that_would_do_is_told(picture):
         small.restore(picture, "haze", steps=1)
 
 
-def test_what_a_long_clip_has_taught_holds_for_pictures_and_other_clips():
+def tried(fitting, rungs, model, work, refused):
+    """The first rung that is not refused, as a run finds it."""
+    index = fitting.rung(rungs, model, work)
+    while rungs[index] in refused:
+        lower = fitting.next(rungs, model, work, index)
+        fitting.descend(rungs, lower, work)
+        index = lower
+    return rungs[index]
+
+
+def test_what_a_long_clip_has_taught_holds_for_its_other_chunks_and_for_pictures_until_the_next_file():
     model = costs("wan", CONFIGS["wan-1.3b"], "bf16", "cuda")
     start = Rung(832, 64, frames=33)
     clip, picture = ladder(start, model), ladder(replace(start, frames=1), model)
+    work, one = Work(1, 33, 2160, 3840), Work(1, 1, 2160, 3840)
     fitting = Fitting()
-    refused = clip[:-1]
-
-    def attempt(rung):
-        if rung in refused:
-            raise MemoryError
-        return rung
-
     with pytest.warns(EngineWarning):
-        fitting.run(clip, model, Work(1, 33, 2160, 3840), attempt, lambda: None)
+        assert tried(fitting, clip, model, work, clip[:-1]) == clip[-1]
     assert len(picture) < len(clip)
-    assert picture[fitting.rung(picture, model, Work(1, 1, 2160, 3840))] == picture[-1]
-    fitting, refused = Fitting(), picture[:1]
+    assert picture[fitting.rung(picture, model, one)] == picture[-1]
+    assert fitting.seen == str(clip[-1])
+    fitting.begin()
+    after = clip[fitting.rung(clip, model, work)]
+    assert (after.tile, after.frames, after.blend, after.offload) == (832, 33, "latent", "blocks")  # what nobody sees is kept
+    assert fitting.seen == ""
+    fitting = Fitting()
     with pytest.warns(EngineWarning):
-        fitting.run(picture, model, Work(1, 1, 2160, 3840), attempt, lambda: None)
-    after = clip[fitting.rung(clip, model, Work(1, 33, 2160, 3840))]
+        tried(fitting, picture, model, one, picture[:1])
+    after = clip[fitting.rung(clip, model, work)]
     assert after != clip[0]
     assert (after.tile, after.frames) == (832, 33)  # a picture says nothing of a clip's frames
 
 
 def test_low_memory_changes_no_tile():
     restorer = Restorer("mini", low_memory=True)
-    rungs, work = restorer.pipeline.rungs((1, 3, 1, 900, 900), None, None, "latent")
-    chosen = rungs[restorer.pipeline.fitting.rung(rungs, restorer.pipeline.costs, work)]
+    rungs, work = restorer.engine.rungs((1, 3, 1, 900, 900), None, None, "latent")
+    chosen = rungs[restorer.engine.fitting.rung(rungs, restorer.engine.costs, work)]
     assert (chosen.tile, chosen.blend, chosen.at_once) == (512, "pixel", 1)
 
 
@@ -143,11 +152,11 @@ def test_the_tables_of_a_run_survive_a_move_of_the_codec():
     clip = torch.rand(1, 3, 32, 32)
     plan = restorer.plan("haze", t0=0.05, steps=2)
     before = restorer.run(clip, plan)
-    restorer.pipeline.apply(Rung(512, 64, offload="codec"))
-    assert restorer.pipeline.offload == "codec"
+    restorer.engine.apply(Rung(512, 64, offload="codec"))
+    assert restorer.engine.offload == "codec"
     torch.testing.assert_close(restorer.run(clip, plan), before)
-    restorer.pipeline.apply(Rung(512, 64, offload="blocks"))
-    assert restorer.pipeline.offload == "blocks"
+    restorer.engine.apply(Rung(512, 64, offload="blocks"))
+    assert restorer.engine.offload == "blocks"
     torch.testing.assert_close(restorer.run(clip, plan), before)
 
 
@@ -170,7 +179,7 @@ FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
 def test_a_model_that_a_gpu_cannot_hold_is_loaded_with_its_blocks_on_the_cpu():
     load = Loading(FULL)
     with pytest.warns(EngineWarning, match=r"does not fit into the memory of cuda:0; its blocks wait on the CPU"):
-        assert placed(load, torch.device("cuda:0"), "none", True) == "blocks"
+        assert load_with_offload(load, torch.device("cuda:0"), "none", True) == "blocks"
     assert load.tried == ["none", "blocks"]
 
 
@@ -185,10 +194,10 @@ def test_a_model_that_a_gpu_cannot_hold_is_loaded_with_its_blocks_on_the_cpu():
 def test_a_model_that_fits_nowhere_is_a_clear_error(device, offload, movable, words):
     load = Loading(FULL, ())
     with pytest.raises(EngineError, match=f"not enough memory to load the model; {words}"):
-        placed(load, torch.device(device), offload, movable)
+        load_with_offload(load, torch.device(device), offload, movable)
     assert load.tried == [offload]
 
 
 def test_other_errors_of_loading_are_themselves():
     with pytest.raises(RuntimeError, match="device-side assert"):
-        placed(Loading(RuntimeError("device-side assert"), ()), torch.device("cuda:0"), "none", True)
+        load_with_offload(Loading(RuntimeError("device-side assert"), ()), torch.device("cuda:0"), "none", True)

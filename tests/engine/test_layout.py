@@ -49,7 +49,7 @@ def test_a_graph_of_one_size_refuses_other_ones(fixed, one_line):
 
 @pytest.mark.parametrize("few", [False, True])
 def test_noise_fits_the_latent_and_does_not_depend_on_what_is_added(restorer, few):
-    pixels, geometry = torch.rand(3, 3, 1, 37, 53), restorer.pipeline.geometry
+    pixels, geometry = torch.rand(3, 3, 1, 37, 53), restorer.engine.geometry
     padded, noise = geometry.ready(pixels, 42, 0, 512, few)
     assert noise.shape == geometry.latent_shape(padded.shape)
     assert torch.equal(padded[:3, :, :, :37, :53], pixels)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ebr_engine import Restorer
-from ebr_engine.bridge.schedules import make_table
+from ebr_engine.bridge.sampler import make_table
 from ebr_engine.errors import BackboneError, EbrError
 from ebr_engine.prompts.catalogue import TASKS
 from tests.tiny import picture
@@ -143,10 +143,10 @@ def test_every_task_is_bundled_and_does_something(task):
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        ("photo.jpg", ["str"]),
+        ("photo.jpg", ["photo.jpg", "No such file"]),
         (None, ["NoneType"]),
-        (np.zeros((8, 8), np.uint8), ["[H, W, 3]", "(8, 8)"]),
-        (np.zeros((8, 8, 4), np.uint8), ["(8, 8, 4)"]),
+        (np.zeros(8, np.uint8), ["[H, W, 3]", "(8,)"]),
+        (np.zeros((8, 8, 5), np.uint8), ["(8, 8, 5)"]),
         (np.zeros((0, 8, 3), np.uint8), ["(0, 8, 3)"]),
         (np.zeros((8, 8, 3), np.int32), ["int32"]),
         (np.full((8, 8, 3), np.nan), ["not finite"]),

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from ebr_engine.bridge.sampler import draw_noise, sample
-from ebr_engine.bridge.schedules import make_table
+from ebr_engine.bridge.sampler import draw_noise, make_table, sample
 from ebr_engine.engine.layout import tiled
 from ebr_engine.media.tiling import plan_tiles
 from tests.tiny import make_prompt, picture

@@ -9,7 +9,8 @@ import pytest
 import torch
 from skimage import metrics
 
-from ebr_engine.bridge.schedules import flow_table, power_times
+from ebr_engine.bridge.sampler import flow_table
+from ebr_engine.bridge.schedules import power_times
 from ebr_engine.engine.restorer import Restorer
 from ebr_engine.errors import PromptError
 from ebr_engine.evaluation import photos, quality

@@ -7,7 +7,7 @@ import torch
 
 from ebr_engine.backbones.loading import Backbone
 from ebr_engine.backbones.wan.model import WanConditioning
-from ebr_engine.bridge.schedules import make_table
+from ebr_engine.bridge.sampler import make_table
 from ebr_engine.engine.plan import Plan
 from ebr_engine.errors import EngineError
 from ebr_engine.export import exporting

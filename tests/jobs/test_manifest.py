@@ -48,7 +48,7 @@ def test_json_lines(tmp_path):
         ("list.jsonl", "[" * 100_000, [":1", "not JSON"]),
         ("list.jsonl", '["a.png"]\n', [":1", "object"]),
         ("list.jsonl", '{"input": 3}\n', [":1", "text", "3"]),
-        ("list.jsonl", '{"input": "a.png", "seed": "3"}\n', [":1", "'seed'"]),
+        ("list.jsonl", '{"input": "a.png", "sede": 3}\n', [":1", "'sede'"]),
         ("list.jsonl", '{"output": "a.png"}\n', [":1", "input"]),
         ("list.jsonl", '{"input": "\\ud800.png"}\n', [":1", "characters"]),
     ],

@@ -8,8 +8,7 @@ import torch
 
 from ebr_engine.backbones.loading import ModelSource, load_backbone
 from ebr_engine.bridge.process import PROCESSES
-from ebr_engine.bridge.sampler import sample
-from ebr_engine.bridge.schedules import make_table
+from ebr_engine.bridge.sampler import make_table, sample
 from ebr_engine.engine.plan import bake
 from ebr_engine.errors import EbrError
 from ebr_engine.training.config import LearnConfig
