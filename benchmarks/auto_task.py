@@ -1,4 +1,4 @@
-"""`python -m benchmarks.auto_task`: how well `--task auto` sees what is wrong with a photo, and what that is worth in dB.
+"""`python -m benchmarks.quality auto-task`: how well `--task auto` sees what is wrong with a photo, and what that is worth in dB.
 
 Seeing: ten photos of scikit-image, which no training has seen, each whole (reduced) and as two crops at full resolution, clean
 and degraded by every task and every pair of tasks, with strengths from a quarter to full and test seeds. Told: precision and
@@ -7,7 +7,7 @@ what auto chose and by an oracle who knows the tasks, two one after the other; w
 pairs also the ways to mix two prompts in one run: residuals with weights of 1 or of a half, and the mean of velocities.
 """
 
-import argparse
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.report import columns, provenance, told, write_json
+from benchmarks.report import columns, mean
 from ebr_engine.engine.classify import Classifier, bundled, diagnose, load_classifier
 from ebr_engine.evaluation.metrics import psnr
 from ebr_engine.evaluation.photos import NAMES, STRENGTH, load_photo, square
@@ -32,28 +32,28 @@ LEAST = 0.25  # strength
 SETS = ((), *((task,) for task in TASKS), *combinations(TASKS, 2))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print the tables, and write everything to a JSON file on request."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.auto_task", description=__doc__.splitlines()[0])
+def options(parser: ArgumentParser) -> None:
     parser.add_argument("--classifier", type=Path, metavar="FILE", help="another one than the bundled")
     parser.add_argument("--part", choices=("seeing", "mending"), help="only this part")
     parser.add_argument("--size", type=int, default=128, help="side of the photos that are restored")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number")
     parser.add_argument("--quick", action="store_true", help="one photo, to try the benchmark itself")
-    options = parser.parse_args(arguments)
+
+
+def measure(options: Namespace) -> dict[str, Any]:
+    """How well `--task auto` sees what is wrong with a photo, and what that is worth in dB."""
     model = load_classifier(options.classifier) if options.classifier else bundled()
     result: dict[str, Any] = {}
     if options.part != "mending":
         result["seeing"] = summed(list(seen(model, PHOTOS[:1] if options.quick else PHOTOS)))
-        print(seeing_table(result["seeing"]), end="\n\n")
     if options.part != "seeing":
-        result["size"] = options.size
-        result["mending"] = list(mended(model, options.size, options.quick))
-        print(mending_table(result["mending"], options.size), end="\n\n")
-    result |= provenance()
-    print(*told(result), sep="\n")
-    if options.json:
-        write_json(options.json, result)
+        result |= {"size": options.size, "mending": list(mended(model, options.size, options.quick))}
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """What a person reads of both parts."""
+    parts = [seeing_table(result["seeing"])] if "seeing" in result else []
+    return "\n\n".join(parts + ([mending_table(result["mending"], result["size"])] if "mending" in result else []))
 
 
 def seen(model: Classifier, photos: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -161,16 +161,9 @@ def mending_table(records: Sequence[dict[str, Any]], size: int) -> str:
     for record in records:
         groups[" + ".join(record["tasks"])].append(record)
     groups |= {name: found for count, name in ((1, "one task"), (2, "two tasks")) if (found := _of(records, count))}
-    rows = [
-        (name, *(f"{sum(r[way] for r in found) / len(found):.2f}" if way in found[0] else "" for way in ways))
-        for name, found in groups.items()
-    ]
+    rows = [(name, *(f"{mean(found, way):.2f}" if way in found[0] else "" for way in ways)) for name, found in groups.items()]
     return f"mini, {size} x {size}, PSNR in dB, mean of the photos\n" + columns(("tasks", *ways), rows)
 
 
 def _of(records: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return [record for record in records if len(record["tasks"]) == count]
-
-
-if __name__ == "__main__":
-    main()

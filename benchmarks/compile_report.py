@@ -6,7 +6,6 @@ there, and the machine code is read with the disassembler of Triton's package. T
 `setup.py`, if nvcc is there. STACK and LOCAL are bytes of slow memory a thread: both should be 0.
 """
 
-import argparse
 import json
 import os
 import re
@@ -14,6 +13,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,10 +27,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from benchmarks.report import ROOT, columns, provenance, told, write_json
-from benchmarks.roofline import WAN_DISTINCT, Workload, workload
-from ebr_engine.backbones.flux.model import MLP_RATIO
-from ebr_engine.backbones.wan.model import WanConfig
+from benchmarks import report
+from benchmarks.gpu_cases import MODELS, sizes
+from benchmarks.report import ROOT, Benchmark, columns
+from benchmarks.roofline import WAN_DISTINCT, workload
 from ebr_engine.kernels import prompt_attention as attention
 from ebr_engine.kernels import prompt_attention_gradient as attention_gradient
 from ebr_engine.kernels.bridge_step import bridge_step_launch
@@ -42,10 +42,10 @@ from ebr_engine.kernels.quantize_fp8 import empty_quantized, quantize_fp8_launch
 from ebr_engine.kernels.scaled_linear import scaled_linear_launch
 
 ARCHS = (80, 89, 90, 100, 120)
-MODELS = ("wan-1.3b", "wan-14b", "flux-dev")
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}  # bytes a block may ask for
 MATRIX = re.compile(r"(?<![\w.])([A-Z]+MMA)\b")  # HMMA, QMMA; HGMMA, QGMMA (Hopper); UTCHMMA, UTCQMMA (tcgen05)
 PROCESSES = 2
+WORKER = "import sys; from benchmarks.compile_report import worker; worker(sys.argv[1])"
 
 
 def tools() -> dict[str, str]:
@@ -101,15 +101,11 @@ def run(command: Sequence[str]) -> str:
 class Shapes:
     """Tensors without memory, of the sizes that a model's operations meet; bf16 where no dtype is given."""
 
-    def __init__(self, work: Workload, arch: int):
+    def __init__(self, model: str, arch: int):
         self.has_fp8 = arch >= 89
-        config = work.config
-        self.wan = isinstance(config, WanConfig)
-        self.width, self.heads, self.head = config.width, config.num_attention_heads, config.attention_head_dim
-        self.tokens = work.tokens + (0 if self.wan else work.text)
-        self.text = work.text
-        self.ffn = config.ffn_dim if self.wan else MLP_RATIO * self.width
-        self.latent = work.latent
+        s = sizes(model)
+        self.wan, self.latent = not s.per_head, workload(model).latent
+        self.width, self.heads, self.head, self.ffn, self.tokens, self.text = s.width, s.heads, s.head, s.ffn, s.tokens, s.text
         self.stream = self.bf16(1, self.tokens, self.width)
         self.table = self.wide(1, self.width)  # of modulations
 
@@ -230,7 +226,7 @@ def triton_rows(arch: int, operations: Sequence[str], models: Sequence[str]) -> 
     for operation in operations:
         for model in models:
             with compiling(arch) as launched:
-                OPERATIONS[operation](Shapes(workload(model), arch))
+                OPERATIONS[operation](Shapes(model, arch))
             for name, kernel in launched:
                 if kernel.hash not in rows:
                     about = {"operation": operation, "kernel": name, "arch": f"sm_{arch}", "models": [], "compiler": "triton"}
@@ -284,21 +280,27 @@ def collect(
 ) -> list[dict[str, Any]]:
     """All rows, from fresh processes with an empty cache: nothing compiled before, and no interpreter, is in the way."""
     tools()
-    jobs = [["--triton", str(arch), "--ops", *operations, "--models", *models] for arch in archs] if models else []
-    jobs += [["--cuda", arch, "--ops", *operations] for arch in cuda_archs() if int(arch.rstrip("af")) in archs] if cuda else []
+    jobs = [("triton_rows", arch, list(operations), list(models)) for arch in archs] if models else []
+    jobs += [("cuda_rows", arch, list(operations)) for arch in cuda_archs() if int(arch.rstrip("af")) in archs] if cuda else []
 
-    def job(options: list[str]) -> list[dict[str, Any]]:
+    def run_job(job: tuple) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as cache:
             environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
             environment |= {"EBR_KERNELS": "triton", "TRITON_CACHE_DIR": cache}
-            command = [sys.executable, "-m", "benchmarks.compile_report", "--worker", *options]
+            command = [sys.executable, "-c", WORKER, json.dumps(job)]
             done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
         if done.returncode:
-            raise RuntimeError(f"compiling failed: {' '.join(options)}")
+            raise RuntimeError(f"compiling failed: {job}")
         return json.loads(done.stdout)
 
     with ThreadPoolExecutor(PROCESSES) as pool:
-        return [row for rows in pool.map(job, jobs) for row in rows]
+        return [row for rows in pool.map(run_job, jobs) for row in rows]
+
+
+def worker(job: str) -> None:
+    """Print the rows of one job, in a process of its own."""
+    name, *arguments = json.loads(job)
+    print(json.dumps({"triton_rows": triton_rows, "cuda_rows": cuda_rows}[name](*arguments)))
 
 
 def readable(name: str) -> str:
@@ -314,43 +316,37 @@ def readable(name: str) -> str:
     return f"{kernel}<{', '.join(named)}>"
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(result: dict[str, Any]) -> str:
     """What a person reads."""
     header = ["kernel", "arch", "warps", "registers", "shared", "stack", "local", "matrix instructions", "models"]
     lines = []
-    for row in rows:
+    for row in result["kernels"]:
         counts = ", ".join(f"{count} {name}" for name, count in row["instructions"].items()) or "-"
         numbers = [str(row.get(name, "-")) for name in ("warps", "registers", "shared", "stack", "local")]
         lines.append([row["kernel"], row["arch"], *numbers, counts, " ".join(row["models"]) or "any"])
     return columns(header, lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Compile, print the table, and write everything to a JSON file on request."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compile_report", description=__doc__.splitlines()[0])
+def options(parser: ArgumentParser) -> None:
     parser.add_argument("--archs", default=",".join(map(str, ARCHS)), help="compute capabilities, as 80,90 (default: all)")
     parser.add_argument("--ops", nargs="+", choices=OPERATIONS, default=list(OPERATIONS))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every row")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--triton", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--cuda", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.worker:
-        rows = cuda_rows(options.cuda, options.ops) if options.cuda else triton_rows(options.triton, options.ops, options.models)
-        print(json.dumps(rows))
-        return
+
+
+def measure(options: Namespace) -> dict[str, Any]:
+    """What the compilers make of every kernel, found without a GPU."""
     try:
         archs = [int(arch) for arch in options.archs.split(",")]
     except ValueError:
-        parser.error(f"--archs takes numbers with commas between, as 80,90; got {options.archs!r}")
+        options.error(f"--archs takes numbers with commas between, as 80,90; got {options.archs!r}")
     if unknown := [arch for arch in archs if arch not in SHARED_LIMIT]:
-        parser.error(f"--archs: {unknown[0]} is not one of {', '.join(map(str, SHARED_LIMIT))}")
-    rows = collect(archs, options.ops, options.models)
-    about = provenance()
-    print("\n".join([table(rows), "", *told(about)]))
-    if options.json:
-        write_json(options.json, about | {"kernels": rows})
+        options.error(f"--archs: {unknown[0]} is not one of {', '.join(map(str, SHARED_LIMIT))}")
+    return {"kernels": collect(archs, options.ops, options.models)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compile, and print the table."""
+    report.main("compile_report", __doc__, Benchmark(options, measure, table), arguments)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,25 @@
-"""`python -m benchmarks.full_size`: the real models' sizes with random weights, from a folder on disk to a restored file.
+"""`python -m benchmarks.speed full-size`: the real models' sizes with random weights, from a folder on disk to a restored file.
 
 Writes a model in the published layout (random, never zeros), restores a clip (Wan 2.1 1.3B, all 30 blocks) or a picture (FLUX's
 widths, 2 + 2 of its 19 + 38 blocks) with the command line, builds an engine file and restores with that. Every command is a
-process of its own: its seconds and its peak memory are told, and how long loading takes either way.
+process of its own, with its seconds and its peak memory; and how long loading takes either way.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.report import ROOT, columns, provenance, told, write_json
+from benchmarks.report import ROOT, columns
 
 COMMAND = [sys.executable, "-c", "from ebr_engine.cli import main; main()"]
 SHARD = 2**30  # bytes
@@ -54,27 +54,24 @@ else:
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print the table, and write everything to a JSON file on request."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size", description=__doc__.splitlines()[0])
+def options(parser: ArgumentParser) -> None:
     parser.add_argument("--backbone", choices=("wan", "flux"), action="append", help="one of them only; may be repeated")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--folder", type=Path, help="where to keep the models (6 GB); a temporary folder otherwise")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number")
     parser.add_argument("--brief", action="store_true", help="only restore from the checkpoint")
     parser.add_argument("--small", action="store_true", help="a hundredth of the sizes, to try the benchmark itself")
-    options = parser.parse_args(arguments)
+
+
+def measure(options: Namespace) -> dict[str, Any]:
+    """Wan 1.3B, and FLUX with few blocks, with random weights: from a checkpoint on disk to a restored file."""
     with tempfile.TemporaryDirectory() as temporary:
         base = options.folder or Path(temporary)
-        results = [measure(backbone, base / backbone, options) for backbone in options.backbone or ("wan", "flux")]
-    result = {"steps": options.steps, "small": options.small, "models": results, **provenance()}
-    print(table(result))
-    if options.json:
-        write_json(options.json, result)
+        results = [measure_one(backbone, base / backbone, options) for backbone in options.backbone or ("wan", "flux")]
+    return {"steps": options.steps, "small": options.small, "models": results}
 
 
-def measure(backbone: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def measure_one(backbone: str, folder: Path, options: Namespace) -> dict[str, Any]:
     """Write a model, restore with it and with its engine file, and time loading both ways."""
     sizes = write_model(backbone, folder, options.small)
     source = folder / ("in.mkv" if backbone == "wan" else "in.png")
@@ -83,11 +80,11 @@ def measure(backbone: str, folder: Path, options: argparse.Namespace) -> dict[st
     out = ["--overwrite", "-o", str(source.with_stem("out"))]
     encoder = ["--codec", "ffv1"] if backbone == "wan" else []
     engine, start = folder / "engine.ebr", ["--engine", str(folder / "engine.ebr"), "--device", options.device]
-    runs = {"restore": run(["restore", str(source), *out, *model, *how, *encoder])}
+    runs = {"restore": command(["restore", str(source), *out, *model, *how, *encoder])}
     if options.brief:
         return {"backbone": backbone, "sizes": sizes, "commands": runs, "seconds": {}}
-    runs["build"] = run(["build", *model, *how, "--overwrite", "-o", str(engine)])
-    runs["restore from engine"] = run(["restore", str(source), *out, *start, *encoder])
+    runs["build"] = command(["build", *model, *how, "--overwrite", "-o", str(engine)])
+    runs["restore from engine"] = command(["restore", str(source), *out, *start, *encoder])
     checkpoint = load(backbone, folder, str(folder / "context.safetensors"), options.device)
     mapped = load("engine", engine, "", options.device)
     times = {
@@ -99,7 +96,7 @@ def measure(backbone: str, folder: Path, options: argparse.Namespace) -> dict[st
     return {"backbone": backbone, "sizes": sizes, "commands": runs, "seconds": times}
 
 
-def run(arguments: list[str]) -> dict[str, float]:
+def command(arguments: list[str]) -> dict[str, float]:
     """Run the command in a process of its own: wall seconds, and its peak resident memory in bytes."""
     started = time.perf_counter()
     process = subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -121,45 +118,37 @@ def write_model(backbone: str, folder: Path, small: bool) -> dict[str, Any]:
     """A model of real size with random weights, a prompt, an empty text and an input; what it holds."""
     import torch
 
-    from ebr_engine.backbones.flux.model import FluxConditioner, FluxTrunk
-    from ebr_engine.backbones.flux.weights import diffusers_state_dict as flux_state
-    from ebr_engine.backbones.registry import named_config
+    from benchmarks.models import family, halves, strengths, work_of
     from ebr_engine.backbones.text import save_context
-    from ebr_engine.backbones.wan.model import WanConditioner, WanTrunk
-    from ebr_engine.backbones.wan.weights import diffusers_state_dict as wan_state
 
     torch.manual_seed(0)
     wan = backbone == "wan"
-    config = named_config("wan-1.3b") if wan else replace(named_config("flux-dev"), num_layers=2, num_single_layers=2)
+    work = work_of("wan-1.3b" if wan else "flux-dev")
+    config = work.config if wan else replace(work.config, num_layers=2, num_single_layers=2)
     if small:
         config = replace(config, num_attention_heads=1, **({"num_layers": 3, "ffn_dim": 256} if wan else {}))
-    with torch.device("meta"):
-        halves = (WanConditioner(config), WanTrunk(config)) if wan else (FluxConditioner(config), FluxTrunk(config))
-        shapes = (wan_state if wan else flux_state)(*halves)
-    write_shards(folder / "transformer", shapes, config.to_diffusers() | {"_class_name": CLASSES[backbone]})
+    both = halves(config)
+    shapes = family(config).state_dict(*both)
+    write_shards(folder / "transformer", shapes, config.to_diffusers() | {"_class_name": family(config).diffusers})
     write_vae(backbone, folder / "vae", small)
-    rows, dim = (226, config.text_dim) if wan else (512, config.joint_attention_dim)
-    text = {"context": torch.randn(1, dim).repeat(rows, 1)}
+    dim = config.text_dim if wan else config.joint_attention_dim
+    text = {"context": torch.randn(1, dim).repeat(work.text, 1)}
     text["context"][0] = torch.randn(dim)
     text |= {} if wan else {"pooled": torch.randn(config.pooled_projection_dim)}
     save_context(folder / "context.safetensors", backbone, "random", text)
-    blocks = config.num_layers if wan else config.blocks
-    bank = {"prompts": torch.randn(1, rows, config.width) * 0.1}
-    released = {"backend": backbone, "deep_prompt_bank": bank, "alphas": [torch.tensor(0.1)] * blocks}
-    torch.save(released, folder / "prompt.pt")
+    blocks = strengths(config)
+    bank = {"prompts": torch.randn(1, work.text, config.width) * 0.1}
+    torch.save({"backend": backbone, "deep_prompt_bank": bank, "alphas": [torch.tensor(0.1)] * blocks}, folder / "prompt.pt")
     frames, height, width = (9, 128, 208) if wan else (1, 256, 256)
     write_input(folder, frames, height, width)
-    count = [sum(p.numel() for p in half.parameters()) for half in halves]
+    conditioner, trunk = (sum(p.numel() for p in half.parameters()) for half in both)
     return {
         "input": [frames, height, width],
         "blocks": blocks,
-        "conditioner_parameters": count[0],
-        "trunk_parameters": count[1],
+        "conditioner_parameters": conditioner,
+        "trunk_parameters": trunk,
         "checkpoint_bytes": sum(file.stat().st_size for file in (folder / "transformer").iterdir()),
     }
-
-
-CLASSES = {"wan": "WanTransformer3DModel", "flux": "FluxTransformer2DModel"}
 
 
 def write_shards(folder: Path, shapes: dict[str, Any], config: dict) -> None:
@@ -237,8 +226,4 @@ def table(result: dict[str, Any]) -> str:
             rows.append((f"{name} {command}", f"{figures['seconds']:.1f} s", f"{figures['peak_bytes'] / 1e9:.2f} GB"))
         rows += [(f"{name} {what}", f"{median(seconds):.2f} s", "") for what, seconds in model["seconds"].items()]
         rows.append((f"{name}: {frames} x {height} x {width}, {sizes['trunk_parameters'] / 1e6:.0f} M in the trunk", "", ""))
-    return "\n".join([columns(("command", "time", "peak memory"), rows), "", *told(result)])
-
-
-if __name__ == "__main__":
-    main()
+    return columns(("command", "time", "peak memory"), rows)

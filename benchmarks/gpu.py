@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import ebr_engine
-from benchmarks.report import RESULTS, ROOT, commit, provenance, told, write_json
+from benchmarks.report import NO_TIME, RESULTS, ROOT, about, commit, describe, write_json
 
-NO_TIME = "left out: no time"
 MINUTES = 8
 GRACE = 10  # seconds a section may run past its limit: it stops by itself, between two measurements
 SHORTEST = 10  # seconds below which a section is not started
@@ -43,23 +42,23 @@ class Section:
 
 
 SECTIONS = {  # the most telling first: what there is no time for is left out
-    "build": Section("The CUDA extension", "gpu_sections", "build", 60),
-    "kernels": Section("Errors against float64, and those of plain torch", "gpu_sections", "kernels", 80),
-    "ops": Section("Operations at the models' shapes", "gpu_sections", "ops", 60),
+    "build": Section("The CUDA extension", "gpu_kernels", "build", 60),
+    "kernels": Section("Errors against float64, and those of plain torch", "gpu_kernels", "kernels", 80),
+    "ops": Section("Operations at the models' shapes", "gpu_kernels", "ops", 60),
     "steps-wan": Section("Wan 2.1 1.3B, 480 x 832, 33 frames", "gpu_models", "steps", 70, ("wan-1.3b",)),
     "steps-flux": Section("FLUX.1-dev, 1024 x 1024", "gpu_models", "steps", 100, ("flux-dev",)),
-    "graphs-wan": Section("Whole runs of Wan 2.1 1.3B: captured, compiled", "gpu_graphs", "graphs", 60, ("wan-1.3b",)),
-    "graphs-flux": Section("Whole runs of FLUX.1-dev: captured, compiled", "gpu_graphs", "graphs", 60, ("flux-dev",)),
-    "linears": Section("Linear layers: bf16, and e4m3 by its two backends", "gpu_sections", "linears", 25),
-    "cuda": Section("The CUDA extension's kernels", "gpu_sections", "cuda", 40, kernels="cuda"),
+    "graphs-wan": Section("Whole runs of Wan 2.1 1.3B: captured, compiled", "gpu_models", "graphs", 60, ("wan-1.3b",)),
+    "graphs-flux": Section("Whole runs of FLUX.1-dev: captured, compiled", "gpu_models", "graphs", 60, ("flux-dev",)),
+    "linears": Section("Linear layers: bf16, and e4m3 by its two backends", "gpu_kernels", "linears", 25),
+    "cuda": Section("The CUDA extension's kernels", "gpu_kernels", "cuda", 40, kernels="cuda"),
     "train-wan": Section("Learning a prompt for Wan 2.1 1.3B", "gpu_models", "train", 25, ("wan-1.3b",)),
     "train-flux": Section("Learning a prompt for FLUX.1-dev", "gpu_models", "train", 35, ("flux-dev",)),
-    "tests": Section("Tests that need a GPU", "gpu_sections", "tests", 40),
+    "tests": Section("Tests that need a GPU", "gpu_kernels", "tests", 40),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the sections, telling as they go, and write both files after each."""
+    """Run the sections, which print as they go, and write both files after each."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--sections", help=f"some of {', '.join(SECTIONS)}, with commas; a beginning stands for all with it")
@@ -86,12 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def check(out: Path, names: Sequence[str], seconds: float, resume: bool, tiny: bool) -> bool:
     """Run sections within so many seconds; whether nothing failed."""
     deadline, generous = time.monotonic() + seconds, max(seconds / 60 / MINUTES, 1)
-    about = provenance() | {"driver": driver()}
-    if not tiny and not about["machine"]["cuda"]:
+    machine = about() | {"driver": driver()}
+    if not tiny and not machine["machine"]["cuda"]:
         raise SystemExit("error: torch sees no CUDA device here; --tiny runs the check itself on the CPU")
-    path = out / f"gpu_{device_name(about)}{'_tiny' if tiny else ''}.json"
+    path = out / f"gpu_{device_name(machine)}{'_tiny' if tiny else ''}.json"
     sections = json.loads(path.read_text())["sections"] if resume and path.exists() else {}
-    print("\n".join(told(about)), f"driver {about['driver']}", sep="\n", flush=True)
+    print("\n".join(describe(machine)), f"driver {machine['driver']}", sep="\n", flush=True)
     for name in names:
         if sections.get(name, {}).get("status") == "done":
             print(f"\n{name}: kept from commit {sections[name]['commit']}", flush=True)
@@ -99,7 +98,7 @@ def check(out: Path, names: Sequence[str], seconds: float, resume: bool, tiny: b
         print(f"\n{name}: {SECTIONS[name].title}", flush=True)
         sections[name] = run_section(name, SECTIONS[name].seconds * generous, deadline, tiny, out)
         print(f"  {sections[name]['status']} in {sections[name]['seconds']:.1f} s", flush=True)
-        result = about | {"tiny": tiny, "sections": {key: sections[key] for key in SECTIONS if key in sections}}
+        result = machine | {"tiny": tiny, "sections": {key: sections[key] for key in SECTIONS if key in sections}}
         write_json(path, result)
         path.with_suffix(".md").write_text(markdown(result))
     print(f"\n{path}\n{path.with_suffix('.md')}")
@@ -131,7 +130,7 @@ def work(name: str, file: Path, deadline: float, tiny: bool, out: Path) -> None:
     """A section, in its own process (whose monotonic clock is its parent's): rows go to the file as they come."""
     import torch
 
-    from benchmarks.gpu_clock import Run
+    from benchmarks.clock import Run
 
     section = SECTIONS[name]
     device = torch.device("cpu" if tiny else "cuda")
@@ -179,7 +178,7 @@ def failed(error: Any) -> bool:
 
 def markdown(result: dict[str, Any]) -> str:
     """Both what was measured and on what, as a page."""
-    lines = [f"# GPU check{' (tiny)' if result['tiny'] else ''}", "", *(f"* {line}" for line in told(result))]
+    lines = [f"# GPU check{' (tiny)' if result['tiny'] else ''}", "", *(f"* {line}" for line in describe(result))]
     lines += [f"* driver {result['driver']}", ""]
     for name, section in result["sections"].items():
         lines += [f"## {SECTIONS[name].title}", "", f"`{name}`: {section['status']}, {section['seconds']:.1f} s.", ""]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.roofline import FLUX_TEXT, MLP_RATIO, WAN_DISTINCT, WAN_TEXT, workload
-from ebr_engine.backbones.wan.model import WanConfig
+from benchmarks.models import FLUX, family
+from benchmarks.roofline import MLP_RATIO, WAN_DISTINCT, workload
 from ebr_engine.kernels import attention, bridge_step, context_kv, prompt_attention, qk_norm_rope, quantize_fp8, scaled_linear
 from ebr_engine.kernels import gated_residual_norm as gated
 from ebr_engine.kernels import layer_norm_modulate as norm
@@ -45,11 +45,11 @@ SMALL = Sizes("small", 128, 2, 256, 64, 16, True)
 def sizes(model: str, tokens: int | None = None, batch: int = 1) -> Sizes:
     """A model's sizes at its released resolution, or with another number of tokens."""
     work = workload(model)
-    config, wan = work.config, isinstance(work.config, WanConfig)
-    ffn = config.ffn_dim if wan else MLP_RATIO * config.width
-    joint = work.tokens + (0 if wan else FLUX_TEXT)
-    text = WAN_TEXT if wan else min(FLUX_TEXT, tokens or FLUX_TEXT)
-    return Sizes(model, config.width, config.num_attention_heads, ffn, tokens or joint, text, not wan, batch)
+    config, flux = work.config, family(work.config) is FLUX
+    ffn = MLP_RATIO * config.width if flux else config.ffn_dim
+    joint = work.tokens + (work.text if flux else 0)
+    text = min(work.text, tokens or work.text) if flux else work.text
+    return Sizes(model, config.width, config.num_attention_heads, ffn, tokens or joint, text, flux, batch)
 
 
 @dataclass(frozen=True)

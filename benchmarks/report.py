@@ -1,14 +1,62 @@
-"""What every benchmark tells besides its numbers: medians, the machine, versions and commit, aligned tables, JSON files."""
+"""What every benchmark does besides measuring: its command line, medians, machine, versions and commit, tables, plots, JSON."""
 
+import argparse
 import json
+import os
+import platform
+import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PACKAGES = ("torch", "triton", "diffusers", "transformers", "safetensors", "pyvips", "numpy")
+NO_TIME = "left out: no time"  # the error of what a deadline left out
+
+
+class Benchmark(NamedTuple):
+    """One thing that a command measures: its options, the measurement, and what a person reads and sees of the result.
+
+    `measure` may call `options.error(words)` to refuse a value. Its docstring's first sentence is the help.
+    """
+
+    options: Callable[[argparse.ArgumentParser], None]
+    measure: Callable[[argparse.Namespace], dict[str, Any]]
+    table: Callable[[dict[str, Any]], str]
+    plot: Callable[[dict[str, Any], Path], None] | None = None
+
+
+def main(module: str, text: str, benchmarks: Benchmark | dict[str, Benchmark], arguments: Sequence[str] | None = None) -> None:
+    """The command line of a module with one benchmark or several by name: measure, print the table, write JSON and plot."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{module}", description=text.splitlines()[0])
+    if isinstance(benchmarks, Benchmark):
+        add_options(parser, benchmarks)
+    else:
+        kinds = parser.add_subparsers(required=True, metavar="|".join(benchmarks))
+        for name, one in benchmarks.items():
+            words = one.measure.__doc__.splitlines()[0]
+            add_options(kinds.add_parser(name, help=words, description=words), one)
+    options = parser.parse_args(arguments)
+    benchmark = options.benchmark
+    result = benchmark.measure(options) | about()
+    print("\n".join([benchmark.table(result), "", *describe(result)]))
+    if options.json:
+        write_json(options.json, result)
+    if benchmark.plot and options.plot:
+        benchmark.plot(result, options.plot)
+
+
+def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
+    """A benchmark's own options, and those of all."""
+    benchmark.options(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number")
+    if benchmark.plot:
+        parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw it (PNG; needs matplotlib)")
+    parser.set_defaults(benchmark=benchmark, error=parser.error)
 
 
 def spread(values: list[float]) -> dict[str, Any]:
@@ -28,26 +76,51 @@ def commit() -> str:
         return "unknown"
 
 
-def provenance() -> dict[str, Any]:
-    """Machine and versions, commit and date: what a result has to be read with."""
-    from ebr_engine.cli.info import collect
+def about() -> dict[str, Any]:
+    """Machine and versions, commit and date: what a result has to be read with. Needs nothing that a bare folder lacks."""
+    import torch
 
-    facts = collect()
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    cpu = {"name": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     return {
-        "machine": {"cpu": facts["cpu"], "cuda": facts["cuda"], "versions": facts["versions"]},
+        "machine": {"cpu": cpu, "cuda": [cuda_device(i) for i in range(torch.cuda.device_count())], "versions": versions},
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 
-def told(about: dict[str, Any]) -> list[str]:
-    """`provenance` as lines for a person."""
-    machine = about["machine"]
+def version(package: str) -> str | None:
+    """Of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_name() -> str:
+    """As Linux names it, or as Python does elsewhere."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def cuda_device(index: int) -> dict[str, str]:
+    """A GPU's name, memory and capability."""
+    import torch
+
+    found = torch.cuda.get_device_properties(index)
+    memory = f"{found.total_memory / 2**30:.0f} GiB"
+    return {"name": f"cuda:{index}", "description": f"{found.name}, {memory}, compute capability {found.major}.{found.minor}"}
+
+
+def describe(result: dict[str, Any]) -> list[str]:
+    """What `about` found, as lines for a person."""
+    machine = result["machine"]
     return [
         f"{machine['cpu']['name']}, {machine['cpu']['cores']} cores, {machine['cpu']['threads']} threads",
         *(f"{device['name']}: {device['description']}" for device in machine["cuda"]),
         ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version),
-        f"commit {about['commit']}, {about['date']}",
+        f"commit {result['commit']}, {result['date']}",
     ]
 
 
@@ -58,37 +131,26 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join((line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:])))) for line in lines)
 
 
-def plot_bars(path: Path, values: dict[str, float], title: str, unit: str) -> None:
-    """Draw one horizontal bar a name, the first on top, as a PNG."""
-    axes = _axes(title, height=1.2 + 0.3 * len(values))
-    axes.barh(list(values)[::-1], list(values.values())[::-1])
-    axes.set_xlabel(unit)
-    _save(axes, path)
+def mean(rows: Sequence[dict[str, Any]], name: str) -> float:
+    """The mean of one value over rows."""
+    return sum(row[name] for row in rows) / len(rows)
 
 
-def plot_lines(path: Path, lines: dict[str, tuple[Sequence[float], Sequence[float]]], title: str, x: str, y: str) -> None:
-    """Draw one line a name through its points (x, y), as a PNG."""
-    axes = _axes(title)
-    for name, points in lines.items():
-        axes.plot(*points, marker="o", label=name)
-    axes.set(xlabel=x, ylabel=y, ylim=(0, None))
-    axes.legend()
-    _save(axes, path)
-
-
-def _axes(title: str, height: float = 4.0) -> Any:
+def figure(width: float = 7, height: float = 4.0, panels: int = 1) -> Any:
+    """A figure of `panels` axes in a row; the line that installs matplotlib where it is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise SystemExit("error: a plot needs matplotlib: pip install matplotlib") from error
-    axes = Figure(figsize=(7, height), layout="constrained").subplots()
-    axes.set_title(title, fontsize="medium")
-    return axes
+    drawn = Figure(figsize=(width, height), layout="constrained")
+    drawn.subplots(1, panels)
+    return drawn
 
 
-def _save(axes: Any, path: Path) -> None:
+def save_figure(drawn: Any, path: Path) -> None:
+    """Write a figure as a PNG, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    axes.figure.savefig(path, dpi=120)
+    drawn.savefig(path, dpi=120)
 
 
 def write_json(path: Path, result: Any) -> None:

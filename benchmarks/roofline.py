@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.report import columns, commit, write_json
 from ebr_engine.backbones.flux.model import FREQUENCIES, MLP_RATIO, FluxConfig
-from ebr_engine.backbones.registry import CONFIGS
+from ebr_engine.backbones.registry import named_config
 from ebr_engine.backbones.wan.model import MODULATIONS, WanConfig
 
 BF16 = 2
@@ -232,7 +232,7 @@ def flux_step(work: Workload, narrow: int = BF16) -> list[Operation]:
 
 def workload(backbone: str, height: int | None = None, width: int | None = None, frames: int = 33) -> Workload:
     """A backbone at a size in pixels (480×832 and 33 frames for Wan, 1024² for FLUX when not given)."""
-    config = CONFIGS[backbone]
+    config = named_config(backbone)
     if isinstance(config, FluxConfig):
         height, width = height or 1024, width or 1024
         latent = (config.latent_channels, height // FLUX_STRIDE, width // FLUX_STRIDE)

@@ -1,29 +1,30 @@
-"""`python -m benchmarks.steps`: what fewer evaluations cost, by schedule, order and T0, on `mini` with its learned prompts.
+"""`python -m benchmarks.quality steps`: what fewer evaluations cost, by schedule, order and T0.
 
-Real photos, degraded for every task, are restored by each schedule. Told of each: PSNR against the clean photo; sharpness, the
-gradient energy of the result over that of the clean photo (1 is as sharp); and the distance, the root mean square difference of
-the latent to the converged solution (200 second-order steps at the same T0 and noise), relative to that solution's. The
-released schedule's distance is the yardstick: at the same T0, a schedule that comes as near does the same work.
+Real photos, degraded for every task, are restored on `mini` with its learned prompts by each schedule. A row has PSNR against
+the clean photo; sharpness, the gradient energy of the result over that of the clean photo (1 is as sharp); and the distance, the
+root mean square difference of the latent to the converged solution (200 second-order steps at the same T0 and noise), relative
+to that solution's. The released schedule's distance is the yardstick: at the same T0, a schedule that comes as near does the
+same work.
 
 Beyond the engine's schedules two experiments run at the prompts' own T0: other powers of the grid t = T0·(1 − i/N)^power, and a
 third-order multistep method.
 """
 
-import argparse
 import math
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.report import columns, provenance, told, write_json
+from benchmarks.report import columns, figure, mean, save_figure
 from ebr_engine.backbones.mini.model import Mini, load_mini
+from ebr_engine.backbones.registry import spec
 from ebr_engine.bridge.process import start_state
-from ebr_engine.bridge.sampler import Velocity, draw_noise, released_timesteps, sample, step_table
+from ebr_engine.bridge.sampler import Velocity, draw_noise, sample, step_table
 from ebr_engine.bridge.schedules import FAST_POWER, exact_times, power_times, released_times
 from ebr_engine.evaluation.photos import NAMES, make_case
 from ebr_engine.prompts.catalogue import ASSETS, TASKS
@@ -97,7 +98,7 @@ def load_task(mini: Mini, name: str, photos: Sequence[str], size: int) -> Task:
 def restore(mini: Mini, task: Task, run: Run) -> Tensor:
     """The restored latent of a run."""
     times, t0 = run.times(task.prompt.t0), task.prompt.t0 * run.t0_factor
-    timesteps = released_timesteps(times, "wan") if run.schedule == "released" else torch.tensor(times[:-1]) * 1000
+    timesteps = spec("wan").released_timesteps(times) if run.schedule == "released" else torch.tensor(times[:-1]) * 1000
     conditioning = mini.conditioner(timesteps, mini.context, [(task.prompt.residual, task.prompt.alpha)])
     if run.order == 3:
         return third_order(mini.trunk, conditioning, task.degraded, task.noise, times, t0)
@@ -174,7 +175,7 @@ def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         groups.setdefault(Run(**{name: row[name] for name in Run.__dataclass_fields__}), []).append(row)
     return [
         asdict(run)
-        | {name: sum(row[name] for row in group) / len(group) for name in ("psnr", "sharpness", "distance")}
+        | {name: mean(group, name) for name in ("psnr", "sharpness", "distance")}
         | {"as_near": sum(row["distance"] <= yardstick[row["task"]] for row in group), "tasks": len(group)}
         for run, group in groups.items()
     ]
@@ -192,20 +193,15 @@ def table(result: dict[str, Any]) -> str:
         lines.append([row["schedule"], *numbers, *measured, near])
     size, photos, tasks = result["size"], len(result["photos"]), ", ".join(result["tasks"])
     title = f"mini, float32, {photos} photo(s) of {size} x {size}, tasks {tasks}; distance to {result['converged']} steps"
-    return "\n".join([title, "", columns(header, lines), "", *told(result)])
+    return "\n".join([title, "", columns(header, lines)])
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
     """Distance and PSNR over evaluations at the prompts' own T0, both orders, the released schedule as a line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    drawn = figure(13, 4, panels=3)
     own = [row for row in result["means"] if row["t0_factor"] == 1]
     (released,) = (row for row in own if row["schedule"] == "released")
-    for panel, name in zip(panels, ("distance", "psnr", "sharpness")):
+    for panel, name in zip(drawn.axes, ("distance", "psnr", "sharpness")):
         for order in (1, 2):
             line = [row for row in own if row["schedule"] == "fast" and (row["order"], row["power"]) == (order, FAST_POWER)]
             panel.plot([row["steps"] for row in line], [row[name] for row in line], "o-", label=f"order {order}")
@@ -213,40 +209,28 @@ def plot(result: dict[str, Any], path: Path) -> None:
         panel.set(xlabel="evaluations", title=name, xscale="log")
         panel.set_xticks(result["steps"], [str(n) for n in result["steps"]], minor=False)
         panel.minorticks_off()
-    panels[0].set_yscale("log")
-    panels[0].legend()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    drawn.axes[0].set_yscale("log")
+    drawn.axes[0].legend()
+    save_figure(drawn, path)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the sweep, print the table; write every row to a JSON file, and a plot beside it, on request."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=__doc__.splitlines()[0])
+def options(parser: ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=128, help="side of the square photos in pixels")
     parser.add_argument("--photos", type=int, default=len(NAMES), help=f"how many of {', '.join(NAMES)}")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--quick", action="store_true", help="a photo of 32 pixels and few steps: does it run?")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every row; and a .png, if matplotlib is there")
-    options = parser.parse_args(arguments)
+
+
+def measure(options: Namespace) -> dict[str, Any]:
+    """What fewer evaluations cost, by schedule, order and T0."""
     if options.size < 16 or options.size % 8:
-        parser.error("--size must be a multiple of 8, at least 16")
+        options.error("--size must be a multiple of 8, at least 16")
     if not 1 <= options.photos <= len(NAMES):
-        parser.error(f"--photos must be 1 to {len(NAMES)}")
+        options.error(f"--photos must be 1 to {len(NAMES)}")
     steps, converged = ((1, 2, 3, 4), 24) if options.quick else (STEPS, CONVERGED)
     size, photos = (32, NAMES[:1]) if options.quick else (options.size, NAMES[: options.photos])
     mini = load_mini()
     all_runs = list(runs(steps, T0_FACTORS[:1] if options.quick else T0_FACTORS, POWERS[:1] if options.quick else POWERS))
     rows = sweep(mini, (load_task(mini, name, photos, size) for name in options.tasks), all_runs, converged)
     about = {"size": size, "photos": photos, "tasks": options.tasks, "steps": steps, "converged": converged}
-    result = about | provenance() | {"means": means(rows), "rows": rows}
-    print(table(result))
-    if options.json:
-        write_json(options.json, result)
-        if find_spec("matplotlib"):
-            plot(result, options.json.with_suffix(".png"))
-        else:
-            print("no plot: matplotlib is not installed")
-
-
-if __name__ == "__main__":
-    main()
+    return about | {"means": means(rows), "rows": rows}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.claims.common import Learning, Study, arguments, make_case
-from benchmarks.report import columns, provenance, told
+from benchmarks.report import about, columns, describe
 from ebr_engine.training.procedural import render
 
 FEW, MORE = 2, 6  # iterations: their difference is free of what a run begins with
@@ -59,7 +59,7 @@ def main(given: Sequence[str] | None = None) -> None:
     print(columns(["experiment", "prompts", "restorations", "core minutes, estimated"], lines))
     print(f"a run of learning {learn:.0f} s, a restoration {restore:.2f} s of processor time")
     print("shared prompts are learned once; c_secretly_knows also pre-trains two backbones")
-    print("\n".join(told(provenance())))
+    print("\n".join(describe(about())))
 
 
 if __name__ == "__main__":

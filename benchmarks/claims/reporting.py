@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.claims.common import Row, Study, cells, in_order
-from benchmarks.report import provenance, told
+from benchmarks.report import about, describe
 from ebr_engine.media.images import write_atomically
 
 DRAWS = 4000
@@ -78,7 +78,7 @@ def finish(study: Study, question: str, rows: Sequence[Row], reference: str, com
     plot = study.out / f"{study.name}.svg"
     write_atomically(plot, forest(gaps, f"PSNR in dB against: {reference}").encode())
     lines = [f"# {question}", "", text, "", f"![Differences]({plot.name})", "", *(f"* {line}" for line in how), ""]
-    lines += ["Made by", "", f"    {command}", "", *(f"{line}  " for line in told(provenance())), ""]
+    lines += ["Made by", "", f"    {command}", "", *(f"{line}  " for line in describe(about())), ""]
     write_atomically(study.out / f"{study.name}.md", "\n".join(lines).encode())
     print(f"{question}\n\n{text}\n")
     for arm, gap in gaps.items():

@@ -2,7 +2,7 @@
 
 Two looks at the picture: a glance at all of it, much reduced, which shows haze and darkness, and patches at full resolution,
 each without its own mean and contrast, which show streaks, flakes and lost detail. Learned on procedural scenes by
-`training/classifier.py`; its figures on real photos are those of `python -m benchmarks.auto_task`.
+`training/classifier.py`; its figures on real photos are those of `python -m benchmarks.quality auto-task`.
 """
 
 import math

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 NONE, WAVELET, ADAIN = FIXES = ("none", "wavelet", "adain")
-# By task; what helps `mini`, measured by `python -m benchmarks.colour_fix`.
+# By task; what helps `mini`, measured by `python -m benchmarks.quality colour-fix`.
 BY_TASK = {"haze": NONE, "rain": NONE, "snow": NONE, "blur": WAVELET, "lowlight": NONE}
 LEVELS = 5  # of the wavelet: what is wider than about 2⁵ pixels counts as colour
 

@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_cases, gpu_clock, gpu_graphs, gpu_models, gpu_sections
+from benchmarks import clock, gpu, gpu_cases, gpu_kernels, gpu_models
 from ebr_engine.kernels import backend, scaled_linear
 
 CPU = torch.device("cpu")
+TIME = ("--minutes", "80")  # enough on a busy machine
 HELPERS = {"__init__", "backend", "rows", "heads", "cuda", "prompt_attention_gradient"}  # of kernels/, no operations themselves
 
 
@@ -20,7 +21,7 @@ HELPERS = {"__init__", "backend", "rows", "heads", "cuda", "prompt_attention_gra
 def run(tmp_path, monkeypatch):
     """A tiny run whose operations go through their registrations, as on a device; `rows()` reads what it kept."""
     monkeypatch.setattr(backend, "FORCED", True)
-    one = gpu_clock.Run(CPU, True, time.monotonic() + 600, (tmp_path / "rows").open("w"), tmp_path)
+    one = clock.Run(CPU, True, time.monotonic() + 600, (tmp_path / "rows").open("w"), tmp_path)
     one.rows = lambda: [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
     yield one
     one.file.close()
@@ -35,7 +36,7 @@ def undone():
 
 
 def test_every_operation_is_checked_against_float64_in_both_precisions(run):
-    gpu_sections.kernels(run)
+    gpu_kernels.kernels(run)
     rows = run.rows()
     assert not [row for row in rows if not row.get("ok")]
     operations = {path.stem for path in (gpu.ROOT / "kernels").glob("*.py")} - HELPERS - {"packed_linear"}  # a CPU's
@@ -53,10 +54,10 @@ def test_every_operation_is_checked_against_float64_in_both_precisions(run):
 )
 def test_a_wrong_kernel_is_seen(wrong):
     (case, *_) = gpu_cases.norms(gpu_cases.ODD, gpu_cases.Draw(CPU, torch.bfloat16))
-    good = [row["ok"] for row in gpu_sections.compared(replace(case, learned=()))]
+    good = [row["ok"] for row in gpu_kernels.compared(replace(case, learned=()))]
     bad = replace(case, learned=(), function=lambda **inputs: wrong(case.function(**inputs)))
     assert good == [True]
-    assert [row["ok"] for row in gpu_sections.compared(bad)] == [False]
+    assert [row["ok"] for row in gpu_kernels.compared(bad)] == [False]
 
 
 def test_a_wrong_gradient_and_a_wrong_bit_are_seen():
@@ -73,7 +74,7 @@ def test_a_wrong_gradient_and_a_wrong_bit_are_seen():
             return gradient / 2
 
     bad = replace(case, function=lambda **inputs: case.function(**inputs | {"x": Halved.apply(inputs["x"])}))
-    assert [row["ok"] for row in gpu_sections.compared(bad)] == [True, False]
+    assert [row["ok"] for row in gpu_kernels.compared(bad)] == [True, False]
 
     def one_off(x):
         quantized = case.function(x)
@@ -81,13 +82,13 @@ def test_a_wrong_gradient_and_a_wrong_bit_are_seen():
         return quantized
 
     case = gpu_cases.quantised(gpu_cases.ODD, draw)[0]
-    assert [row["ok"] for row in gpu_sections.compared(case)] == [True, True]
-    assert [row["ok"] for row in gpu_sections.compared(replace(case, function=one_off))] == [True, False]
+    assert [row["ok"] for row in gpu_kernels.compared(case)] == [True, True]
+    assert [row["ok"] for row in gpu_kernels.compared(replace(case, function=one_off))] == [True, False]
 
 
 def test_operations_are_timed_beside_their_peers(run, monkeypatch):
-    monkeypatch.setattr(gpu_sections, "ODD", gpu_cases.ODD)
-    gpu_sections.ops(run, ("layer_norm_modulate", "prompt_attention"))
+    monkeypatch.setattr(gpu_kernels, "ODD", gpu_cases.ODD)
+    gpu_kernels.ops(run, ("layer_norm_modulate", "prompt_attention"))
     ceilings, *rows = run.rows()
     assert ceilings["bandwidth"] > 0
     assert not [row for row in rows if any("failed" in key or key == "error" for key in row)]
@@ -103,14 +104,14 @@ def test_operations_are_timed_beside_their_peers(run, monkeypatch):
 
 def test_a_compiled_form_is_timed(run):
     (case, *_) = gpu_cases.norms(gpu_cases.SMALL, gpu_cases.Draw(CPU, torch.bfloat16))
-    row = gpu_sections.timed(run, case, gpu_cases.SMALL, gpu_clock.ceilings(run), compile_too=True)
+    row = gpu_kernels.timed(run, case, gpu_cases.SMALL, clock.ceilings(CPU), compile_too=True)
     assert row["compiled ms"] > 0
 
 
 def test_a_form_that_fails_leaves_the_others(run):
     (case, *_) = gpu_cases.norms(gpu_cases.SMALL, gpu_cases.Draw(CPU, torch.bfloat16))
     broken = replace(case, library={"broken": lambda **_: 1 / 0})
-    row = gpu_sections.timed(run, broken, gpu_cases.SMALL, gpu_clock.ceilings(run), compile_too=False)
+    row = gpu_kernels.timed(run, broken, gpu_cases.SMALL, clock.ceilings(CPU), compile_too=False)
     assert "ZeroDivisionError" in row["library failed"]
     assert row["ours ms"] > 0
 
@@ -157,7 +158,7 @@ def test_a_model_that_does_not_fit_is_learned_with_checkpointed_blocks(run, monk
 
 
 def test_linears_are_compared_and_the_choice_is_written(run, tmp_path):
-    gpu_sections.linears(run)
+    gpu_kernels.linears(run)
     *rows, written = run.rows()
     assert not [row for row in rows if "error" in row or "failed" in row]
     assert {row["layer"] for row in rows} == {"qkv", "out", "up", "down", "single out"}
@@ -180,9 +181,9 @@ def test_what_fails_is_a_row_and_what_has_no_time_too(run):
 
 def test_an_error_is_measured_relative_and_nan_is_none():
     one = torch.ones(4)
-    assert gpu_clock.relative_rms(one * 1.5, one) == 0.5
-    assert gpu_clock.relative_rms(torch.full((4,), math.nan), one) is None
-    assert gpu_clock.relative_rms(torch.ones(5), one) is None
+    assert clock.relative_rms(one * 1.5, one) == 0.5
+    assert clock.relative_rms(torch.full((4,), math.nan), one) is None
+    assert clock.relative_rms(torch.ones(5), one) is None
 
 
 # The command
@@ -200,7 +201,7 @@ def checked(tmp_path, *arguments):
 
 
 def test_the_command_runs_sections_and_goes_on_where_it_stopped(tmp_path, capfd):
-    result, page, status = checked(tmp_path, "--sections", "build,linears,tests")
+    result, page, status = checked(tmp_path, "--sections", "build,linears,tests", *TIME)
     assert status == 0
     assert {name: section["status"] for name, section in result["sections"].items()} == dict.fromkeys(
         ("build", "linears", "tests"), "done"
@@ -209,7 +210,7 @@ def test_the_command_runs_sections_and_goes_on_where_it_stopped(tmp_path, capfd)
     assert "no CUDA device" in page
     assert "| small | qkv | 64 |" in page
     assert "linears: Linear layers" in capfd.readouterr().out  # told as it goes
-    again, _, status = checked(tmp_path, "--sections", "build,train-wan", "--resume")
+    again, _, status = checked(tmp_path, "--sections", "build,train-wan", "--resume", *TIME)
     assert status == 0
     assert list(again["sections"]) == ["build", "linears", "train-wan", "tests"]
     assert again["sections"]["linears"] == result["sections"]["linears"]
@@ -262,21 +263,21 @@ def test_bad_usage_is_refused(arguments, capsys):
 
 def test_without_a_device_it_says_so(tmp_path, monkeypatch):
     about = {"machine": {"cpu": {}, "cuda": [], "versions": {}}, "commit": "x", "date": "today"}
-    monkeypatch.setattr(gpu, "provenance", lambda: about)
+    monkeypatch.setattr(gpu, "about", lambda: about)
     with pytest.raises(SystemExit, match="no CUDA device"):
         gpu.main(["--out", str(tmp_path)])
     assert not list(tmp_path.iterdir())
 
 
 def test_every_section_exists():
-    modules = {"gpu_sections": gpu_sections, "gpu_models": gpu_models, "gpu_graphs": gpu_graphs}
+    modules = {"gpu_kernels": gpu_kernels, "gpu_models": gpu_models}
     for section in gpu.SECTIONS.values():
         assert callable(getattr(modules[section.module], section.function))
 
 
 @pytest.mark.parametrize("model", ["wan-1.3b", pytest.param("flux-dev", marks=pytest.mark.slow)])
 def test_every_form_of_a_run_computes_the_same_with_one_graph_for_all_prompts(run, model):
-    gpu_graphs.graphs(run, model)
+    gpu_models.graphs(run, model)
     rows = {row["form"]: row for row in run.rows()}
     assert list(rows) == ["plain", "captured", "compiled", "compiled and captured"]
     assert not [row for row in rows.values() if "error" in row]

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from benchmarks import peers
-from ebr_engine.bridge.sampler import released_timesteps
-from ebr_engine.bridge.schedules import released_times
+from benchmarks.models import random_model, work_of
+from benchmarks.report import spread
+from ebr_engine.bridge.sampler import make_table
 from ebr_engine.kernels import backend
 
 CPU = torch.device("cpu")
@@ -76,12 +77,12 @@ def test_a_rung_that_fails_is_skipped_with_its_reason(monkeypatch):
         yield peers.Rung("third", lambda: torch.full((2,), 3.0), 1)
 
     monkeypatch.setattr(peers, "ladder", ladder)
-    monkeypatch.setattr(peers, "bake_seconds", lambda *_: peers.spread([1.0]))
-    case = SimpleNamespace(name="mini", degraded=torch.ones(1, 2), dtype=torch.float32, t0=0.4)
-    result = peers.climb(case, 2, 3, True)
+    monkeypatch.setattr(peers, "bake_seconds", lambda *_: spread([1.0]))
+    case = SimpleNamespace(degraded=torch.ones(1, 2), device=CPU, dtype=torch.float32, t0=0.4)
+    result = peers.climb(case, "mini", 2, 3, True)
     assert [rung["rung"] for rung in result["rungs"]] == ["first", "third"]
     assert "AttributeError" in result["skipped"]["second"]
-    assert "skipped second" in peers.table(result)
+    assert "skipped second" in peers.case_table(result)
     assert result["rungs"][1]["rms_difference"] == pytest.approx(2)
     assert result["rungs"][1]["largest_difference"] == 2
     assert len(result["rungs"][0]["seconds"]["all"]) == 3
@@ -95,25 +96,24 @@ def test_plain_rungs_keep_our_kernels_out():
         return torch.zeros(1)
 
     before = backend.ASKED
-    peers.Rung("x", run, 1, plainly=True).once()
-    peers.Rung("x", run, 1).once()
+    peers.Rung("x", run, 1, plainly=True)()
+    peers.Rung("x", run, 1)()
     assert seen == ["torch", before]
     assert before == backend.ASKED
 
 
 def test_every_row_and_merged_rows_are_the_same_attention(relative_rms):
-    case = peers.random_case("wan-width", CPU, torch.float32, quick=True)
-    times = released_times(3, case.t0)
-    merged = case.bake(peers.make_table("released", case.t0, 3), released_timesteps(times, "wan"))
+    case = random_model(work_of("wan-width", tiny=True), CPU, torch.float32)
+    merged = case.bake(case.timesteps(make_table("released", case.t0, 3), released=True))
     every = case.every_row(merged)
-    assert merged.context[0].shape[3] == 2
-    assert every.context[0].shape[3] == 226
+    assert merged.text_key.shape[3] == 2
+    assert every.text_key.shape[3] == 226
     with torch.no_grad():
         assert relative_rms(case.trunk(case.degraded, every[0]), case.trunk(case.degraded, merged[0])) < 1e-5
 
 
 def test_bf16_keeps_the_modules_that_diffusers_keeps():
-    case = peers.random_case("wan-width", CPU, torch.bfloat16, quick=True)
+    case = random_model(work_of("wan-width", tiny=True), CPU, torch.bfloat16).add_transformer()
     kept = {name for name, parameter in case.transformer.named_parameters() if parameter.dtype == torch.float32}
     assert {name.split(".")[0] for name in kept} == {"scale_shift_table", "condition_embedder", "blocks"}
     assert "blocks.0.attn1.to_q.weight" not in kept
@@ -122,16 +122,16 @@ def test_bf16_keeps_the_modules_that_diffusers_keeps():
 
 
 def test_full_size_cases_have_the_real_widths():
-    assert peers.random_config("wan-width", False).width == peers.random_config("wan-1.3b", False).width == 1536
-    assert peers.random_config("wan-width", False).num_layers == 4
-    assert peers.random_config("wan-1.3b", False).num_layers == 30
-    assert (peers.random_config("flux-dev", False).num_layers, peers.random_config("flux-dev", False).width) == (19, 3072)
+    assert work_of("wan-width").config.width == work_of("wan-1.3b").config.width == 1536
+    assert work_of("wan-width").config.num_layers == 4
+    assert work_of("wan-1.3b").config.num_layers == 30
+    assert (work_of("flux-dev").config.num_layers, work_of("flux-dev").config.width) == (19, 3072)
 
 
 @pytest.mark.slow
 def test_both_sides_compile_and_compute_the_same():
-    case = peers.random_case("wan-width", CPU, torch.float32, quick=True)
-    result = peers.climb(case, 3, 1, compiled=True)
+    case = random_model(work_of("wan-width", tiny=True), CPU, torch.float32).add_transformer()
+    result = peers.climb(case, "wan-width", 3, 1, compiled=True)
     names = {rung["rung"]: rung["rms_difference"] for rung in result["rungs"]}
     if result["skipped"]:
         pytest.skip(f"not compiled here: {result['skipped']}")

@@ -10,7 +10,7 @@ from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 from safetensors import safe_open
 
 from benchmarks import released
-from ebr_engine.bridge.sampler import released_timesteps
+from ebr_engine.backbones.registry import spec
 from ebr_engine.bridge.schedules import released_times
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -105,7 +105,7 @@ def test_prompts_together_are_not_prompts_averaged(golden, relative_rms):
 def test_timesteps_are_those_of_the_golden_files_and_of_the_engine(backbone, steps, t0):
     times = torch.linspace(t0, released.T_MIN, steps, dtype=torch.float64)
     table = released.table_timesteps(times, backbone)
-    assert table.tolist() == released_timesteps(released_times(steps, t0), backbone).tolist()
+    assert table.tolist() == spec(backbone).released_timesteps(released_times(steps, t0)).tolist()
     if (backbone, steps, t0) == ("wan", 20, 0.4):
         assert table.tolist()[:3] + table.tolist()[-2:] == [399, 378, 357, 20, 0]
 

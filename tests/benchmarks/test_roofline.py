@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import roofline
+from benchmarks.models import clip_of
 from ebr_engine.backbones.flux.conditioning import FluxStep
 from ebr_engine.backbones.flux.model import FluxTrunk
 from ebr_engine.backbones.wan.model import WanConditioner, WanConfig, WanStep, WanTrunk
@@ -45,7 +46,7 @@ def wan_flop(work):
     )
     with torch.device("meta"):
         trunk = WanTrunk(config)
-    return counted(trunk, meta(1, *work.latent), step)
+    return counted(trunk, meta(1, *clip_of(work.latent)), step)
 
 
 def flux_flop(work):
@@ -61,7 +62,7 @@ def flux_flop(work):
     )
     with torch.device("meta"):
         trunk = FluxTrunk(config)
-    return counted(trunk, meta(1, *work.latent), step)
+    return counted(trunk, meta(1, *clip_of(work.latent)), step)
 
 
 def flop(work):

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from benchmarks import steps
+from benchmarks import quality, steps
 from ebr_engine.backbones.mini.model import load_mini
 from ebr_engine.bridge.process import start_state
 from ebr_engine.bridge.sampler import sample, step_table
@@ -95,7 +95,7 @@ def test_sharpness_is_one_for_the_clean_photo_and_less_when_blurred():
 
 def test_the_quick_form_writes_every_row(tmp_path, capsys):
     file = tmp_path / "steps.json"
-    steps.main(["--quick", "--tasks", "blur", "--json", str(file)])
+    quality.main(["steps", "--quick", "--tasks", "blur", "--json", str(file)])
     text, result = capsys.readouterr().out, json.loads(file.read_text())
     assert {(row["schedule"], row["steps"]) for row in result["rows"]} >= {("released", 20), ("exact", 19), ("fast", 4)}
     assert {row["order"] for row in result["rows"]} == {1, 2, 3}
@@ -118,6 +118,6 @@ def test_a_plot_is_drawn(tmp_path):
 @pytest.mark.parametrize("arguments", [["--size", "100"], ["--photos", "0"], ["--tasks", "dust"]])
 def test_bad_usage_is_refused(arguments, capsys):
     with pytest.raises(SystemExit) as error:
-        steps.main(arguments)
+        quality.main(["steps", *arguments])
     assert error.value.code == 2
     assert "error:" in capsys.readouterr().err

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import training
+from benchmarks.memory import learning_memory
 from benchmarks.roofline import workload
-from benchmarks.training_memory import learning_memory
 
 NAMES = ["mini", "wan-crops"]
 
@@ -53,9 +53,9 @@ def test_ratios_are_of_the_medians_and_goals_are_judged_by_them(quick):
         }
         for name in ("forward", "step")
     ]
-    told = training.table({"case": "mini", "latent": [1], "dtype": "float32", "forms": forms})
-    assert "(missed)" in told
-    assert "(met: 1.60)" in told
+    shown = training.case_table({"case": "mini", "latent": [1], "dtype": "float32", "forms": forms})
+    assert "(missed)" in shown
+    assert "(met: 1.60)" in shown
 
 
 @pytest.mark.parametrize("name", ["wan-1.3b", "flux-dev"])

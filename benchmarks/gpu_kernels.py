@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.clock import Run, ceilings, milliseconds, relative_rms
 from benchmarks.gpu_cases import (
     EXTENDED,
     MODELS,
@@ -29,7 +30,6 @@ from benchmarks.gpu_cases import (
     linear_inputs,
     sizes,
 )
-from benchmarks.gpu_clock import Run, ceilings, milliseconds, relative_rms
 from benchmarks.report import ROOT, write_json
 from benchmarks.roofline import FLUX_TEXT, Gpu
 from ebr_engine.kernels import backend, scaled_linear
@@ -132,7 +132,7 @@ def with_gradients(function: Callable[..., Any], inputs: dict[str, Any], learned
 
 def ops(run: Run, only: tuple[str, ...] = ()) -> None:
     """Each operation at the models' sizes: ours, plain, compiled, the library's; rates, and the share of the floor."""
-    best = ceilings(run)
+    best = ceilings(run.device)
     run.add(operation="ceilings", bandwidth=best.bandwidth, bf16=best.bf16, fp8=best.fp8, source=best.source)
     for s in [SMALL, ODD] if run.tiny else [sizes(name) for name in MODELS]:
         compile_too = not only and s.name != MODELS[-1]  # the compiler's time is better spent on other shapes
@@ -147,7 +147,7 @@ def ops(run: Run, only: tuple[str, ...] = ()) -> None:
 
 @torch.no_grad()
 def timed(run: Run, case: Case, s: Sizes, best: Gpu, compile_too: bool) -> dict[str, Any]:
-    """The row of one case; a form that fails is left out, with its reason told."""
+    """The row of one case; a form that fails is left out, with its reason."""
     row: dict[str, Any] = {"operation": case.name, "sizes": s.name, "by": served(run, case.operation)}
 
     def measure(name: str, function: Callable[..., Any]) -> float | None:
@@ -185,7 +185,7 @@ def linears(run: Run) -> None:
     if run.device.type == "cuda" and not backend.has_fp8(run.device):
         run.add(layer="all", error="left out: this device does not multiply e4m3")
         return
-    best, choices = ceilings(run), {}
+    best, choices = ceilings(run.device), {}
     for s in [SMALL] if run.tiny else [sizes(name) for name in MODELS]:
         rows = [FLUX_TEXT, s.tokens - FLUX_TEXT, s.tokens] if s.per_head and not run.tiny else [s.tokens]
         for layer, (k, n) in layers(s).items():

@@ -1,0 +1,83 @@
+"""What fp8, colours and `--task auto` cost or gain: the quick forms run, and their sums are those of their cases."""
+
+import json
+
+import pytest
+
+from benchmarks import auto_task, quality
+
+
+@pytest.mark.slow
+def test_auto_task_tells_of_both_parts(tmp_path, capsys):
+    quality.main(["auto-task", "--quick", "--size", "64", "--json", str(tmp_path / "auto.json")])
+    result = json.loads((tmp_path / "auto.json").read_text())
+    assert len(result["seeing"]["cases"]) == 3 * 16
+    single, pair = result["mending"]
+    assert "oracle, halves" in pair
+    assert "oracle, halves" not in single
+    shown = capsys.readouterr().out
+    assert "precision" in shown
+    assert "two tasks" in shown
+
+
+def test_precision_recall_and_shares_are_counted():
+    cases = [
+        {"tasks": [], "found": []},
+        {"tasks": [], "found": ["rain"]},
+        {"tasks": ["haze"], "found": ["haze"]},
+        {"tasks": ["haze"], "found": []},
+        {"tasks": ["rain"], "found": ["rain"]},
+        {"tasks": ["haze", "rain"], "found": ["rain"]},
+    ]
+    result = auto_task.summed(cases)
+    assert result["labels"]["rain"] == {"precision": 2 / 3, "recall": 1.0}
+    assert result["labels"]["haze"] == {"precision": 1.0, "recall": 1 / 3}
+    assert result["right"]["clean"]["all right"] == 0.5
+    assert result["right"]["one task"] == {"cases": 3, "all right": 2 / 3, "one of them right": 2 / 3}
+    assert result["right"]["two tasks"] == {"cases": 1, "all right": 0.0, "one of them right": 1.0}
+
+
+def test_the_table_of_the_second_part_groups_by_number_of_tasks():
+    records = [
+        {"photo": "a", "tasks": ["haze"], "found": [], "input": 10.0, "auto": 10.0, "oracle": 12.0},
+        {"photo": "b", "tasks": ["haze"], "found": [], "input": 12.0, "auto": 12.0, "oracle": 16.0},
+        {"photo": "a", "tasks": ["haze", "rain"], "found": [], "input": 9.0, "auto": 9.0, "oracle": 9.5, "oracle, halves": 9.7},
+    ]
+    lines = auto_task.mending_table(records, 128).splitlines()
+    (one,) = [line.split() for line in lines if line.startswith("one task")]
+    (two,) = [line.split() for line in lines if line.startswith("two tasks")]
+    assert one[2:] == ["11.00", "11.00", "14.00"]
+    assert two[2:] == ["9.00", "9.00", "9.50", "9.70"]
+
+
+def test_fp8_tells_of_quality_and_layers(tmp_path, capsys):
+    quality.main(["fp8", "--quick", "--size", "64", "--json", str(tmp_path / "fp8.json")])
+    result = json.loads((tmp_path / "fp8.json").read_text())
+    (row,) = result["psnr"].values()
+    assert row["fp8"] != row["fp32"]
+    assert abs(row["fp8"] - row["fp32"]) < 0.5
+    for layer in result["layers"]:
+        assert 2**-7 < layer["fp8"] < 2**-4 * (4 / 3) ** 0.5  # independent roundings of at most 2^-4 each
+        assert layer.get("bf16", 0) < 2**-7
+    shown = capsys.readouterr().out
+    assert "mean" in shown
+    assert "up, GELU, down" in shown
+
+
+def test_colour_fix_tells_of_every_way(tmp_path, capsys):
+    quality.main(["colour-fix", "--quick", "--size", "64", "--json", str(tmp_path / "fix.json")])
+    result = json.loads((tmp_path / "fix.json").read_text())
+    assert [score["task"] for score in result["scores"]] == ["haze", "rain"]
+    for score in result["scores"]:
+        assert len({score[way] for way in ("none", "wavelet", "adain")}) == 3
+    haze = result["scores"][0]
+    assert abs(haze["wavelet"] - haze["input"]) < abs(haze["none"] - haze["input"])  # the haze is back
+    assert "BY_TASK" in capsys.readouterr().out
+
+
+def test_a_default_needs_a_gain_and_colours_that_are_no_damage():
+    def score(task, none, wavelet, adain):
+        return {"task": task, "photo": "x", "input": 0.0, "none": none, "wavelet": wavelet, "adain": adain}
+
+    scores = [score("haze", 10, 20, 10), score("rain", 20, 20.01, 19), score("snow", 20, 20.5, 21), score("blur", 20, 19, 18)]
+    assert quality.best(scores) == {"haze": "none", "rain": "none", "snow": "adain", "blur": "none"}
