@@ -1,13 +1,17 @@
-"""The memory model as arithmetic: ladders go down, what fits is chosen, what cannot fit is told with the least."""
+"""The memory model as arithmetic: fallbacks need less and less, what fits is chosen, what cannot fit is told with the least."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
+from ebr_engine.backbones.layers import ROTARY_KEPT
 from ebr_engine.backbones.registry import named_config, spec
+from ebr_engine.engine import execute, memory
 from ebr_engine.engine.costs import costs
-from ebr_engine.engine.memory import Fallback, Work, choose, fallbacks, format_size, last_with_view, peak, size_of
+from ebr_engine.engine.layout import few_sizes
+from ebr_engine.engine.memory import PIXEL, Fallback, Work, choose, fallbacks, format_size, last_with_view, peak, size_of
 from ebr_engine.errors import EngineError
 
 GB = 2**30
@@ -100,3 +104,47 @@ def test_blocks_that_wait_need_no_room():
     saved = peak(WAN, whole, CLIP) - peak(WAN, blocks, CLIP)
     assert WAN.waiting <= saved <= WAN.waiting + WAN.codec
     assert 0.7 * WAN.trunk < WAN.waiting < WAN.trunk
+
+
+@pytest.mark.parametrize("sides", [(264, 264), (320, 264), (257, 300)])
+def test_what_is_run_at_one_of_a_few_sizes_takes_what_that_size_takes(sides):
+    few = replace(MINI, few_sizes=True)
+    given = Work(1, 1, *sides), Work(1, 1, 320, 320)
+    need, at_320 = (peak(few, START["mini"], work) for work in given)
+    asked, at_most = (PIXEL * work.height * work.width for work in given)  # the picture itself is as it came
+    assert need - asked == at_320 - at_most
+    assert peak(MINI, START["mini"], given[0]) < need
+
+
+def test_few_sizes_are_those_that_are_run():
+    few = replace(WAN, few_sizes=True)
+    for frames, height, width in ((1, 264, 264), (7, 200, 360), (33, 480, 832), (20, 900, 1700)):
+        padded = 1 + 4 * math.ceil((frames - 1) / 4), *(math.ceil(side / 16) * 16 for side in (height, width))
+        batch, *run = few_sizes((3, 3, *padded), 16, 4, 832)
+        same = peak(few, START["wan"], Work(3, frames, height, width)), peak(WAN, START["wan"], Work(batch, *run))
+        assert same[0] == same[1]
+
+
+def test_blocks_that_wait_are_neither_compiled_nor_recorded():
+    blocks = Fallback(832, 64, frames=33, offload="blocks")
+    assert peak(replace(WAN, few_sizes=True, graphs=True), blocks, CLIP) == peak(WAN, blocks, CLIP)
+
+
+@pytest.mark.parametrize(("model", "work"), [(WAN, CLIP), (FLUX, Work(1, 1, 1024, 1024)), (FLUX, Work(1, 1, 3000, 2000))])
+def test_the_memory_of_graphs_stays_while_the_codec_works(model, work):
+    start = START["wan" if model is WAN else "flux"]
+    steps = peak(replace(model, encode=0, decode=0, feature=0), start, work) - model.trunk - model.codec
+    coding = peak(replace(model, token=0, rotary=0), start, work)
+    assert steps > 0.1 * GB
+    assert peak(model, start, work) < coding + steps <= peak(replace(model, graphs=True), start, work)
+
+
+def test_the_memory_model_knows_how_many_graphs_are_kept():
+    assert memory.GRAPHS == execute.KEPT
+
+
+def test_position_tables_are_counted():
+    assert WAN.rotary == ROTARY_KEPT * 4 * 128
+    tokens = 9 * (480 // 16) * (832 // 16)
+    sampling = replace(WAN, encode=0, decode=0)
+    assert peak(sampling, START["wan"], CLIP) - peak(replace(sampling, rotary=0), START["wan"], CLIP) == tokens * WAN.rotary
