@@ -36,7 +36,7 @@ class Costs:
     encode: float  # of one pixel that is coded at once, for as many frames as a latent frame spans
     decode: float
     feature: float  # of one pixel between the codec's halves, where it tiles
-    codec_whole: int  # pixels that the codec takes in one piece unless told otherwise; 0 is any number
+    codec_whole: int  # pixels that the codec takes in one piece by default; 0 is any number
     codec_tile: int  # and the side of its tiles beyond
     channels: int
     spatial: int
@@ -49,7 +49,7 @@ class Costs:
 
     @property
     def tiles_codec(self) -> bool:
-        """Whether the codec can be told to take smaller pieces."""
+        """Whether the codec can take smaller pieces."""
         return self.codec_tile > 0
 
 
