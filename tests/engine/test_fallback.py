@@ -76,7 +76,7 @@ def test_another_error_is_no_reason_to_try_again(picture, monkeypatch):
     assert exhausted.left == 98
 
 
-def test_a_limit_chooses_the_way_and_the_least_that_would_do_is_format_size(picture):
+def test_a_limit_chooses_the_way_and_the_least_that_would_do_is_told(picture):
     free = Restorer("mini", precision="fp32")
     start, work = Fallback(64, 16), Work(1, 1, SIDE, SIDE + 24)
     need = peak(free.pipeline.costs, start, work)
@@ -100,10 +100,10 @@ def test_what_a_long_clip_has_taught_holds_for_pictures_and_other_clips():
     fitting = Fitting()
     refused = clip[:-1]
 
-    def attempt(rung):
-        if rung in refused:
+    def attempt(way):
+        if way in refused:
             raise MemoryError
-        return rung
+        return way
 
     with pytest.warns(EngineWarning):
         fitting.run(clip, model, Work(1, 33, 2160, 3840), attempt, lambda: None)
@@ -119,8 +119,8 @@ def test_what_a_long_clip_has_taught_holds_for_pictures_and_other_clips():
 
 def test_low_memory_changes_no_tile():
     restorer = Restorer("mini", low_memory=True)
-    rungs, work = restorer.pipeline.fallbacks((1, 3, 1, 900, 900), None, None, "latent")
-    chosen = rungs[restorer.pipeline.fitting.choose(rungs, restorer.pipeline.costs, work)]
+    ways, work = restorer.pipeline.fallbacks((1, 3, 1, 900, 900), None, None, "latent")
+    chosen = ways[restorer.pipeline.fitting.choose(ways, restorer.pipeline.costs, work)]
     assert (chosen.tile, chosen.blend, chosen.at_once) == (512, "pixel", 1)
 
 
