@@ -13,6 +13,9 @@ from ebr_engine.errors import BackboneError, EbrError
 if TYPE_CHECKING:
     from ebr_engine.backbones.checkpoint import Checkpoints
 
+PUBLISHED_PROMPTS = (
+    "github.com/sudraj2002/YPT, folder ckpts"  # the authors', for Wan and FLUX; without a licence, so never bundled
+)
 Prompts = Sequence[tuple[Tensor, Tensor]]  # (residual [L, D] or [blocks, L, D]; mixing weight × α [blocks]) each
 
 

@@ -19,7 +19,7 @@ STAGES = ("bake", "encode", "denoise", "decode")
 def watched(restorer: "Restorer") -> Iterator[dict[str, list[float]]]:
     """Meanwhile, seconds of every encoding, denoising (a whole run) and decoding, and the operations of each denoising.
 
-    They are told under `encode`, `denoise`, `decode` and `flop`; a CUDA device is waited for.
+    They are found under `encode`, `denoise`, `decode` and `flop`; a CUDA device is waited for.
     """
     seconds: dict[str, list[float]] = {"encode": [], "denoise": [], "decode": [], "flop": []}
 
@@ -61,7 +61,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def measured(restorer: "Restorer", task: str, size: int, runs: int, batch: int = 1) -> dict[str, Any]:
-    """Median seconds of the stages of restoring `batch` square pictures in one run, after a first run that is told apart.
+    """Median seconds of the stages of restoring `batch` square pictures in one run, after a first run that stands by itself.
 
     `bake` is that of the tables, which all pictures share; `whole` is a run without it; TFLOP/s are the transformer's.
     """

@@ -36,7 +36,7 @@ class Costs:
     encode: float  # of one pixel that is coded at once, for as many frames as a latent frame spans
     decode: float
     feature: float  # of one pixel between the codec's halves, where it tiles
-    codec_whole: int  # pixels that the codec takes in one piece unless told otherwise; 0 is any number
+    codec_whole: int  # pixels that the codec takes in one piece by default; 0 is any number
     codec_tile: int  # and the side of its tiles beyond
     channels: int
     spatial: int
@@ -49,7 +49,7 @@ class Costs:
 
     @property
     def tiles_codec(self) -> bool:
-        """Whether the codec can be told to take smaller pieces."""
+        """Whether the codec can take smaller pieces."""
         return self.codec_tile > 0
 
 
@@ -108,12 +108,9 @@ def format_size(size: float) -> str:
 def peak(costs: Costs, way: Fallback, work: Work) -> int:
     """Bytes at the worst moment of a run, weights included: of the device, and on a CPU of all that it holds."""
     batch, frames, height, width = _run_size(costs, way, work)
-    sides = [min(side, way.tile or side) for side in (height, width)]
     count = math.prod(_tiles(side, way.tile, way.overlap) for side in (height, width)) if way.tile else 1
-    whole, part = (
-        _phases(costs, way, batch, frames, *size, at_once)
-        for size, at_once in (((height, width), min(way.at_once, count)), (tuple(sides), 1))
-    )
+    whole = _phases(costs, way, batch, frames, height, width, min(way.at_once, count))
+    part = _phases(costs, replace(way, tile=0), batch, frames, *_guide_size(costs, way, height, width), 1)
     pixels = PIXEL * batch * frames * height * width
     given = 0 if costs.cuda else PIXEL * math.prod((work.batch, work.frames, work.height, work.width)) + pixels
     if count == 1:
@@ -121,7 +118,7 @@ def peak(costs: Costs, way: Fallback, work: Work) -> int:
     elif way.blend == "pixel":
         run = part + (0 if costs.cuda else pixels) + _latent(costs, batch, frames, height, width)
     else:
-        run = whole
+        run = max(whole, part)
     matched = 0 if costs.cuda or count == 1 else 4 * pixels
     return _weights(costs, way) + given + max(run, matched)
 
@@ -134,6 +131,14 @@ def _run_size(costs: Costs, way: Fallback, work: Work) -> tuple[int, int, int, i
         return work.batch, frames, height, width
     frames = 1 + costs.temporal * (_latent_frames(costs, frames) - 1)
     return few_sizes((work.batch, 3, frames, height, width), costs.multiple, costs.temporal, way.tile)
+
+
+def _guide_size(costs: Costs, way: Fallback, height: int, width: int) -> tuple[int, int]:
+    """Height and width of the small version of a picture that is cut into tiles, which runs in one piece, as a tile does."""
+    sides = (min(side, way.tile or side) for side in (height, width))
+    if costs.few_sizes and way.offload != "blocks":
+        return few_sizes((1, 3, 1, *sides), costs.multiple, costs.temporal, 0)[2:]
+    return tuple(sides)
 
 
 def choose(ways: list[Fallback], costs: Costs, work: Work, limit: int | None, first: int = 0) -> int:
@@ -240,8 +245,6 @@ def _phases(costs: Costs, way: Fallback, batch: int, frames: int, height: int, w
     """The worst of encoding, sampling and decoding; what goes in is not counted, what comes out is."""
     latent = _latent(costs, batch, frames, height, width)
     side_h, side_w = (min(side, way.tile or side) for side in (height, width))
-    if way.blend == "pixel":
-        side_h, side_w = height, width
     span = costs.spatial * costs.patch
     tokens = _latent_frames(costs, frames) * (side_h // span) * (side_w // span) + costs.text
     encode, decode = _coding(costs, way, batch, frames, height, width)

@@ -38,7 +38,7 @@ class EngineFile:
 
 
 def save_engine(path: Path, backbone: Backbone, table: StepTable, tables: list, about: dict, graph: dict | None = None) -> None:
-    """Write an engine file, atomically; `about` is told back by `load_engine` and shown by `ebr-engine info`.
+    """Write an engine file, atomically; `about` is given back by `load_engine` and shown by `ebr-engine info`.
 
     `graph`: the fields of the `Graph` that the trunk was exported as; its tensors are then left out.
     """

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ebr_engine.backbones.flux.model import FluxConditioner, FluxTrunk
-from ebr_engine.backbones.layers import quantize_trunk
+from ebr_engine.backbones.layers import ROTARY_KEPT, quantize_trunk
 from ebr_engine.backbones.wan.model import WanConditioner, WanConfig, WanTrunk
 from ebr_engine.kernels import backend
 from tests.tiny import TINY_FLUX
@@ -59,6 +59,26 @@ def test_a_fresh_trunk_is_compiled_once_too(name, relative_rms):
         velocities = [compiled(latent, tables[0][i]) for i in range(3)]
     for i, velocity in enumerate(velocities):
         assert relative_rms(velocity, trunk(latent, tables[0][i])) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["wan", "flux"])
+@torch.no_grad()
+def test_tables_of_positions_that_come_and_go_compile_nothing_again(name, relative_rms):
+    trunk, latent, tables = made(name)
+    step = tables[0][0]
+    expected, wider = trunk(latent, step), torch.cat((latent, latent), -1)
+    torch.compiler.reset()
+    compiled = torch.compile(trunk, fullgraph=True, dynamic=False, backend="aot_eager")
+    for one in (latent, wider):
+        trunk.prepare(one, step)
+        compiled(one, step)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for side in range(1, 2 * ROTARY_KEPT):
+            trunk.prepare(torch.zeros(*latent.shape[:-1], 2 * side), step)
+        for one in (wider, latent):
+            trunk.prepare(one, step)
+            velocity = compiled(one, step)
+    assert relative_rms(velocity, expected) < 1e-5
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ebr_engine.backbones.layers import ROTARY_KEPT
 from ebr_engine.backbones.wan.model import WanConfig, WanStep, merge_equal_rows
 from ebr_engine.backbones.wan.weights import diffusers_state_dict, load_wan
 from ebr_engine.errors import BackboneError
@@ -340,3 +341,16 @@ def test_positions_are_computed_once_a_shape(wan):
     first = trunk.rotary((1, 3, 5), torch.device("cpu"))
     assert trunk.rotary((1, 3, 5), torch.device("cpu"))[0] is first[0]
     assert trunk.rotary((1, 5, 3), torch.device("cpu"))[0] is not first[0]
+
+
+def test_positions_of_the_grids_used_last_are_kept(wan):
+    _, (_, trunk) = wan
+    cpu = torch.device("cpu")
+    often = trunk.rotary((1, 3, 5), cpu)
+    for side in range(1, 4 * ROTARY_KEPT):
+        once = trunk.rotary((1, 1, side), cpu)
+        assert trunk.rotary((1, 3, 5), cpu) is often
+        assert len(trunk._rotary) <= ROTARY_KEPT
+    assert trunk.rotary((1, 1, side), cpu) is once
+    assert trunk.rotary((1, 1, 1), cpu) is not None
+    assert len(trunk._rotary) == ROTARY_KEPT

@@ -1,12 +1,15 @@
 """However a plan is run, its result is that of the plain sampler; graphs serve all prompts of a size; failures are told once."""
 
+import gc
 import warnings
+import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ebr_engine import Restorer
+from ebr_engine.backbones.layers import ROTARY_KEPT
 from ebr_engine.bridge.sampler import draw_noise
 from ebr_engine.engine import execute as runner
 from ebr_engine.engine.execute import Graphs, Runner, Tiling
@@ -77,6 +80,23 @@ def test_shapes_and_batches_are_graphs_of_their_own_that_share_the_tables(restor
         assert torch.equal(run(graphs, plan, degraded), run(restorer.runner, plan, degraded))
     assert recorder.recorded == 3
     assert len(graphs._tables) == 1
+
+
+def test_a_graph_keeps_the_positions_that_it_reads(restorer):
+    graphs, recorder = recorded(restorer)
+    plan, trunk = restorer.plan(prompt=make_prompt()), restorer.backbone.trunk
+    result = run(graphs, plan, latent())
+    read = weakref.ref(restorer.backbone.prepare(latent(), plan.tables[0][0])[0])
+    for side in range(1, 2 * ROTARY_KEPT):
+        trunk.rotary((1, 1, side), torch.device("cpu"))
+    gc.collect()
+    assert all(table is not read() for tables in trunk._rotary.values() for table in tables)
+    assert read() is not None
+    assert torch.equal(run(graphs, plan, latent()), result)
+    assert recorder.recorded == 1
+    graphs.graphs = None
+    gc.collect()
+    assert read() is None
 
 
 def test_in_tiles_every_step_is_a_graph_for_groups_of_one_size(restorer):

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.base import CodecCosts, Learning, Spec
+from ebr_engine.backbones.base import PUBLISHED_PROMPTS, CodecCosts, Learning, Spec
 from ebr_engine.backbones.checkpoint import Checkpoints
 from ebr_engine.backbones.flux.codec import FluxCodec
 from ebr_engine.backbones.flux.conditioning import FluxConditioning, FluxStep
@@ -83,7 +83,7 @@ SPEC = Spec(
     asks_for_frames=True,
     released_size=(1024, 1024),
     released_timesteps=released_timesteps,
-    published_prompts="github.com/sudraj2002/YPT, folder ckpts",  # without a licence, so never bundled
+    published_prompts=PUBLISHED_PROMPTS,
     learning=Learning(
         {"tokens": 512, "size": (1024, 1024), "batch": 1, "loss": "velocity", "learning_rate": 0.003}, steps=RELEASED_STEPS
     ),

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.base import CodecCosts, Learning, Spec
+from ebr_engine.backbones.base import PUBLISHED_PROMPTS, CodecCosts, Learning, Spec
 from ebr_engine.backbones.checkpoint import Checkpoints
 from ebr_engine.backbones.pretrained import load_pretrained
 from ebr_engine.backbones.text import Encoder
@@ -80,7 +80,7 @@ SPEC = Spec(
     knows_time=True,
     released_size=(480, 832),
     released_timesteps=released_timesteps,
-    published_prompts="github.com/sudraj2002/YPT, folder ckpts",  # without a licence, so never bundled
+    published_prompts=PUBLISHED_PROMPTS,
     learning=Learning(
         {"tokens": 226, "size": (480, 832), "frames": 33, "batch": 1, "loss": "velocity", "learning_rate": 0.003},
         steps=RELEASED_STEPS,
