@@ -1,0 +1,73 @@
+"""What a file holds beside its pixels, and what becomes of it: kept, converted, or not kept and told.
+
+`inventory` reads the container itself, without decoding; `outcomes` looks every holding up in the table of fates for an
+output format, and `not_kept_line` makes the one warning a file. The writers keep to the table.
+Formats are named by `format_of`: "png", "jpeg", "webp", "tiff", "avif", "gif", "mp4", "mov", "mkv", "webm", "frames" …
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ebr_engine.media.holdings.image_fates import IMAGE_FATES
+from ebr_engine.media.holdings.images import image_inventory
+from ebr_engine.media.holdings.types import Fate, FateTable, Holding, Outcome
+from ebr_engine.media.holdings.video import video_inventory
+from ebr_engine.media.holdings.video_fates import VIDEO_FATES
+
+__all__ = ["FATES", "Fate", "Holding", "Outcome", "fates_table", "format_of", "inventory", "not_kept_line", "outcomes"]
+
+_NAMES = {"jpg": "jpeg", "tif": "tiff", "jfif": "jpeg", "m4v": "mp4", "apng": "png"}
+
+# A kind may be in both tables: pictures and clips have other output formats.
+FATES: FateTable = {
+    kind: {**IMAGE_FATES.get(kind, {}), **VIDEO_FATES.get(kind, {})} for kind in sorted({*IMAGE_FATES, *VIDEO_FATES})
+}
+
+
+def inventory(path: str | os.PathLike) -> list[Holding]:
+    """Everything that a picture or clip holds beside its pixels, from its container alone.
+
+    No pixel is decoded and no declared length is trusted; a damaged part is a holding that says so. OSError where the file
+    cannot be read.
+    """
+    found = image_inventory(Path(path))
+    return video_inventory(Path(path)) if found is None else found
+
+
+def outcomes(holdings: Iterable[Holding], format: str) -> list[Outcome]:
+    """What becomes of each holding in a file of `format` ("png", "mp4", …). What the table does not know is not kept."""
+    unknown = (Fate.NOT_KEPT, "not known how to keep it")
+    return [Outcome(each, *FATES.get(each.kind, {}).get(format, unknown)) for each in holdings]
+
+
+def not_kept_line(results: Iterable[Outcome]) -> str | None:
+    """The one warning of a file: all that is not kept, each kind once; None where everything is kept or converted."""
+    lost: dict[str, str] = {}
+    for outcome in results:
+        if outcome.fate is Fate.NOT_KEPT:
+            what = outcome.holding.kind + (f" ({outcome.holding.detail})" if outcome.holding.detail else "")
+            lost.setdefault(what, outcome.how)
+    if not lost:
+        return None
+    return "not kept: " + ", ".join(what + (f": {why}" if why else "") for what, why in lost.items())
+
+
+def format_of(path: str | os.PathLike) -> str:
+    """The output format that a path names, as in the table of fates."""
+    suffix = Path(path).suffix.lower()[1:]
+    return _NAMES.get(suffix, suffix)
+
+
+def fates_table(formats: Sequence[str]) -> str:
+    """A part of the table as Markdown: a row a kind, a column an output format."""
+    lines = ["| holding | " + " | ".join(formats) + " |", "|---" * (len(formats) + 1) + "|"]
+    for kind, fates in FATES.items():
+        if any(name in fates for name in formats):
+            cells = (fates.get(name) for name in formats)
+            lines.append("| ".join([f"| {kind} ", *(_cell(*cell) if cell else "–" for cell in cells)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(fate: Fate, how: str) -> str:
+    return fate.value + (f": {how}" if how else "")
