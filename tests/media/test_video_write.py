@@ -136,7 +136,7 @@ def test_the_default_codec_follows_depth_and_container(tmp_path, suffix, bits, e
     [
         ("prores_ks", ".mov", "yuv444p1"),
         ("ffv1", ".mkv", "gbrp12le"),
-        ("mpeg2video", ".mpg", "yuv420p"),
+        ("mpeg2video", ".mpg", "yuv422p"),
         ("mjpeg", ".avi", "yuvj444p"),
     ],
 )
@@ -154,7 +154,7 @@ def test_codecs_for_editors_get_the_format_nearest_to_the_source(make_clip, tmp_
 
 
 def test_odd_sizes_are_kept_and_said(make_clip, tmp_path):
-    source = make_clip("odd.mkv", 2, size=(37, 51), codec="ffv1", pix_fmt="yuv444p")
+    source = make_clip("odd.mkv", 2, size=(37, 51), codec="ffv1", pix_fmt="yuv420p")
     _, writer, _ = copy(source, tmp_path / "out.mp4")
     with open_video(tmp_path / "out.mp4") as reader:
         assert (reader.info.width, reader.info.height, reader.info.pix_fmt) == (51, 37, "yuv444p")

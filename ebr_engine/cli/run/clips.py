@@ -74,7 +74,7 @@ def restore_clip(
                     tail = parts.tail(reader.info.time_base)
 
                 def write(frame: "Frame") -> None:
-                    picture = writer.prepare(frame.pixels)
+                    picture = writer.prepare(frame.pixels, frame)
                     writer.write_prepared(picture, frame)
                     if parts:
                         parts.add(picture, frame)

@@ -18,6 +18,7 @@ from ebr_engine.media.holdings.video_fates import VIDEO_FATES
 __all__ = ["FATES", "Fate", "Holding", "Outcome", "fates_table", "format_of", "inventory", "not_kept_line", "outcomes"]
 
 _NAMES = {"jpg": "jpeg", "tif": "tiff", "jfif": "jpeg", "m4v": "mp4", "apng": "png"}
+_NAMES |= {"m2ts": "ts", "mts": "ts", "mpeg": "mpg"}
 
 # A kind may be in both tables: pictures and clips have other output formats.
 FATES: FateTable = {

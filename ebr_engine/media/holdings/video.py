@@ -18,8 +18,8 @@ _SPHERICAL = bytes.fromhex("ffcc8263f8554a938814587a02521fdd")
 _XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 _IN_ENTRY = {  # boxes of a video's sample entry: kind of holding
     **{b"sv3d": "spherical", b"st3d": "stereo", b"vexu": "second layer", b"lhvC": "second layer", b"clap": "cropping"},
-    **{b"mdcv": "mastering display", b"SmDm": "mastering display", b"clli": "content light level"},
-    **{b"CoLL": "content light level", b"amve": "ambient light", b"lvcC": "enhancement layer"},
+    **{b"mdcv": "mastering display", b"SmDm": "mastering display", b"clli": "light level"},
+    **{b"CoLL": "light level", b"amve": "ambient light", b"lvcC": "enhancement layer"},
 }
 _READ_TAGS = (b"meta", b"loci", b"name", b"titl", b"auth", b"cprt", b"dscp", b"gnre", b"albm", b"perf", b"yrrc", b"chpl", b"kywd")
 _STALE_TAGS = ("encoder", "major_brand", "minor_version", "compatible_brands", "handler_name", "vendor_id", "duration", "bps")
@@ -31,7 +31,7 @@ def video_inventory(path: Path, container: Any = None) -> list[Holding]:
 
     `container` is the file, open already, and not read from yet. MediaError for what is no video.
     """
-    from ebr_engine.media.video.read import open_container
+    from ebr_engine.media.video.container import open_container
 
     if container is not None:
         return _merged([*_own(path), *_streams(container)])
@@ -123,7 +123,7 @@ def _matroska(path: Path) -> Iterator[Holding]:
         elif element.name == "mastering":
             yield Holding("mastering display", f"{where}: MasteringMetadata", size=size)
         elif element.name == "content light":
-            yield Holding("content light level", f"{where}: Colour", size=size)
+            yield Holding("light level", f"{where}: Colour", size=size)
         elif element.name == "crop" and element.number:
             yield Holding("cropping", f"{where}: PixelCrop", size=size)
         elif element.name == "mapping type":

@@ -17,7 +17,7 @@ MESSAGES = {  # in the coded pictures: codecs (by FFmpeg's names) that carry the
     "active format": ("h264", "hevc", "mpeg2video"),
     "user data": ("h264", "hevc"),
 }
-LIGHT = ("mastering display", "content light level")
+LIGHT = ("mastering display", "light level")
 LIGHT_CODECS = ("h264", "hevc", "av1")  # whose encoders write them; elsewhere a box of MP4 or MOV does
 ALPHA_CODECS = ("vp8", "vp9", "prores", "ffv1", "qtrle", "utvideo", "png")
 _IN_STREAM = (Fate.KEPT, "in the coded pictures")
@@ -67,7 +67,7 @@ VIDEO_FATES: FateTable = {
         _IN_STREAM, webm=(Fate.NOT_KEPT, "VP9 has no place for it"), mpg=(Fate.NOT_KEPT, "MPEG-2 has no place for it")
     ),
     "mastering display": _row(_IN_STREAM, png=(Fate.KEPT, "mDCV"), mpg=(Fate.NOT_KEPT, "MPEG-2 has no place for it")),
-    "content light level": _row(_IN_STREAM, png=(Fate.KEPT, "cLLI"), mpg=(Fate.NOT_KEPT, "MPEG-2 has no place for it")),
+    "light level": _row(_IN_STREAM, png=(Fate.KEPT, "cLLI"), mpg=(Fate.NOT_KEPT, "MPEG-2 has no place for it")),
     "ambient light": _only((), _BESIDE, "no encoder here writes it"),
     "registered message": _only((), _BESIDE, "of an unknown kind"),
     "HDR10+": _row(_OLD, frames=_OLD),

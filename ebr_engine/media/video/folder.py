@@ -64,11 +64,11 @@ class FolderReader:
 class FolderWriter:
     """Writes frames as pictures named by number, or as their source was; what `write_video` returns for a folder."""
 
-    def __init__(self, target: str | os.PathLike, info: VideoInfo) -> None:
+    def __init__(self, target: str | os.PathLike, source, *, strict: bool = False, keep: bool = True) -> None:
         name = Path(target).name
         self._pattern = name if _PATTERN.search(name) else None
         self.path = Path(target).parent if self._pattern else Path(target)
-        self.info = info
+        self.info: VideoInfo = getattr(source, "info", source)
         self.warnings: list[str] = []
         self._names: list[str] = []
         if self._pattern:
@@ -99,7 +99,7 @@ class FolderWriter:
         """How many have been written."""
         return len(self._names)
 
-    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+    def prepare(self, pixels: np.ndarray, frame: Frame | None = None) -> np.ndarray:
         """As `VideoWriter.prepare`; pictures need no preparation."""
         return pixels
 

@@ -1,6 +1,7 @@
 """What a stream tells of the display that it was graded on, and of its own light: SMPTE ST 2086 and CTA 861.3.
 
-Read from the structures that FFmpeg gives with a frame or from PNG chunks; written as an encoder's options, MP4 boxes or PNG chunks.
+Read from the structures that FFmpeg gives with a frame or from PNG chunks; written as an encoder's options, as boxes of
+MP4, or as PNG chunks.
 """
 
 import struct

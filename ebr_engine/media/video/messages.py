@@ -6,6 +6,9 @@ them. H.264 and HEVC hold them in SEI messages, MPEG-2 in user data, AV1 in meta
 
 import re
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
+
+from ebr_engine.media.holdings.video_fates import MESSAGES
 
 CAPTIONS, ACTIVE_FORMAT, USER_DATA, TIMECODE = "captions", "active format", "user data", "timecode"
 
@@ -17,18 +20,12 @@ _ENCODERS = (  # whose messages tell how they were set; they would not be true o
     bytes.fromhex("dc45e9bde6d948b7962cd820d923eeef"),  # x264
     bytes.fromhex("2ca2de09b51747dbbb55a4fe7fc2fc4e"),  # x265
 )
-_CARRIED = {  # kinds that a coded stream can hold, by FFmpeg's name of its codec
-    "h264": (CAPTIONS, ACTIVE_FORMAT, USER_DATA),
-    "hevc": (CAPTIONS, ACTIVE_FORMAT, USER_DATA),
-    "mpeg2video": (CAPTIONS, ACTIVE_FORMAT),
-    "av1": (CAPTIONS,),
-}
 _START = re.compile(rb"\x00\x00\x01")
 
 
 def carries(codec: str, kind: str) -> bool:
     """Whether a stream of a codec (FFmpeg's name of it, not of the encoder) can hold messages of a kind."""
-    return kind in _CARRIED.get(codec, ())
+    return codec in MESSAGES.get(kind, ())
 
 
 def messages_of(frame) -> dict[str, bytes]:
@@ -52,6 +49,23 @@ def timecode_text(payload: bytes) -> str:
     frames, seconds, minutes, hours = ((code >> shift) & mask for shift, mask in ((24, 0x3F), (16, 0x7F), (8, 0x7F), (0, 0x3F)))
     drop = ";" if code >> 30 & 1 else ":"
     return f"{hours:02x}:{minutes:02x}:{seconds:02x}{drop}{frames:02x}"
+
+
+def timecode_after(text: str | None, seconds: Fraction, fps: Fraction) -> str | None:
+    """The timecode so many seconds after another one, hh:mm:ss:ff; None where that is none. `;` or `.` counts by dropping."""
+    match = re.fullmatch(r"(\d\d):(\d\d):(\d\d)([:;.])(\d\d+)", text or "")
+    if match is None:
+        return None
+    rate, drop = round(fps), match[4] != ":"
+    dropped = round(rate / 15) if drop else 0  # two of the frame numbers at 30 a second, in nine of ten minutes
+    hours, minutes, second, frame = (int(match[i]) for i in (1, 2, 3, 5))
+    total = 60 * hours + minutes
+    count = (total * 60 + second) * rate + frame - dropped * (total - total // 10) + round(seconds * fps)
+    if drop:
+        tens, rest = divmod(count, 600 * rate - 9 * dropped)
+        count += dropped * (9 * tens + max(0, (rest - dropped) // (60 * rate - dropped)))
+    second, frame = divmod(count, rate)
+    return f"{second // 3600 % 24:02}:{second // 60 % 60:02}:{second % 60:02}{match[4]}{frame:02}"
 
 
 def insert(packet: bytes, codec: str, messages: Messages) -> bytes:

@@ -3,21 +3,25 @@
 from collections.abc import Iterator
 from fractions import Fraction
 
+from ebr_engine.media.video.container import open_container
 from ebr_engine.media.video.info import pyav
-from ebr_engine.media.video.read import VideoReader, open_container
+from ebr_engine.media.video.read import VideoReader
 
 # Written by the muxer or the encoder, or true only of the old pictures.
 _STALE_TAGS = (
     *("encoder", "major_brand", "minor_version", "compatible_brands"),
-    *("duration", "rotate", "bps", "number_of_", "statistics_"),
+    *("duration", "rotate", "bps", "number_of_", "statistics_", "alpha_mode", "stereo_mode", "timecode"),
 )
+_OWN_PLACE = ("title", "artist", "album", "date", "comment", "copyright", "creation_time", "genre", "location", "description")
+_MOV_PLACE = (*_OWN_PLACE, "make", "model", "keywords")
+_MP4_PLACE = (*_OWN_PLACE, "album_artist", "composer", "track", "disc", "lyrics", "grouping", "show", "network", "synopsis")
 _NO_TEXT = ("avi", "mpeg", "mpegts")  # containers that take subtitles as text and lose them
 
 
 class StreamCopier:
     """Copies the other streams of a reader's file into an output, packet by packet, in step with the video."""
 
-    def __init__(self, reader: VideoReader, output, *, audio: bool = True, subtitles: bool = True) -> None:
+    def __init__(self, reader: VideoReader, output, *, audio: bool = True, subtitles: bool = True, tags: bool = True) -> None:
         self.warnings: list[str] = []
         self._origin = reader.origin
         self._output = output
@@ -28,13 +32,12 @@ class StreamCopier:
         for stream in self._container.streams:
             if wanted.get(stream.type):
                 self._add(stream)
-            elif stream.type not in wanted and not self._holds_chapters(stream):
-                self.warnings.append(f"{reader.path}: its {stream.type} stream is not kept")
         if reader.origin and any(s.type == "audio" for s in self._container.streams):
             self._container.seek(int(reader.origin * pyav().time_base))
         self._packets = self._shifted()
         self._next = next(self._packets, None)
-        copy_tags(self._container.metadata, output.metadata)
+        if tags:
+            copy_tags(self._container.metadata, output.metadata, output.format.name in ("mp4", "mov"))
         output.set_chapters(list(self._chapters()))
 
     @property
@@ -101,10 +104,6 @@ class StreamCopier:
         packet.stream = self._targets[index]
         return True
 
-    def _holds_chapters(self, stream) -> bool:
-        """QuickTime's chapters are a data stream of their titles too."""
-        return getattr(stream, "name", None) == "bin_data" and bool(self._container.chapters())
-
     def _chapters(self) -> Iterator[dict]:
         for chapter in self._container.chapters():
             shift = round(self._origin / chapter["time_base"])
@@ -113,9 +112,23 @@ class StreamCopier:
                 yield {**chapter, "start": max(start, 0), "end": end}
 
 
-def copy_tags(source: dict[str, str], target: dict[str, str]) -> None:
-    """Add the tags of a container or stream to another, but for those that would no longer be true."""
-    target.update({key: value for key, value in source.items() if not key.lower().lstrip("_").startswith(_STALE_TAGS)})
+def copy_tags(source: dict[str, str], target: dict[str, str], quicktime: bool = False) -> None:
+    """Add the tags of a container or stream to another, but for those that would no longer be true.
+
+    `quicktime`: names in capitals, as Matroska has them, become small as MP4 and QuickTime have them.
+    """
+    for key, value in source.items():
+        if not key.lower().lstrip("_").startswith(_STALE_TAGS) and not value.startswith(("Lavf", "Lavc")):
+            small = key.lower().replace("iso6709", "ISO6709") if quicktime and key.isupper() else key
+            target[small] = value
+
+
+def needs_keys(tags: dict[str, str], container: str) -> bool:
+    """Whether MP4 or QuickTime has no place of its own for some of the tags, so that all are written with their names."""
+    places = _MOV_PLACE if container == "mov" else _MP4_PLACE
+    kept: dict[str, str] = {}
+    copy_tags(tags, kept, quicktime=True)
+    return any(key.partition("-")[0] not in places for key in kept)
 
 
 def _codec_name(stream) -> str:
