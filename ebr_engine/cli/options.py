@@ -106,7 +106,18 @@ Preview = Annotated[
 ]
 Yes = Annotated[bool, _file("--yes", "-y", help="Go on after the preview without asking; without a terminal it ends there.")]
 Overwrite = Annotated[bool, _file("--overwrite", help="Replace outputs that exist; never an input.")]
-Quality = Annotated[int, _file("--quality", metavar="N", min=1, max=100, help="Of JPEG, WebP and AVIF outputs.")]
+Quality = Annotated[
+    int | None,
+    _file(
+        "--quality",
+        metavar="N",
+        min=1,
+        max=100,
+        show_default="a JPEG's own; lossless if the input is; else 95",
+        help="Of JPEG, WebP and AVIF outputs.",
+    ),
+]
+Strict = Annotated[bool, _file("--strict", help="A file fails where its output does not keep all that it holds.")]
 Quiet = Annotated[bool, _file("--quiet", "-q", help="Print errors only.")]
 
 Steps = Annotated[

@@ -36,7 +36,8 @@ def restore(
     overwrite: options.Overwrite = False,
     resume: options.Resume = True,
     fail_fast: options.FailFast = False,
-    quality: options.Quality = 95,
+    quality: options.Quality = None,
+    strict: options.Strict = False,
     quiet: options.Quiet = False,
     json: options.Json = False,
     start: options.Start = None,
@@ -126,6 +127,7 @@ def restore(
         common = Recipe(
             run,
             quality,
+            strict,
             fixed,
             clips,
             keep_parts=resume,

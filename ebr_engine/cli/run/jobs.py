@@ -24,6 +24,7 @@ from ebr_engine.errors import EbrError
 
 if TYPE_CHECKING:
     from ebr_engine.media.files import Job
+    from ebr_engine.media.holdings import Outcome as HoldingOutcome
     from ebr_engine.media.images import Picture
     from ebr_engine.media.journal import Journal
 
@@ -118,12 +119,19 @@ class _Run:
         if self.full:  # found while this one was restored
             return
         try:
-            pictures.write(pictures.finish(job, picture, restored, recipe), recipe, commit)
+            held = pictures.write(pictures.finish(job, picture, restored, recipe), recipe, commit)
         except _EXPECTED as error:
             self._failed(job, error)
             return
         seconds = time.perf_counter() - started
-        self._finished(Outcome(job, seconds, picture.width, picture.height, picture.bits, note=recipe.note))
+        self._tell_lost(job, held)
+        self._finished(Outcome(job, seconds, picture.width, picture.height, picture.bits, note=recipe.note, holdings=tuple(held)))
+
+    def _tell_lost(self, job: "Job", held: "Sequence[HoldingOutcome]") -> None:
+        from ebr_engine.media.holdings import not_kept_line
+
+        if line := not_kept_line(held):
+            self.progress.error(f"{job.source}: {line}", "warning")
 
     def _commit(self, job: "Job") -> "Callable[[Path, Path], None] | None":
         return self.journal.commit(job, self.recipes[job.task].settings) if self.journal else None

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ebr_engine.media.files import Job
+    from ebr_engine.media.holdings import Outcome as HoldingOutcome
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Outcome:
     frames: int | None = None  # of a clip
     note: str = ""  # more to tell of it: what auto chose
     error: str | None = None
+    holdings: "tuple[HoldingOutcome, ...]" = ()  # what became of all that the input holds beside its pixels
 
     @property
     def line(self) -> str:
@@ -47,6 +49,13 @@ class Outcome:
             "bits": self.bits,
             "frames": self.frames,
             "note": self.note or None,
+            "holdings": [_listed(each) for each in self.holdings] or None,
             "error": self.error,
         }
         return {name: value for name, value in values.items() if value is not None}
+
+
+def _listed(outcome: "HoldingOutcome") -> dict[str, Any]:
+    held = outcome.holding
+    values = {"kind": held.kind, "where": held.where, "detail": held.detail, "bytes": held.size}
+    return {**values, "fate": outcome.fate.value, "how": outcome.how}

@@ -41,7 +41,8 @@ class Recipe:
     """How the files of one task are restored and written."""
 
     run: Mapping[str, Any]  # what `Restorer.restore` and `run` take beside pixels: plan, seed, tile, tile_overlap
-    quality: int = 95
+    quality: int | None = None  # None: a JPEG's own, and lossless where the source is
+    strict: bool = False  # what an output does not keep of its input fails it
     size: tuple[int, int] | None = None  # height and width to restore at; None is each picture's own
     clips: ClipOptions = field(default_factory=ClipOptions)
     settings: str = ""  # a digest of all that decides what the outputs look like: by it a later run knows its own work

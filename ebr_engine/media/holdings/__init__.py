@@ -17,12 +17,12 @@ from ebr_engine.media.holdings.video_fates import VIDEO_FATES
 
 __all__ = ["FATES", "Fate", "Holding", "Outcome", "fates_table", "format_of", "inventory", "not_kept_line", "outcomes"]
 
-_NAMES = {"jpg": "jpeg", "tif": "tiff", "jfif": "jpeg", "m4v": "mp4", "apng": "png"}
+_NAMES = {"jpg": "jpeg", "tif": "tiff", "jfif": "jpeg", "jpe": "jpeg", "m4v": "mp4", "apng": "png"}
 _NAMES |= {"m2ts": "ts", "mts": "ts", "mpeg": "mpg"}
 
-# A kind may be in both tables: pictures and clips have other output formats.
+# A kind may be in both tables: a clip's frames as pictures hold less than pictures do.
 FATES: FateTable = {
-    kind: {**IMAGE_FATES.get(kind, {}), **VIDEO_FATES.get(kind, {})} for kind in sorted({*IMAGE_FATES, *VIDEO_FATES})
+    kind: {**VIDEO_FATES.get(kind, {}), **IMAGE_FATES.get(kind, {})} for kind in sorted({*IMAGE_FATES, *VIDEO_FATES})
 }
 
 
@@ -36,22 +36,30 @@ def inventory(path: str | os.PathLike) -> list[Holding]:
     return video_inventory(Path(path)) if found is None else found
 
 
-def outcomes(holdings: Iterable[Holding], format: str) -> list[Outcome]:
-    """What becomes of each holding in a file of `format` ("png", "mp4", …). What the table does not know is not kept."""
+def outcomes(holdings: Sequence[Holding], format: str, clip: bool = False) -> list[Outcome]:
+    """What becomes of each holding in a file of `format` ("png", "mp4", …). What the table does not know is not kept.
+
+    `clip`: they are a clip's, which as pictures are its frames.
+    """
     unknown = (Fate.NOT_KEPT, "not known how to keep it")
-    return [Outcome(each, *FATES.get(each.kind, {}).get(format, unknown)) for each in holdings]
+    tables = (VIDEO_FATES, FATES) if clip else (FATES,)
+    found = [{name: fate for table in reversed(tables) for name, fate in table.get(each.kind, {}).items()} for each in holdings]
+    return [Outcome(each, *fates.get(format, unknown)) for each, fates in zip(holdings, found)]
 
 
 def not_kept_line(results: Iterable[Outcome]) -> str | None:
-    """The one warning of a file: all that is not kept, each kind once; None where everything is kept or converted."""
-    lost: dict[str, str] = {}
+    """The one warning of a file: all that is not kept, each once, by the reason; None where everything is kept or converted."""
+    lost: dict[str, dict[str, list[str]]] = {}
     for outcome in results:
         if outcome.fate is Fate.NOT_KEPT:
-            what = outcome.holding.kind + (f" ({outcome.holding.detail})" if outcome.holding.detail else "")
-            lost.setdefault(what, outcome.how)
-    if not lost:
-        return None
-    return "not kept: " + ", ".join(what + (f": {why}" if why else "") for what, why in lost.items())
+            details = lost.setdefault(outcome.how, {}).setdefault(outcome.holding.kind, [])
+            if outcome.holding.detail and outcome.holding.detail not in details:
+                details.append(outcome.holding.detail)
+    reasons = []
+    for why, kinds in lost.items():
+        named = [kind + (f" ({'; '.join(details)})" if details else "") for kind, details in kinds.items()]
+        reasons.append(", ".join(named) + (f": {why}" if why else ""))
+    return "not kept: " + "; ".join(reasons) if reasons else None
 
 
 def format_of(path: str | os.PathLike) -> str:

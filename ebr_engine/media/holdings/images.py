@@ -62,6 +62,15 @@ def parts_of(window: Window, kind: str, light: bool = False, page: int = 0) -> l
     return [replace(p, kind="CMYK or Lab profile") if p.kind == "icc" and p.data[16:20] in _CONVERTED else p for p in found]
 
 
+def kind_of_file(path: Path) -> str | None:
+    """The kind of a picture file by its content; None for what is none, or cannot be read."""
+    try:
+        with Window(path) as window:
+            return kind_of(window.at(0, 32))
+    except OSError:
+        return None
+
+
 def image_inventory(path: Path) -> list[Holding] | None:
     """The holdings of a picture, read from its container; None for what is no picture by its content."""
     with Window(path) as window:
