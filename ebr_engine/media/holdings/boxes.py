@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 MOST_HEADER = 256_000_000  # bytes of a header that is read
 _DEEP = 12  # boxes within boxes
 _BEFORE = {b"stsd": 8, b"meta": 4, b"dref": 8}  # bytes before the boxes within
@@ -48,6 +49,13 @@ def tracks(header: bytes) -> Iterator[tuple[bytes, list[tuple[Box, ...]]]]:
             yield (header[handler.body + 8 : handler.body + 12] if handler else b""), paths
 
 
+def entry_kinds(path: Path) -> list[bytes]:
+    """What each track of a file says that its samples are (`avc1`, `gpmd`, …); b"" where it does not."""
+    header = read_header(path) or b""
+    starts = (next((p[-1].body for p in paths if p[-1].kind == b"stsd"), None) for _, paths in tracks(header))
+    return [b"" if start is None else header[start + 12 : start + 16] for start in starts]
+
+
 def _below(data: bytes, path: tuple[Box, ...]) -> Iterator[tuple[Box, ...]]:
     holder = path[-1]
     inside = holder.body + _BEFORE.get(holder.kind, 0)
@@ -63,8 +71,8 @@ def _below(data: bytes, path: tuple[Box, ...]) -> Iterator[tuple[Box, ...]]:
             yield from _below(data, (*path, box))
 
 
-def find_header(file: BinaryIO) -> tuple[int, int] | None:
-    """Where the content of the first `moov` box lies in an open file: (offset, length); None where there is none."""
+def outer_boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, offset and length of the content of each box that an open file consists of."""
     at, end = 0, file.seek(0, 2)
     while at + 8 <= end:
         file.seek(at)
@@ -76,11 +84,37 @@ def find_header(file: BinaryIO) -> tuple[int, int] | None:
         elif size == 0:
             size = end - at
         if size < body:
-            return None
-        if kind == b"moov":
-            return at + body, min(size, end - at) - body
+            return
+        yield kind, at + body, min(size, end - at) - body
         at += size
+
+
+def find_header(file: BinaryIO) -> tuple[int, int] | None:
+    """Where the content of the first `moov` box lies in an open file: (offset, length); None where there is none."""
+    return next(((start, length) for kind, start, length in outer_boxes(file) if kind == b"moov"), None)
+
+
+def read_xmp(path: Path) -> bytes | None:
+    """The XMP packet of an MP4 file (a `uuid` box of its own) or of a QuickTime file (user data); None without."""
+    with open(path, "rb") as file:
+        for kind, start, length in outer_boxes(file):
+            if kind == b"uuid" and 16 < length < MOST_HEADER:
+                file.seek(start)
+                if file.read(16) == XMP:
+                    return file.read(length - 16)
+    header = read_header(path) or b""
+    for box in boxes(header):
+        if box.kind == b"udta":
+            for inner in boxes(header, box.body, box.end):
+                if inner.kind == b"XMP_":
+                    return header[inner.body : inner.end]
     return None
+
+
+def add_xmp(path: Path, packet: bytes) -> None:
+    """Put an XMP packet behind a file's last box."""
+    with open(path, "ab") as file:
+        file.write(struct.pack(">I4s", 24 + len(packet), b"uuid") + XMP + packet)
 
 
 def read_header(path: Path) -> bytes | None:

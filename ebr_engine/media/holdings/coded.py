@@ -6,7 +6,7 @@ from collections.abc import Iterator
 _START = re.compile(rb"\x00\x00\x01")
 _SEI_H264, _SEI_HEVC, _RPU = (6,), (39, 40), 62
 _TYPES = {  # of an SEI message: kind of holding
-    **{5: "user data", 45: "stereo", 136: "timecode message", 137: "mastering display", 144: "light level"},
+    **{5: "user data", 45: "stereo view", 136: "timecode message", 137: "mastering display", 144: "light level"},
     **{148: "ambient light", 165: "alpha"},
 }
 _T35 = (  # how a T.35 message begins: kind of holding

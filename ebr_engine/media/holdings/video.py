@@ -7,21 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from ebr_engine.media.holdings import matroska
-from ebr_engine.media.holdings.boxes import Box, boxes, read_header, tracks
+from ebr_engine.media.holdings.boxes import Box, boxes, entry_kinds, read_header, read_xmp, tracks
 from ebr_engine.media.holdings.coded import messages
 from ebr_engine.media.holdings.dolby import parse_record
 from ebr_engine.media.holdings.types import Holding
 
 PACKETS, BYTES = 16, 4_000_000  # of the first video that are looked at
+COMMON_TAGS = ("title", "artist", "album", "comment", "copyright", "date", "genre")
 PHONE = ("com.", "make", "model", "location", "samsung", "xiaomi", "android")  # how a phone's tags begin
 _SPHERICAL = bytes.fromhex("ffcc8263f8554a938814587a02521fdd")
-_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 _IN_ENTRY = {  # boxes of a video's sample entry: kind of holding
-    **{b"sv3d": "spherical", b"st3d": "stereo", b"vexu": "second layer", b"lhvC": "second layer", b"clap": "cropping"},
+    **{b"sv3d": "spherical", b"st3d": "stereo view", b"vexu": "second layer", b"lhvC": "second layer", b"clap": "cropping"},
     **{b"mdcv": "mastering display", b"SmDm": "mastering display", b"clli": "light level"},
     **{b"CoLL": "light level", b"amve": "ambient light", b"lvcC": "enhancement layer"},
 }
-_READ_TAGS = (b"meta", b"loci", b"name", b"titl", b"auth", b"cprt", b"dscp", b"gnre", b"albm", b"perf", b"yrrc", b"chpl", b"kywd")
+_READ_TAGS = (  # user data that FFmpeg makes tags of
+    *(b"meta", b"loci", b"name", b"titl", b"auth", b"cprt", b"dscp", b"gnre", b"albm", b"perf", b"yrrc"),
+    *(b"chpl", b"kywd", b"XMP_"),
+)
 _STALE_TAGS = ("encoder", "major_brand", "minor_version", "compatible_brands", "handler_name", "vendor_id", "duration", "bps")
 _STALE_TAGS += ("number_of_", "statistics_", "language", "alpha_mode", "rotate", "timecode", "creation_time", "software")
 
@@ -42,7 +45,8 @@ def video_inventory(path: Path, container: Any = None) -> list[Holding]:
 def _merged(found: Iterable[Holding]) -> list[Holding]:
     """Each kind once where it was found more than once by different ways: the first, which is the container's own word."""
     once: dict[tuple, Holding] = {}
-    repeated = ("attachment", "sound", "subtitles", "data track", "vendor data", "second video", "cover picture")
+    tracks_too = ("attachment", "sound", "subtitles", "data track", "KLV track", "GPMF track", "second video", "cover picture")
+    repeated = (*tracks_too, "vendor data")
     for holding in found:
         once.setdefault((holding.kind, holding.where if holding.kind in repeated else ""), holding)
     return list(once.values())
@@ -82,17 +86,15 @@ def _movie(path: Path) -> Iterator[Holding]:
     for box in boxes(header):
         if box.kind == b"udta":
             yield from _vendor(header, box)
-        elif box.kind == b"uuid" and header[box.body : box.body + 16] == _XMP:
-            yield Holding("xmp", "moov/uuid", size=box.end - box.start)
+    if (packet := read_xmp(path)) is not None:
+        yield Holding("xmp", "uuid", size=len(packet))
 
 
 def _vendor(header: bytes, udta: Box) -> Iterator[Holding]:
     """User data in a form of its maker's own, which FFmpeg reads no tag from."""
     for box in boxes(header, udta.body, udta.end):
         name = box.kind.decode("latin-1")
-        if box.kind == b"XMP_":
-            yield Holding("xmp", "udta/XMP_", size=box.end - box.start)
-        elif box.kind[:1] != b"\xa9" and box.kind not in _READ_TAGS and box.end - box.body > 4:
+        if box.kind[:1] != b"\xa9" and box.kind not in _READ_TAGS and box.end - box.body > 4:
             yield Holding("vendor data", f"udta/{name}", name, box.end - box.start)
 
 
@@ -117,7 +119,7 @@ def _matroska(path: Path) -> Iterator[Holding]:
         if element.name == "projection" and size > 4:
             yield Holding("spherical", f"{where}: Projection", size=size)
         elif element.name == "stereo mode" and element.number:
-            yield Holding("stereo", f"{where}: StereoMode", size=size)
+            yield Holding("stereo view", f"{where}: StereoMode", size=size)
         elif element.name == "alpha mode" and element.number:
             yield Holding("alpha", f"{where}: AlphaMode", size=size)
         elif element.name == "mastering":
@@ -140,8 +142,9 @@ def _streams(container: Any) -> Iterator[Holding]:
     tags = {key: value for key, value in container.metadata.items() if not key.lower().startswith(_STALE_TAGS)}
     for kind, names in _sorted_tags(tags).items():
         yield Holding(kind, "container", ", ".join(sorted(names)), sum(len(tags[name]) for name in names))
-    if any(key.lower() == "creation_time" for key in container.metadata):
-        yield Holding("creation time", "container")
+    for key, value in container.metadata.items():
+        if key.lower() in ("creation_time", "timecode"):
+            yield Holding("creation time" if key.lower() == "creation_time" else "timecode", "container", value)
     if chapters := container.chapters():
         yield Holding("chapters", "container", f"{len(chapters)}")
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -162,9 +165,20 @@ def _streams(container: Any) -> Iterator[Holding]:
             yield Holding("attachment", where, stream.metadata.get("filename", ""), len(stream.data or b""))
         elif stream.type == "data" and "timecode" in stream.metadata:
             yield Holding("timecode", where, stream.metadata["timecode"])
-        elif not (stream.type == "data" and stream.name == "bin_data" and chapters):  # QuickTime's chapters
+        elif stream.type != "data" or not (stream.name == "bin_data" and chapters):  # QuickTime's chapters
             name = stream.metadata.get("handler_name") or getattr(stream, "name", None) or stream.type
-            yield Holding("data track", where, name.strip("\b\0 "))
+            yield Holding(data_kind(stream, container), where, name.strip("\b\0 "))
+
+
+def data_kind(stream: Any, container: Any) -> str:
+    """The kind of a data stream: those that some containers take, or any other."""
+    if stream.type == "data" and stream.name == "klv":
+        return "KLV track"
+    if stream.type == "data" and stream.name == "bin_data" and "mov" in container.format.name:
+        entries = entry_kinds(Path(container.name.removeprefix("file:")))
+        if entries[stream.index : stream.index + 1] == [b"gpmd"]:
+            return "GPMF track"
+    return "data track"
 
 
 def _video(stream: Any, where: str) -> Iterator[Holding]:
@@ -212,5 +226,7 @@ def _pictures(container: Any) -> Iterator[Holding]:
 def _sorted_tags(tags: dict[str, str]) -> dict[str, list[str]]:
     kinds: dict[str, list[str]] = {}
     for name in tags:
-        kinds.setdefault("phone tags" if name.lower().startswith(PHONE) else "tags", []).append(name)
+        small = name.lower().partition("-")[0]
+        kind = "tags" if small in COMMON_TAGS else "phone tags" if small.startswith(PHONE) else "own tags"
+        kinds.setdefault(kind, []).append(name)
     return kinds

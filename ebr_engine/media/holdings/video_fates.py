@@ -5,6 +5,7 @@ What lies in the coded pictures also depends on the encoder: `clip_outcomes` kno
 
 from collections.abc import Iterable
 
+from ebr_engine.media.holdings.image_fates import IMAGE_FATES
 from ebr_engine.media.holdings.types import Fate, FateTable, Holding, Outcome
 
 CONTAINERS = ("mp4", "mov", "mkv", "webm", "avi", "mpg", "ts")
@@ -33,13 +34,18 @@ def _row(default: tuple[Fate, str], **by_format: tuple[Fate, str]) -> dict[str, 
     }
 
 
+def _containers(default: tuple[Fate, str], **by_format: tuple[Fate, str]) -> dict[str, tuple[Fate, str]]:
+    """Fates by container; for pictures their own table says it."""
+    return {name: by_format.get(name, default) for name in CONTAINERS}
+
+
 def _only(formats: Iterable[str], fate: tuple[Fate, str], else_: str) -> dict[str, tuple[Fate, str]]:
     return _row((Fate.NOT_KEPT, else_), **dict.fromkeys(formats, fate))
 
 
 _NO_PLACE = "the container has no place for it"
 
-VIDEO_FATES: FateTable = {
+_CLIPS: FateTable = {
     "sound": _row((Fate.KEPT, "copied; told where its codec does not fit")),
     "subtitles": _row((Fate.KEPT, "copied; told where they do not fit")),
     "chapters": _only(("mp4", "mov", "mkv", "webm"), (Fate.KEPT, "copied"), _NO_PLACE),
@@ -47,8 +53,13 @@ VIDEO_FATES: FateTable = {
     "cover picture": _only((), _BESIDE, "only the first video is restored"),
     "second video": _only((), _BESIDE, "only the first video is restored"),
     "data track": _only((), _BESIDE, "its maker's own form"),
+    "GPMF track": _only(_QUICKTIME, _BESIDE, _NO_PLACE),
+    "KLV track": _only(("ts",), _BESIDE, _NO_PLACE),
     "vendor data": _only((), _BESIDE, "its maker's own form"),
-    "tags": _only((*_QUICKTIME, *_MATROSKA), _BESIDE, "not all have a place"),
+    "tags": _only((*_QUICKTIME, *_MATROSKA, "avi"), _BESIDE, _NO_PLACE),
+    "own tags": _only((*_QUICKTIME, *_MATROSKA), _BESIDE, _NO_PLACE),
+    "xmp": _containers((Fate.NOT_KEPT, _NO_PLACE), **dict.fromkeys(_QUICKTIME, (Fate.KEPT, "a box"))),
+    "icc": _containers((Fate.NOT_KEPT, "the colour tags say what its stream's are")),
     "phone tags": _only((*_QUICKTIME, *_MATROSKA), _BESIDE, _NO_PLACE),
     "creation time": _only((*_QUICKTIME, *_MATROSKA), _BESIDE, _NO_PLACE),
     "timecode": _row(
@@ -66,8 +77,8 @@ VIDEO_FATES: FateTable = {
     "user data": _row(
         _IN_STREAM, webm=(Fate.NOT_KEPT, "VP9 has no place for it"), mpg=(Fate.NOT_KEPT, "MPEG-2 has no place for it")
     ),
-    "mastering display": _row(_IN_STREAM, png=(Fate.KEPT, "mDCV"), mpg=(Fate.NOT_KEPT, "MPEG-2 has no place for it")),
-    "light level": _row(_IN_STREAM, png=(Fate.KEPT, "cLLI"), mpg=(Fate.NOT_KEPT, "MPEG-2 has no place for it")),
+    "mastering display": _containers(_IN_STREAM, mpg=(Fate.NOT_KEPT, "MPEG-2 has no place for it")),
+    "light level": _containers(_IN_STREAM, mpg=(Fate.NOT_KEPT, "MPEG-2 has no place for it")),
     "ambient light": _only((), _BESIDE, "no encoder here writes it"),
     "registered message": _only((), _BESIDE, "of an unknown kind"),
     "HDR10+": _row(_OLD, frames=_OLD),
@@ -76,20 +87,14 @@ VIDEO_FATES: FateTable = {
     "enhancement layer": _row(_OLD, frames=_OLD),
     "second layer": _only((), _BESIDE, "only the first view is restored"),
     "spherical": _only(_QUICKTIME, (Fate.KEPT, "the same boxes"), _NO_PLACE),
-    "stereo": _row(
+    "stereo view": _row(
         (Fate.NOT_KEPT, _NO_PLACE),
         **dict.fromkeys(_QUICKTIME, (Fate.KEPT, "a box")),
         **dict.fromkeys(_MATROSKA, (Fate.KEPT, "StereoMode")),
     ),
     "cropping": _row((Fate.NOT_KEPT, "the whole picture is restored"), frames=(Fate.NOT_KEPT, "the whole picture is restored")),
-    "pixel aspect": _row(
-        (Fate.KEPT, "the same"),
-        png=(Fate.KEPT, "pHYs"),
-        frames=(Fate.NOT_KEPT, "only PNG says it; the pixels are as they were"),
-    ),
-    "colour tags": _row(
-        (Fate.KEPT, "the same"), png=(Fate.KEPT, "cICP"), frames=(Fate.NOT_KEPT, "only PNG says it; the values are as they were")
-    ),
+    "pixel aspect": _containers((Fate.KEPT, "the same")),
+    "colour tags": _containers((Fate.KEPT, "the same")),
     "frame times": _row(
         (Fate.KEPT, "the same"),
         avi=(Fate.NOT_KEPT, "its rate is constant"),
@@ -99,10 +104,35 @@ VIDEO_FATES: FateTable = {
     "edit list": _row(
         (Fate.CONVERTED, "only what it shows is restored"), frames=(Fate.CONVERTED, "only what it shows is restored")
     ),
-    "alpha": {
-        **_only(("mov", "mkv", "webm"), (Fate.KEPT, "ProRes 4444, FFV1 or VP9"), "H.264 has none; write .webm or .mov"),
-        "png": (Fate.KEPT, ""),
-    },
+    "alpha": _containers(
+        (Fate.NOT_KEPT, "H.264 has none; write .webm or .mov"),
+        mov=(Fate.KEPT, "ProRes 4444"),
+        mkv=(Fate.KEPT, "VP9 or FFV1"),
+        webm=(Fate.KEPT, "VP9"),
+    )
+    | dict.fromkeys(("png", "tiff", "webp", "avif"), (Fate.KEPT, ""))
+    | {"jpeg": (Fate.NOT_KEPT, "refused where a pixel is not opaque")},
+}
+
+_NOT_OF_FRAMES = (Fate.NOT_KEPT, "a clip has no place for what each frame holds")
+_SRGB = (Fate.CONVERTED, "to sRGB")
+AS_CLIP = "clip"  # the column of pictures, or an animation, that become a clip: of their own holdings
+
+_PICTURES_AS_CLIP = {
+    **dict.fromkeys(IMAGE_FATES, _NOT_OF_FRAMES),
+    **dict.fromkeys(("icc", "gamma", "sRGB", "CMYK or Lab profile", "second colour description"), _SRGB),
+    **dict.fromkeys(("colour tags", "coded colour tags", "light level", "mastering display"), (Fate.KEPT, "the stream's")),
+    "pixel aspect": (Fate.KEPT, "the stream's"),
+    "animation": (Fate.KEPT, "the clip's frames and times"),
+    "significant bits": (Fate.CONVERTED, "all bits are significant after restoring"),
+    "palette hints": (Fate.CONVERTED, "there is no palette"),
+    **dict.fromkeys(("16 bit", "10 or 12 bit"), (Fate.CONVERTED, "to the encoder's depth, told where that is less")),
+    "lossless coding": (Fate.CONVERTED, "to a video codec, --crf 0 or --codec ffv1 for a lossless one"),
+}
+
+VIDEO_FATES: FateTable = {
+    kind: {**_CLIPS.get(kind, {}), **({AS_CLIP: _PICTURES_AS_CLIP[kind]} if kind in _PICTURES_AS_CLIP else {})}
+    for kind in {**_CLIPS, **_PICTURES_AS_CLIP}
 }
 
 
@@ -112,7 +142,8 @@ def clip_outcomes(holdings: Iterable[Holding], format: str, codec: str | None = 
 
 
 def _fate(kind: str, format: str, codec: str) -> tuple[Fate, str]:
-    fate = VIDEO_FATES.get(kind, {}).get(format, (Fate.NOT_KEPT, "not known how to keep it"))
+    fates = {**IMAGE_FATES.get(kind, {}), **VIDEO_FATES.get(kind, {})}
+    fate = fates.get(format, (Fate.NOT_KEPT, "not known how to keep it"))
     if format not in CONTAINERS:
         return fate
     if kind in MESSAGES:

@@ -70,7 +70,8 @@ def write_video(
     as is what the container or the encoder refuses.
     """
     if is_frame_target(path):
-        return FolderWriter(path, source, strict=strict, keep=keep)
+        left_out = [kind for kind, wanted in (("sound", copy_audio), ("subtitles", copy_subtitles)) if not wanted]
+        return FolderWriter(path, source, strict=strict, keep=keep, left_out=left_out)
     return VideoWriter(
         Path(path),
         source,

@@ -1,13 +1,13 @@
 """What a writer does with all that its source holds beside the pixels; what it cannot keep is told in one line."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from ebr_engine.media.holdings import not_kept_line
 from ebr_engine.media.holdings.types import Fate, Holding, Outcome
-from ebr_engine.media.holdings.video_fates import MESSAGES, clip_outcomes
+from ebr_engine.media.holdings.video_fates import AS_CLIP, CONTAINERS, MESSAGES, clip_outcomes
 from ebr_engine.media.images import MediaError
 from ebr_engine.media.video.messages import carries
 
@@ -19,14 +19,25 @@ class Fates:
     """The fates of a source's holdings in one output.
 
     `format` is a name in the table of fates; `source` has `holdings`, or is a bare VideoInfo; `codec` is that of the output,
-    None for pictures. With `strict`, whatever is not kept is a MediaError, before the work where that is known.
+    None for pictures; `left_out` are kinds that nobody wants. With `strict`, whatever is not kept is a MediaError, before
+    the work where that is known.
     """
 
-    def __init__(self, path: Path, format: str, source, codec: str | None, alpha: bool, strict: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        format: str,
+        source,
+        codec: str | None,
+        alpha: bool,
+        strict: bool = False,
+        left_out: Collection[str] = (),
+    ) -> None:
         self._path, self._codec, self._strict = path, codec, strict
         self._keeps_alpha = alpha
-        found = [each for each in getattr(source, "holdings", []) if each.kind not in _SEEN]
-        self.outcomes = clip_outcomes(found, format, codec)
+        found = [each for each in getattr(source, "holdings", []) if each.kind not in (*_SEEN, *left_out)]
+        pictures = source.info.pictures if hasattr(source, "info") else False
+        self.outcomes = clip_outcomes(found, AS_CLIP if pictures and format in CONTAINERS else format, codec)
         self._check()
 
     def alpha(self, alpha: np.ndarray | None, size: tuple[int, int]) -> np.ndarray | None:
@@ -47,6 +58,14 @@ class Fates:
             if kind in MESSAGES and not (self._codec and carries(self._codec, kind)):
                 self._lose(kind, "its frames", f"{self._codec or 'pictures'} has no place for it")
         return {kind: data for kind, data in messages.items() if self._codec and carries(self._codec, kind)}
+
+    def add(self, outcomes: Iterable[Outcome]) -> None:
+        """What became of a frame's own holdings; each kind is told once."""
+        known = {each.holding.kind for each in self.outcomes}
+        new = {each.holding.kind: each for each in outcomes if each.holding.kind not in known}
+        if new:
+            self.outcomes += new.values()
+            self._check()
 
     def warnings(self) -> list[str]:
         """The one line that names everything that is not kept; nothing where all is."""

@@ -7,9 +7,9 @@ from ebr_engine.media.images import MediaError
 
 def to_srgb(pixels: np.ndarray, icc: bytes) -> np.ndarray:
     """[H, W, 3] in [0, 1] in the space of an RGB profile, as sRGB. MediaError for a profile that does not fit."""
-    from ebr_engine.media.images import _vips
+    from ebr_engine.media.decoding import vips as library
 
-    vips = _vips()
+    vips = library()
     height, width = pixels.shape[:2]
     stored = np.rint(np.clip(pixels, 0, 1) * 65535).astype(np.uint16)
     image = vips.Image.new_from_memory(stored.tobytes(), width, height, 3, "ushort").copy(interpretation="rgb16")

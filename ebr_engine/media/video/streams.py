@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from fractions import Fraction
 
+from ebr_engine.media.holdings.video import data_kind
 from ebr_engine.media.video.container import open_container
 from ebr_engine.media.video.info import pyav
 from ebr_engine.media.video.read import VideoReader
@@ -15,6 +16,7 @@ _STALE_TAGS = (
 _OWN_PLACE = ("title", "artist", "album", "date", "comment", "copyright", "creation_time", "genre", "location", "description")
 _MOV_PLACE = (*_OWN_PLACE, "make", "model", "keywords")
 _MP4_PLACE = (*_OWN_PLACE, "album_artist", "composer", "track", "disc", "lyrics", "grouping", "show", "network", "synopsis")
+_DATA = {"GPMF track": ("mp4", "mov"), "KLV track": ("mpegts",)}  # kinds of data streams, and the containers that hold them
 _NO_TEXT = ("avi", "mpeg", "mpegts")  # containers that take subtitles as text and lose them
 
 
@@ -30,7 +32,7 @@ class StreamCopier:
         self._last_dts: dict[int, int] = {}
         wanted = {"audio": audio, "subtitle": subtitles, "attachment": output.format.name == "matroska", "video": False}
         for stream in self._container.streams:
-            if wanted.get(stream.type):
+            if wanted.get(stream.type) or (tags and stream.type == "data" and self._takes(stream)):
                 self._add(stream)
         if reader.origin and any(s.type == "audio" for s in self._container.streams):
             self._container.seek(int(reader.origin * pyav().time_base))
@@ -53,6 +55,10 @@ class StreamCopier:
         while self._next is not None and (until is None or self._next.dts * self._next.time_base < until):
             self._output.mux_one(self._next)
             self._next = next(self._packets, None)
+
+    def _takes(self, stream) -> bool:
+        """Whether the output has a place for a data stream."""
+        return self._output.format.name in _DATA.get(data_kind(stream, self._container), ())
 
     def _add(self, stream) -> None:
         source = self._container.name.removeprefix("file:")

@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from ebr_engine.media.holdings import format_of
-from ebr_engine.media.holdings.boxes import add_to_video_track
+from ebr_engine.media.holdings.boxes import add_to_video_track, add_xmp, read_xmp
 from ebr_engine.media.images import MediaError
-from ebr_engine.media.video.colour import RGB, from_rgb, layout_of, matrix_for
+from ebr_engine.media.seen import stored_values
+from ebr_engine.media.video.colour import RGB, from_rgb, layout_of
 from ebr_engine.media.video.fates import Fates
 from ebr_engine.media.video.folder import FolderReader
 from ebr_engine.media.video.formats import CONTAINERS, choose_encoder, choose_format
+from ebr_engine.media.video.frame_files import profile_of
 from ebr_engine.media.video.info import Colour, Frame, VideoInfo, pyav
+from ebr_engine.media.video.light import Light
 from ebr_engine.media.video.messages import insert
 from ebr_engine.media.video.profiles import to_srgb
 from ebr_engine.media.video.read import VideoReader
@@ -27,6 +30,7 @@ _CRF = {"libx264": 17, "libx264rgb": 17, "libx265": 18, "libvpx-vp9": 20, "libsv
 _CONSTANT_RATE = ("mpeg1video", "mpeg2video", "mpeg4")  # encoders with few clocks
 _SCALE = {"mpeg1video": 2, "mpeg2video": 2, "mpeg4": 2, "mjpeg": 2}  # quantiser; their default is a bit rate for telephones
 _LAMBDA = 118  # FFmpeg's unit of it
+_MATRICES = {5: 5, 6: 6, 9: 9}  # that RGB of these primaries is coded by; else BT.709's
 _LIMITED, _FULL = 1, 2
 _THREADS = 4  # on every machine: what some encoders write depends on it
 _HOUR = 3600  # seconds
@@ -69,14 +73,16 @@ class VideoWriter:
         preset = choice.options if self.codec == choice.encoder and pix_fmt is None else {}
         self._options = {**preset, **{str(key): str(value) for key, value in options.items()}}
         self._crf = crf
-        self._copy = {"audio": copy_audio, "subtitles": copy_subtitles}
+        self._copy = {"sound": copy_audio, "subtitles": copy_subtitles}
         self._encoder = self._find_encoder()
         name, lost = choose_format(path, self._encoder, self.info, (self.height, self.width), pix_fmt)
         self._pixel_format = pyav().VideoFormat(name, self.width, self.height)
         self.warnings += told + lost
         self._keep = keep and self._reader is not None
-        has_alpha = layout_of(self._pixel_format).alpha
-        self.fates = Fates(path, format_of(path), source if keep else self.info, self._encoder.canonical_name, has_alpha, strict)
+        self._light = self.info.light if keep else Light()
+        has_alpha, left_out = layout_of(self._pixel_format).alpha, [kind for kind, kept in self._copy.items() if not kept]
+        told = source if keep else self.info
+        self.fates = Fates(path, format_of(path), told, self._encoder.canonical_name, has_alpha, strict, left_out)
 
     def __enter__(self) -> "VideoWriter":
         # Not tempfile: it would make the result unreadable to others, whatever the umask says.
@@ -84,12 +90,12 @@ class VideoWriter:
         self._output = self._copier = None
         try:
             try:
-                self._start(**self._copy)
+                self._start(*self._copy.values())
             except _StreamsRefused:
                 self._copier.warnings.clear()
                 self._close()
                 self.warnings.append(f"{self.path}: {self._format} does not take the other streams; they are left out")
-                self._start(audio=False, subtitles=False)
+                self._start(False, False)
         except BaseException:
             self._abandon()
             raise
@@ -110,8 +116,8 @@ class VideoWriter:
             raise ValueError(f"the video is made for {(self.height, self.width, 3)}, not {pixels.shape}")
         if not np.isfinite(pixels).all():
             raise MediaError(f"{self.path}: not written: frame {self.frames + 1} has values that are not finite numbers")
-        if frame is not None and frame.picture is not None and frame.picture.icc:
-            pixels = to_srgb(pixels, frame.picture.icc)
+        if frame is not None and frame.picture is not None and (profile := profile_of(frame.picture)) is not None:
+            pixels = to_srgb(stored_values(pixels, frame.picture.seen), profile)
         alpha = None if frame is None else self.fates.alpha(frame.alpha, (self.height, self.width))
         return from_rgb(pixels, self._pixel_format, self._colour, centred=self._centred, alpha=alpha)
 
@@ -210,7 +216,7 @@ class VideoWriter:
 
     def _encoder_options(self) -> dict[str, str]:
         options = {"bf": "0"} if self._format == "avi" else {}  # AVI holds one timestamp a frame
-        own = self.info.light.options(self.codec) if self._keep else {}
+        own = self._light.options(self.codec)
         if self.codec in _SCALE and not {"b", "global_quality"} & set(self._options):
             options |= {"flags": "+qscale", "global_quality": str(_SCALE[self.codec] * _LAMBDA)}
         crf = _CRF.get(self.codec) if self._crf is None and not {"b", "qp", "crf"} & set(self._options) else self._crf
@@ -245,7 +251,7 @@ class VideoWriter:
         source, layout = self.info.colour, layout_of(self._pixel_format)
         if layout.rgb:
             return Colour(source.primaries, source.transfer, RGB, full_range=True)
-        matrix = matrix_for(2, 1280, 720) if source.matrix == RGB else source.matrix
+        matrix = _MATRICES.get(source.primaries, 1) if source.matrix == RGB else source.matrix
         full = self.codec == "mjpeg" or (source.full_range and source.matrix != RGB)
         return Colour(source.primaries, source.transfer, matrix, full)
 
@@ -283,11 +289,18 @@ class VideoWriter:
             self._output.close()
         except pyav().error.FFmpegError as error:
             raise MediaError(f"{self.path}: could not be written: {error.strerror}") from error
-        if self._keep and self._format in ("mp4", "mov"):
-            in_entry, in_track = view_boxes(self._reader.path, self._reader.view)
-            if in_entry or in_track or self.info.light:
-                add_to_video_track(self._part, self.info.light.boxes() + in_entry, in_track)
+        if self._format in ("mp4", "mov"):
+            self._add_boxes()
         self._commit(self._part, self.path)
+
+    def _add_boxes(self) -> None:
+        """What FFmpeg's muxer does not take from us."""
+        in_entry, in_track = view_boxes(self._reader.path, self._reader.view) if self._keep else (b"", b"")
+        in_entry += self._light.boxes()
+        if in_entry or in_track:
+            add_to_video_track(self._part, in_entry, in_track)
+        if self._keep and (packet := read_xmp(self._reader.path)) is not None:
+            add_xmp(self._part, packet)
 
     def _close(self) -> None:
         if self._copier is not None:
