@@ -110,6 +110,8 @@ def restore(
 
     work = plan_work(asked)
     with Progress(len(work.jobs), quiet, json) as progress:
+        if work.left_out:
+            progress.error(work.left_out, "note")
         if not work.jobs:
             progress.summary(0, [], work.skipped, 0, 0.0)
             return

@@ -47,6 +47,16 @@ def encode(picture: "Picture", format: str, quality: int | None = None) -> tuple
     return finished(files, format), outcomes
 
 
+def encode_frame(picture: "Picture", format: str, how: dict) -> bytes:
+    """One frame of an animation: a whole still picture, or for GIF, whose encoder wants all at once, its RGBA values."""
+    image = _image(picture, 16 if picture.bits > 8 and format == "png" else 8, format)
+    if format == "gif":
+        return image.write_to_memory()
+    if format == "png":
+        return image.pngsave_buffer(compression=6, filter="all", keep="none")
+    return image.webpsave_buffer(keep="none", **(how if "lossless" in how else {**how, "smart_subsample": True, "alpha_q": 100}))
+
+
 def _asked(outcome: Outcome, page: "Picture", format: str, quality: int | None) -> Outcome:
     """The outcome, where an option asks for something else than the table has."""
     lossless = outcome.holding.kind == "lossless coding" and format in ("webp", "avif")

@@ -10,6 +10,7 @@ import secrets
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from ebr_engine.media.seen import seen_values, turned, turned_parts
 __all__ = ["SUFFIXES", "MediaError", "Picture", "check_can_hold", "read_image", "resize_picture", "write_image"]
 
 MAX_MEGAPIXELS = 300
-AS_CLIP = "write a video to restore it as a clip, as in -o out.mp4"
+AS_CLIP = "write .gif, .png or .webp, or a video, as in -o out.mp4"
 
 _SUFFIX = {"jpeg": ".jpg", "tiff": ".tif"}
 _TURNED = ("jpeg", "png", "webp")  # whose EXIF says how they stand; TIFF has a tag, HEIF is turned by its decoder
@@ -225,6 +226,15 @@ def _sniff(path: Path) -> str:
 
 def is_animation(path: Path) -> bool:
     """Whether a file is a GIF, PNG or WebP of several frames; False where it cannot be read."""
+    try:
+        status = path.stat()
+        return stat.S_ISREG(status.st_mode) and _moves(path, status.st_size, status.st_mtime_ns)
+    except OSError:
+        return False
+
+
+@lru_cache(4096)
+def _moves(path: Path, *_: int) -> bool:
     try:
         with Window(path) as window:
             kind = kind_of(window.at(0, 32))

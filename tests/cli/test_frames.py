@@ -109,7 +109,7 @@ def test_an_animation_becomes_frames(cli, engine):
     assert [float(line) for line in lines[1:]] == [0, 100, 300, 400, 450, 550]
 
 
-@pytest.mark.parametrize(("name", "out"), [("x.gif", "out.png"), ("x.png", "out.png"), ("x.png", "folder/")])
+@pytest.mark.parametrize(("name", "out"), [("x.gif", "out.jpg"), ("x.png", "out.tif"), ("x.webp", "out.avif")])
 def test_an_animation_that_is_to_be_a_picture_is_told_how(cli, engine, name, out):
     animation(name)
     code, _, stderr = cli("restore", name, "-o", out, "--task", "haze")

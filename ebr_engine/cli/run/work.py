@@ -40,6 +40,7 @@ class Work:
     digests: Mapping[str | None, str]
     skipped: int
     journal: "Journal | None"
+    left_out: str | None = None  # a line that tells of files that are no inputs
 
 
 def plan_work(asked: Mapping[str, Any]) -> Work:
@@ -50,6 +51,7 @@ def plan_work(asked: Mapping[str, Any]) -> Work:
     """
     from ebr_engine.media.files import check_jobs, check_writable
     from ebr_engine.media.journal import Journal
+    from ebr_engine.media.kinds import left_out_line
     from ebr_engine.media.video.parts import forget_finished
 
     # Prompt files may follow one --prompt, where the parser can only see more inputs.
@@ -58,7 +60,8 @@ def plan_work(asked: Mapping[str, Any]) -> Work:
     texts = [*(asked["prompt"] or []), *filter(is_prompt, words)]
     if asked["engine"] and (asked["task"] or texts):
         raise EbrError("an engine file holds its own prompt; leave --task and --prompt out, or build another one")
-    jobs, folder = _pair(inputs, asked, bool(asked["compare"] or asked["compare_as"]))
+    left_out: list[tuple[Path, str]] = []
+    jobs, folder = _pair(inputs, asked, bool(asked["compare"] or asked["compare_as"]), left_out)
     choices = {key: _choice(key, asked, texts) for key in dict.fromkeys(job.task for job in jobs)}
     digests = {key: _digest(asked, choice) for key, choice in choices.items()}
     journal = None
@@ -74,10 +77,12 @@ def plan_work(asked: Mapping[str, Any]) -> Work:
     else:
         check_jobs(jobs, asked["overwrite"])
     left = [job for job in jobs if job not in finished]
-    return Work(left, choices, digests, len(finished), journal)
+    return Work(left, choices, digests, len(finished), journal, left_out_line(left_out))
 
 
-def _pair(inputs: Sequence[Path], asked: Mapping[str, Any], compare: bool) -> "tuple[list[Job], Path | None]":
+def _pair(
+    inputs: Sequence[Path], asked: Mapping[str, Any], compare: bool, left_out: list[tuple[Path, str]]
+) -> "tuple[list[Job], Path | None]":
     """The jobs, and the folder of their journal: None where the output is one file, whose folder is the user's own."""
     from ebr_engine.media.files import is_file_name, is_frames, pair_inputs, pair_rows
     from ebr_engine.media.manifest import read_manifest
@@ -92,7 +97,7 @@ def _pair(inputs: Sequence[Path], asked: Mapping[str, Any], compare: bool) -> "t
             raise EbrError("say where to write it: --out FILE or --out FOLDER")
         if asked["as_clip"] or (len(inputs) == 1 and is_frames(inputs[0], out)):
             return pair_inputs(inputs, out, compare, asked["as_clip"]), None
-        return pair_inputs(inputs, out, compare), None if is_file_name(inputs, out) else Path(out)
+        return pair_inputs(inputs, out, compare, left_out=left_out), None if is_file_name(inputs, out) else Path(out)
     if inputs:
         raise EbrError(f"{inputs[0]}: name inputs or a --manifest, not both")
     folder = Path(out) if out else manifest.parent
@@ -101,7 +106,7 @@ def _pair(inputs: Sequence[Path], asked: Mapping[str, Any], compare: bool) -> "t
     rows = read_manifest(manifest)
     if not out and (bare := [row for row in rows if row.output is None]):
         raise EbrError(f"{bare[0].where}: has no output; name a folder for all with --out")
-    jobs = pair_rows(rows, folder, compare)
+    jobs = pair_rows(rows, folder, compare, left_out)
     return [replace(job, task=_from_folder(job.task, manifest.parent)) for job in jobs], folder
 
 

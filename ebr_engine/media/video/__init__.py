@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
-from ebr_engine.media.images import MAX_MEGAPIXELS
+from ebr_engine.media.images import MAX_MEGAPIXELS, is_animation
 from ebr_engine.media.video.folder import FolderReader, FolderWriter, is_frame_target
 from ebr_engine.media.video.formats import CONTAINERS
 from ebr_engine.media.video.info import Colour, Frame, VideoInfo
@@ -32,7 +32,7 @@ def open_video(
     fps: float | Fraction = 24,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> VideoReader | FolderReader:
-    """Open a video file, or a folder of frames, for iterating over its frames once; a context manager.
+    """Open a video file, an animated picture, or a folder of frames, for iterating over its frames once; a context manager.
 
     `start` (seconds from the beginning) drops the frames before it and `frames` ends after so many; `deinterlace` makes
     whole frames of interlaced ones, one of each, where otherwise they are refused. `fps` is for folders, which know no
@@ -40,6 +40,10 @@ def open_video(
     """
     if os.path.isdir(path):
         return FolderReader(Path(path), fps=Fraction(fps).limit_denominator(1001), start=start, limit=frames)
+    if is_animation(Path(path)):
+        from ebr_engine.media.animation import AnimationReader
+
+        return AnimationReader(Path(path), start=start, limit=frames, max_megapixels=max_megapixels)
     return VideoReader(Path(path), start=start, limit=frames, deinterlace=deinterlace, max_megapixels=max_megapixels)
 
 
@@ -72,6 +76,10 @@ def write_video(
     if is_frame_target(path):
         left_out = [kind for kind, wanted in (("sound", copy_audio), ("subtitles", copy_subtitles)) if not wanted]
         return FolderWriter(path, source, strict=strict, keep=keep, left_out=left_out)
+    if Path(path).suffix.lower() not in CONTAINERS and getattr(source, "delays", None):
+        from ebr_engine.media.animation import AnimationWriter
+
+        return AnimationWriter(path, source, size=size, commit=commit, strict=strict)
     return VideoWriter(
         Path(path),
         source,
