@@ -228,14 +228,13 @@ def test_copying_can_be_left_out(make_clip, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "lost"), [(".mp4", ["subtitle"]), (".webm", ["audio", "subtitle"]), (".mpg", ["other streams"])]
+    ("suffix", "lost"), [(".mp4", ["subtitles"]), (".webm", ["sound", "subtitles"]), (".mpg", ["sound", "subtitles"])]
 )
 def test_what_a_container_cannot_hold_is_warned_of_and_the_rest_goes_on(make_clip, tmp_path, suffix, lost):
     source = make_clip("in.mkv", audio="aac", subtitles=True, rate=25)
     _, writer, frames = copy(source, tmp_path / f"out{suffix}")
-    assert len(writer.warnings) == len(lost)
-    for word, line in zip(lost, writer.warnings):
-        assert word in line
+    (line,) = writer.warnings
+    assert [word for word in ("sound", "subtitles") if word in line] == lost
     with open_video(tmp_path / f"out{suffix}") as reader:
         assert len(list(reader)) == len(frames)
 

@@ -38,7 +38,7 @@ def read_tracks(path: Path) -> list[Element]:
 
 
 def _read(data: bytes, start: int, end: int, found: list[Element], count: list[int], depth: int) -> None:
-    for number, body, stop in _elements(data, start, end):
+    for number, body, stop in elements(data, start, end):
         if number == _CLUSTER:
             return
         name = _HOLDERS.get(number)
@@ -52,7 +52,7 @@ def _read(data: bytes, start: int, end: int, found: list[Element], count: list[i
             found.append(Element(count[0], _NAMES[number], data[body:stop]))
 
 
-def _elements(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+def elements(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """(identifier, begin of the content, its end) of elements one behind the other; one of unknown size ends with its holder."""
     while start < end:
         number, at = _variable(data, start, end, keep=True)

@@ -86,7 +86,11 @@ _CLIPS: FateTable = {
     "Dolby Vision": _row((Fate.NOT_KEPT, "its base layer is"), frames=(Fate.NOT_KEPT, "its base layer is")),
     "enhancement layer": _row(_OLD, frames=_OLD),
     "second layer": _only((), _BESIDE, "only the first view is restored"),
-    "spherical": _only(_QUICKTIME, (Fate.KEPT, "the same boxes"), _NO_PLACE),
+    "spherical": _row(
+        (Fate.NOT_KEPT, _NO_PLACE),
+        **dict.fromkeys(_QUICKTIME, (Fate.KEPT, "the same boxes")),
+        **dict.fromkeys(_MATROSKA, (Fate.KEPT, "Projection")),
+    ),
     "stereo view": _row(
         (Fate.NOT_KEPT, _NO_PLACE),
         **dict.fromkeys(_QUICKTIME, (Fate.KEPT, "a box")),

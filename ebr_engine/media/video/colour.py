@@ -119,7 +119,8 @@ def from_rgb(rgb: np.ndarray, pixel_format, colour: Colour, centred: bool = Fals
         stored = [rgb[..., channel] * white for channel in (1, 2, 0)]
     else:
         kr, kb = MATRICES[colour.matrix]
-        luma = rgb @ np.array([kr, 1 - kr - kb, kb], np.float32)
+        weights = [np.float32(k) for k in (kr, 1 - kr - kb, kb)]
+        luma = rgb[..., 0] * weights[0] + rgb[..., 1] * weights[1] + rgb[..., 2] * weights[2]  # no BLAS: the same everywhere
         stored = [luma * (white - black) + black]
         if not layout.grey:
             for channel, k in ((2, kb), (0, kr)):

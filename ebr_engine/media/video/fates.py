@@ -67,6 +67,20 @@ class Fates:
             self.outcomes += new.values()
             self._check()
 
+    def lose_stream(self, index: int, why: str) -> None:
+        """A stream of the source that the container does not take."""
+        for at, each in enumerate(self.outcomes):
+            if each.holding.where == f"stream {index}" and each.fate is not Fate.NOT_KEPT:
+                self.outcomes[at] = Outcome(each.holding, Fate.NOT_KEPT, why)
+        self._check()
+
+    def lose_kinds(self, kinds: Collection[str], why: str) -> None:
+        """What could not be put into the output after all."""
+        for at, each in enumerate(self.outcomes):
+            if each.holding.kind in kinds and each.fate is not Fate.NOT_KEPT:
+                self.outcomes[at] = Outcome(each.holding, Fate.NOT_KEPT, why)
+        self._check()
+
     def warnings(self) -> list[str]:
         """The one line that names everything that is not kept; nothing where all is."""
         line = not_kept_line(self.outcomes)

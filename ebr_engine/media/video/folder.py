@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ebr_engine.media.holdings import format_of
+from ebr_engine.media.holdings.boxes import read_xmp
 from ebr_engine.media.images import SUFFIXES, MediaError, Picture, check_can_hold, read_image, write_image
 from ebr_engine.media.video.fates import Fates
 from ebr_engine.media.video.frame_files import (
@@ -27,6 +28,7 @@ from ebr_engine.media.video.frame_files import (
 )
 from ebr_engine.media.video.info import Frame, VideoInfo
 
+_TOLERANCE = Fraction(1, 2000)  # seconds: people write 0.33
 _PATTERN = re.compile(r"%(?:0(\d+))?d")
 
 
@@ -45,7 +47,7 @@ class FolderReader:
             raise MediaError(f"{path}: the frame rate must be above 0, not {fps}")
         told = read_times(path, len(files))
         times = told or [index / fps for index in range(len(files) + 1)]
-        first = next((i for i, time in enumerate(times[:-1]) if time >= Fraction(start or 0)), len(files))
+        first = next((i for i, time in enumerate(times[:-1]) if time >= Fraction(start or 0) - _TOLERANCE), len(files))
         if first == len(files):
             raise MediaError(f"{path}: starting at {start:g} s is outside of its {float(times[-1]):g} s")
         self.path = path
@@ -96,6 +98,8 @@ class FolderWriter:
     varies, a timestamps file lies beside them.
     """
 
+    codec_id = None  # pictures have formats
+
     def __init__(
         self, target: str | os.PathLike, source, *, strict: bool = False, keep: bool = True, left_out: Collection[str] = ()
     ) -> None:
@@ -106,7 +110,8 @@ class FolderWriter:
         self._names: list[str] = []
         self._times: list[tuple[Fraction, Fraction]] = []
         self._strict = strict
-        self._parts = parts_of_frame(self.info)
+        xmp = read_xmp(source.path) if keep and hasattr(source, "container_tags") else None
+        self._parts = parts_of_frame(self.info, xmp) if keep else ()
         if self._pattern:
             check_can_hold(target, Picture(np.zeros((1, 1, 3), np.float32)))
         told = source if keep and not isinstance(source, FolderReader) else self.info  # pictures tell of themselves

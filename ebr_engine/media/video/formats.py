@@ -26,18 +26,21 @@ MATCH_SOURCE = (  # encoders for editors and archives, which are given what the 
 )
 _STAY = {  # codecs of editors and archives that stay what they are: FFmpeg's name → encoder, and the containers that hold it
     "prores": ("prores_ks", ("mov", "matroska")),
-    "dnxhd": ("dnxhd", ("mov", "matroska")),
+    "dnxhd": ("dnxhd", ("mov",)),
     "ffv1": ("ffv1", ("matroska", "avi")),
-    "huffyuv": ("huffyuv", ("matroska", "avi")),
-    "ffvhuff": ("ffvhuff", ("matroska", "avi")),
-    "utvideo": ("utvideo", ("matroska", "avi")),
+    "huffyuv": ("huffyuv", ("avi",)),
+    "ffvhuff": ("ffvhuff", ("avi",)),
+    "utvideo": ("utvideo", ("avi",)),
     "qtrle": ("qtrle", ("mov",)),
-    "v210": ("v210", ("mov",)),
+    "v210": ("v210", ("mov", "avi")),
 }
 _PRORES = {  # FFmpeg's name of a profile: the encoder's
     **{"Proxy": "proxy", "LT": "lt", "Standard": "standard", "HQ": "hq", "4444": "4444", "XQ": "4444xq", "4444 XQ": "4444xq"},
 }
-_NAMES = {"prores": "ProRes", "dnxhd": "DNxHD", "ffv1": "FFV1", "qtrle": "QuickTime Animation", "v210": "uncompressed video"}
+_NAMES = {
+    **{"prores": "ProRes", "dnxhd": "DNxHD", "ffv1": "FFV1", "qtrle": "QuickTime Animation", "v210": "uncompressed video"},
+    **{"huffyuv": "HuffYUV", "ffvhuff": "HuffYUV", "utvideo": "Ut Video"},
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def _delivery(container: str, info: VideoInfo) -> Choice:
     if container == "mpeg":
         return Choice("mpeg2video")
     if info.bits > 8:
-        return Choice("libx265")
+        return Choice("libx264" if container == "avi" else "libx265")  # AVI does not hold HEVC
     rgb = layout_of(pyav().VideoFormat(info.pix_fmt)).rgb and not info.pictures
     return Choice("libx264rgb" if rgb else "libx264")
 

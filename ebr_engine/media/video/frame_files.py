@@ -17,8 +17,8 @@ _SAME = Fraction(3, 2000)  # seconds: containers count milliseconds, or finer
 _SEEN_AS_SRGB = ((1, 2), (1, 2, 6, 13))  # primaries and transfers that nobody tells of pictures
 
 
-def parts_of_frame(info: VideoInfo) -> tuple[Part, ...]:
-    """What every frame of a clip holds as a picture: its colour tags where they are not sRGB's, its aspect, its light."""
+def parts_of_frame(info: VideoInfo, xmp: bytes | None = None) -> tuple[Part, ...]:
+    """What every frame of a clip holds as a picture: its colour tags where they are not sRGB's, aspect, light, XMP."""
     parts = []
     colour, aspect, light = info.colour, info.pixel_aspect, info.light
     if colour.primaries not in _SEEN_AS_SRGB[0] or colour.transfer not in _SEEN_AS_SRGB[1]:
@@ -33,6 +33,8 @@ def parts_of_frame(info: VideoInfo) -> tuple[Part, ...]:
         parts.append(Part("mastering display", "stream", value=numbers, size=24))
     if light.content is not None:
         parts.append(Part("light level", "stream", value=tuple(float(number) for number in light.content), size=8))
+    if xmp is not None:
+        parts.append(Part("xmp", "uuid", xmp))
     return tuple(parts)
 
 

@@ -25,6 +25,7 @@ class StreamCopier:
 
     def __init__(self, reader: VideoReader, output, *, audio: bool = True, subtitles: bool = True, tags: bool = True) -> None:
         self.warnings: list[str] = []
+        self.refused: dict[int, str] = {}  # by the index in the source: why it is left out
         self._origin = reader.origin
         self._output = output
         self._container = open_container(reader.path)
@@ -43,9 +44,9 @@ class StreamCopier:
         output.set_chapters(list(self._chapters()))
 
     @property
-    def copies(self) -> bool:
-        """Whether there is any stream to copy."""
-        return bool(self._targets)
+    def streams(self) -> list[int]:
+        """The streams that are copied, by their index in the source."""
+        return list(self._targets)
 
     def close(self) -> None:
         self._container.close()
@@ -61,16 +62,14 @@ class StreamCopier:
         return self._output.format.name in _DATA.get(data_kind(stream, self._container), ())
 
     def _add(self, stream) -> None:
-        source = self._container.name.removeprefix("file:")
-        what = f"{source}: its {stream.type} stream {stream.index} ({_codec_name(stream)})"
         container = self._output.format.name
         if stream.type == "subtitle" and container in _NO_TEXT and stream.codec_context and stream.codec_context.codec.text_sub:
-            self.warnings.append(f"{what} does not fit into {container} and is left out")
+            self.refused[stream.index] = f"does not fit into {container}"
             return
         try:
             target = self._output.add_stream_from_template(stream)
         except (pyav().error.FFmpegError, ValueError):
-            self.warnings.append(f"{what} does not fit into {container} and is left out")
+            self.refused[stream.index] = f"does not fit into {container}"
             return
         target.disposition = stream.disposition
         copy_tags(stream.metadata, target.metadata)
@@ -135,7 +134,3 @@ def needs_keys(tags: dict[str, str], container: str) -> bool:
     kept: dict[str, str] = {}
     copy_tags(tags, kept, quicktime=True)
     return any(key.partition("-")[0] not in places for key in kept)
-
-
-def _codec_name(stream) -> str:
-    return stream.codec_context.name if stream.codec_context else "unknown"

@@ -21,27 +21,36 @@ class View:
     spherical: bytes | None = None
 
     def __bool__(self) -> bool:
-        return self.stereo_mode is not None or self.spherical is not None
+        return self.stereo_mode is not None or self.projection is not None
 
     @property
     def stereo_mode(self) -> str | None:
         """Two eyes in one picture, in Matroska's words; None for one eye, and for other arrangements."""
         return None if self.stereo is None else _STEREO_MODES.get(struct.unpack_from("<i", self.stereo)[0])
 
+    @property
+    def projection(self) -> tuple[bytes, bytes, tuple[int, int, int]] | None:
+        """Of a sphere: `equi` or `cbmp` with its numbers as boxes hold them, and yaw, pitch and roll in 1/65536 degrees."""
+        if self.spherical is None or len(self.spherical) < 36:
+            return None
+        kind, yaw, pitch, roll, left, top, right, bottom, padding = struct.unpack_from("<4i5I", self.spherical)
+        known = {
+            _EQUIRECTANGULAR: (b"equi", bytes(16)),
+            _TILE: (b"equi", struct.pack(">4I", top, bottom, left, right)),
+            _CUBEMAP: (b"cbmp", struct.pack(">II", 0, padding)),
+        }
+        return (*known[kind], (yaw, pitch, roll)) if kind in known else None
+
     def boxes(self) -> bytes:
         """As boxes of an MP4 sample entry."""
         made = b""
         if self.stereo_mode is not None:
             made += _box(b"st3d", bytes(4) + bytes([_IN_BOX[struct.unpack_from("<i", self.stereo)[0]]]))
-        if self.spherical is not None and len(self.spherical) >= 36:
-            kind, yaw, pitch, roll, left, top, right, bottom, padding = struct.unpack_from("<4i5I", self.spherical)
-            projections = {_EQUIRECTANGULAR: (b"equi", bytes(16)), _TILE: (b"equi", struct.pack(">4I", top, bottom, left, right))}
-            projections[_CUBEMAP] = b"cbmp", struct.pack(">II", 0, padding)
-            if kind in projections:
-                name, body = projections[kind]
-                head = _box(b"prhd", bytes(4) + struct.pack(">3i", yaw, pitch, roll))
-                proj = _box(b"proj", head + _box(name, bytes(4) + body))
-                made += _box(b"sv3d", _box(b"svhd", bytes(5)) + proj)
+        if (found := self.projection) is not None:
+            kind, private, angles = found
+            head = _box(b"prhd", bytes(4) + struct.pack(">3i", *angles))
+            proj = _box(b"proj", head + _box(kind, bytes(4) + private))
+            made += _box(b"sv3d", _box(b"svhd", bytes(5)) + proj)
         return made
 
 

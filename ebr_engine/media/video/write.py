@@ -20,10 +20,12 @@ from ebr_engine.media.video.formats import CONTAINERS, choose_encoder, choose_fo
 from ebr_engine.media.video.frame_files import profile_of
 from ebr_engine.media.video.info import Colour, Frame, VideoInfo, pyav
 from ebr_engine.media.video.light import Light
+from ebr_engine.media.video.matroska_video import add_to_video, display_size, filled, projection
 from ebr_engine.media.video.messages import insert
 from ebr_engine.media.video.profiles import to_srgb
 from ebr_engine.media.video.read import VideoReader
 from ebr_engine.media.video.streams import StreamCopier, copy_tags, needs_keys
+from ebr_engine.media.video.threads import THREADS, own_settings
 from ebr_engine.media.video.views import view_boxes
 
 _CRF = {"libx264": 17, "libx264rgb": 17, "libx265": 18, "libvpx-vp9": 20, "libsvtav1": 20, "libaom-av1": 20}
@@ -32,7 +34,6 @@ _SCALE = {"mpeg1video": 2, "mpeg2video": 2, "mpeg4": 2, "mjpeg": 2}  # quantiser
 _LAMBDA = 118  # FFmpeg's unit of it
 _MATRICES = {5: 5, 6: 6, 9: 9}  # that RGB of these primaries is coded by; else BT.709's
 _LIMITED, _FULL = 1, 2
-_THREADS = 4  # on every machine: what some encoders write depends on it
 _HOUR = 3600  # seconds
 
 
@@ -75,6 +76,7 @@ class VideoWriter:
         self._crf = crf
         self._copy = {"sound": copy_audio, "subtitles": copy_subtitles}
         self._encoder = self._find_encoder()
+        self.codec_id = self._encoder.canonical_name  # FFmpeg's name of what is written
         name, lost = choose_format(path, self._encoder, self.info, (self.height, self.width), pix_fmt)
         self._pixel_format = pyav().VideoFormat(name, self.width, self.height)
         self.warnings += told + lost
@@ -82,7 +84,7 @@ class VideoWriter:
         self._light = self.info.light if keep else Light()
         has_alpha, left_out = layout_of(self._pixel_format).alpha, [kind for kind, kept in self._copy.items() if not kept]
         told = source if keep else self.info
-        self.fates = Fates(path, format_of(path), told, self._encoder.canonical_name, has_alpha, strict, left_out)
+        self.fates = Fates(path, format_of(path), told, self.codec_id, has_alpha, strict, left_out)
 
     def __enter__(self) -> "VideoWriter":
         # Not tempfile: it would make the result unreadable to others, whatever the umask says.
@@ -92,9 +94,9 @@ class VideoWriter:
             try:
                 self._start(*self._copy.values())
             except _StreamsRefused:
-                self._copier.warnings.clear()
                 self._close()
-                self.warnings.append(f"{self.path}: {self._format} does not take the other streams; they are left out")
+                for index in self._copier_streams:
+                    self.fates.lose_stream(index, f"{self._format} does not take it")
                 self._start(False, False)
         except BaseException:
             self._abandon()
@@ -165,16 +167,22 @@ class VideoWriter:
         self._add_video()
         if self._reader is not None:
             self._copier = StreamCopier(self._reader, self._output, audio=audio, subtitles=subtitles, tags=self._keep)
+            self._copier_streams = self._copier.streams
+            for index, why in self._copier.refused.items():
+                self.fates.lose_stream(index, why)
             copy_tags(self._reader.tags, self._stream.metadata)
         if self._keep:
             if self._reader.timecode is not None and self._format != "avi":
                 self._stream.metadata["timecode"] = self._reader.timecode
             if self._reader.view.stereo_mode is not None and self._format in ("matroska", "webm"):
                 self._stream.metadata["stereo_mode"] = self._reader.view.stereo_mode
+        self._video_elements = self._elements() if self._format in ("matroska", "webm") else b""
+        if self._video_elements:
+            self._stream.metadata["title"] = filled(self._stream.metadata.get("title", ""))
         try:
             self._output.start_encoding()
         except av.error.FFmpegError as error:
-            if self._copier is not None and self._copier.copies:
+            if self._copier is not None and self._copier.streams:
                 raise _StreamsRefused from error
             raise MediaError(f"{self.path}: {self._format} does not take {self.codec} with these settings") from error
 
@@ -193,7 +201,7 @@ class VideoWriter:
         self._centred = self.codec in ("mjpeg", "mpeg1video")
         self._last, self._end, self._durations, self._messages = None, Fraction(0), {}, {}
         context = stream.codec_context
-        context.thread_count = _THREADS
+        context.thread_count = THREADS
         if "264" in self.codec:
             context.thread_type = "FRAME"  # else it cuts each picture into slices
         context.width, context.height, context.pix_fmt = self.width, self.height, self._pixel_format.name
@@ -222,13 +230,14 @@ class VideoWriter:
         crf = _CRF.get(self.codec) if self._crf is None and not {"b", "qp", "crf"} & set(self._options) else self._crf
         if crf is not None:
             options["crf"] = f"{crf:g}"
+        if self.codec == "libvpx" and layout_of(self._pixel_format).alpha:
+            options["auto-alt-ref"] = "0"  # else it refuses
         if crf == 0 and self.codec == "libvpx-vp9":
             options["lossless"] = "1"
         options |= self._options
-        if self.codec == "libx265":  # it writes to the terminal, and its bytes depend on its threads
-            own |= {"log-level": "error", "frame-threads": "2", "pools": str(_THREADS)} | ({"lossless": "1"} if crf == 0 else {})
-        elif self.codec == "libsvtav1":
-            own |= {"lp": str(_THREADS)}
+        own |= own_settings(self.codec)
+        if self.codec == "libx265":  # it writes to the terminal
+            own |= {"log-level": "error"} | ({"lossless": "1"} if crf == 0 else {})
         if own:
             name = {"libx265": "x265-params", "libsvtav1": "svtav1-params"}.get(self.codec, "x264-params")
             told = [f"{key}={value}" for key, value in own.items()]
@@ -274,7 +283,7 @@ class VideoWriter:
         messages = self._messages.pop(packet.pts, None)
         if not messages:
             return packet
-        made = pyav().Packet(insert(bytes(packet), self._encoder.canonical_name, messages))
+        made = pyav().Packet(insert(bytes(packet), self.codec_id, messages))
         for name in ("pts", "dts", "time_base", "duration", "is_keyframe", "stream"):
             setattr(made, name, getattr(packet, name))
         return made
@@ -291,14 +300,22 @@ class VideoWriter:
             raise MediaError(f"{self.path}: could not be written: {error.strerror}") from error
         if self._format in ("mp4", "mov"):
             self._add_boxes()
+        elif self._video_elements and not add_to_video(self._part, self._video_elements):
+            self.fates.lose_kinds(("pixel aspect", "spherical"), "the file's header is too large")
         self._commit(self._part, self.path)
 
+    def _elements(self) -> bytes:
+        """What FFmpeg's Matroska muxer does not take from us."""
+        aspect = self.info.pixel_aspect
+        size = display_size(self.width, self.height, aspect) if aspect != 1 else b""
+        return size + (projection(self._reader.view) if self._keep else b"")
+
     def _add_boxes(self) -> None:
-        """What FFmpeg's muxer does not take from us."""
+        """What FFmpeg's muxer of MP4 and QuickTime does not take from us."""
         in_entry, in_track = view_boxes(self._reader.path, self._reader.view) if self._keep else (b"", b"")
         in_entry += self._light.boxes()
-        if in_entry or in_track:
-            add_to_video_track(self._part, in_entry, in_track)
+        if (in_entry or in_track) and not add_to_video_track(self._part, in_entry, in_track):
+            self.fates.lose_kinds(("spherical", "stereo view"), "the file's header is too large")
         if self._keep and (packet := read_xmp(self._reader.path)) is not None:
             add_xmp(self._part, packet)
 
