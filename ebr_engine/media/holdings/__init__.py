@@ -73,8 +73,8 @@ def fates_table(formats: Sequence[str]) -> str:
     lines = ["| holding | " + " | ".join(formats) + " |", "|---" * (len(formats) + 1) + "|"]
     for kind, fates in FATES.items():
         if any(name in fates for name in formats):
-            cells = (fates.get(name) for name in formats)
-            lines.append("| ".join([f"| {kind} ", *(_cell(*cell) if cell else "–" for cell in cells)]) + " |")
+            cells = [_cell(*fates[name]) if name in fates else "–" for name in formats]
+            lines.append("| " + " | ".join([kind, *cells]) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ebr_engine.media.holdings import bmp, gif, heif, jpeg, png, tiff, webp
+from ebr_engine.media.holdings import bmp, exif, gif, heif, jpeg, png, tiff, webp
 from ebr_engine.media.holdings.parts import Part, Window
 from ebr_engine.media.holdings.types import Holding
 
@@ -59,6 +59,7 @@ def parts_of(window: Window, kind: str, light: bool = False, page: int = 0) -> l
     """
     reader = _READERS.get(kind)
     found = tiff.parts_of_page(window, page) if page else reader(window, light) if reader else []
+    found += [Part("thumbnail", "EXIF", size=size) for p in found if p.kind == "exif" and (size := exif.thumbnail(p.data))]
     return [replace(p, kind="CMYK or Lab profile") if p.kind == "icc" and p.data[16:20] in _CONVERTED else p for p in found]
 
 

@@ -4,7 +4,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ebr_engine.media.holdings import exif, iptc, xmp
+from ebr_engine.media.holdings import iptc, xmp
 from ebr_engine.media.holdings.jpeg_scan import marks
 from ebr_engine.media.holdings.parts import Density, Part, Window, damaged, words
 
@@ -82,8 +82,7 @@ def _application(where: str, content: bytes) -> list[Part]:
         data = content[6:]
         if data[:2] not in (b"II", b"MM"):
             return [damaged(where, "no EXIF")]
-        size = exif.thumbnail(data)
-        return [Part("exif", where, data), *([Part("thumbnail", "EXIF", size=size)] if size else [])]
+        return [Part("exif", where, data)]
     if content.startswith(XMP):
         return [Part("xmp", where, content[len(XMP) :])]
     if content.startswith(b"JFIF\0") and len(content) >= 12:
@@ -219,7 +218,7 @@ def density_segment(density: Density | None) -> bytes:
     unit, x, y = 0, 1, 1
     if density is not None:
         inch = density.x * 0.0254, density.y * 0.0254
-        whole = all(abs(n - round(n)) < 0.01 for n in inch)
+        whole = all(abs(n - round(n)) < 0.013 for n in inch)  # PNG counts whole pixels a metre
         unit, (x, y) = (0, density[:2]) if not density.unit else (1, inch) if whole else (2, (density.x / 100, density.y / 100))
         x, y = (min(65535, max(1, round(n))) for n in (x, y))
     return segment(0xE0, b"JFIF\0" + struct.pack(">BBBHHBB", 1, 1, unit, x, y, 0, 0))
