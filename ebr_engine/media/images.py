@@ -25,7 +25,7 @@ from ebr_engine.media.holdings.tiff import Page, pages
 from ebr_engine.media.holdings.types import Outcome
 from ebr_engine.media.seen import seen_values, turned, turned_parts
 
-__all__ = ["SUFFIXES", "MediaError", "Picture", "check_can_hold", "read_image", "resize_picture", "write_image"]
+__all__ = ["SUFFIXES", "MediaError", "Picture", "check_can_hold", "check_opaque", "opaque_pixels", "read_image", "resize_picture", "write_image"]
 
 MAX_MEGAPIXELS = 300
 AS_CLIP = "write .gif, .png or .webp, or a video, as in -o out.mp4"
@@ -132,6 +132,19 @@ def _orientation(exif: bytes) -> int:
     from ebr_engine.media.holdings.exif import orientation
 
     return orientation(exif)
+
+
+def opaque_pixels(path: str | os.PathLike) -> np.ndarray:
+    """The pixels [H, W, 3] of a picture that is to be learned from or measured; MediaError where it is transparent."""
+    picture = read_image(path)
+    check_opaque(path, picture.alpha)
+    return picture.pixels
+
+
+def check_opaque(path: str | os.PathLike, alpha: np.ndarray | None) -> None:
+    """Raise MediaError for an alpha [H, W] that hides something: what lies beneath it is nobody's picture."""
+    if alpha is not None and alpha.min() < 1:
+        raise MediaError(f"{path}: is transparent in parts, and what lies beneath would count; flatten it first")
 
 
 def write_image(
