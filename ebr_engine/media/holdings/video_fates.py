@@ -50,7 +50,7 @@ _CLIPS: FateTable = {
     "subtitles": _row((Fate.KEPT, "copied; told where they do not fit")),
     "chapters": _only(("mp4", "mov", "mkv", "webm"), (Fate.KEPT, "copied"), _NO_PLACE),
     "attachment": _only(("mkv",), _BESIDE, _NO_PLACE),
-    "cover picture": _only((), _BESIDE, "only the first video is restored"),
+    "cover picture": _only(("mp4", "mkv"), (Fate.KEPT, "as it was"), _NO_PLACE),
     "second video": _only((), _BESIDE, "only the first video is restored"),
     "data track": _only((), _BESIDE, "its maker's own form"),
     "GPMF track": _only(_QUICKTIME, _BESIDE, _NO_PLACE),

@@ -35,9 +35,13 @@ class Fates:
     ) -> None:
         self._path, self._codec, self._strict = path, codec, strict
         self._keeps_alpha = alpha
-        found = [each for each in getattr(source, "holdings", []) if each.kind not in (*_SEEN, *left_out)]
+        held = getattr(source, "holdings", [])
         pictures = source.info.pictures if hasattr(source, "info") else False
+        found = [each for each in held if each.kind not in (*_SEEN, *left_out)]
         self.outcomes = clip_outcomes(found, AS_CLIP if pictures and format in CONTAINERS else format, codec)
+        if not pictures and hasattr(source, "info") and not source.info.alpha:
+            lost = [each for each in held if each.kind == _ALPHA]
+            self.outcomes += [Outcome(each, Fate.NOT_KEPT, "there is no decoder for it here") for each in lost]
         self._check()
 
     def alpha(self, alpha: np.ndarray | None, size: tuple[int, int]) -> np.ndarray | None:

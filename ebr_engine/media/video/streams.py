@@ -17,6 +17,7 @@ _OWN_PLACE = ("title", "artist", "album", "date", "comment", "copyright", "creat
 _MOV_PLACE = (*_OWN_PLACE, "make", "model", "keywords")
 _MP4_PLACE = (*_OWN_PLACE, "album_artist", "composer", "track", "disc", "lyrics", "grouping", "show", "network", "synopsis")
 _DATA = {"GPMF track": ("mp4", "mov"), "KLV track": ("mpegts",)}  # kinds of data streams, and the containers that hold them
+_COVERS = {"png": ("cover.png", "image/png"), "mjpeg": ("cover.jpg", "image/jpeg")}  # as Matroska names them
 _NO_TEXT = ("avi", "mpeg", "mpegts")  # containers that take subtitles as text and lose them
 
 
@@ -30,11 +31,16 @@ class StreamCopier:
         self._output = output
         self._container = open_container(reader.path)
         self._targets: dict[int, object] = {}  # by the index in the source
+        self._covers: list = []
         self._last_dts: dict[int, int] = {}
+        from av.stream import Disposition
+
         wanted = {"audio": audio, "subtitle": subtitles, "attachment": output.format.name == "matroska", "video": False}
         for stream in self._container.streams:
             if wanted.get(stream.type) or (tags and stream.type == "data" and self._takes(stream)):
                 self._add(stream)
+            elif tags and stream.type == "video" and stream.disposition & Disposition.attached_pic:
+                self._add_cover(stream)
         if reader.origin and any(s.type == "audio" for s in self._container.streams):
             self._container.seek(int(reader.origin * pyav().time_base))
         self._packets = self._shifted()
@@ -53,6 +59,8 @@ class StreamCopier:
 
     def advance(self, until: Fraction | None) -> None:
         """Copy what comes before `until`, seconds on the output's clock; all that is left for None."""
+        while self._covers:
+            self._output.mux_one(self._covers.pop())
         while self._next is not None and (until is None or self._next.dts * self._next.time_base < until):
             self._output.mux_one(self._next)
             self._next = next(self._packets, None)
@@ -75,6 +83,20 @@ class StreamCopier:
         copy_tags(stream.metadata, target.metadata)
         if stream.type != "attachment":  # which lies in the header
             self._targets[stream.index] = target
+
+    def _add_cover(self, stream) -> None:
+        """A cover picture: a stream of one packet in MP4, an attached file in Matroska."""
+        codec = _codec_name(stream)
+        packet = next((packet for packet in self._container.demux(stream) if packet.size), None)
+        if packet is None or codec not in _COVERS:
+            return
+        if self._output.format.name == "matroska":
+            self._output.add_attachment(*_COVERS[codec], bytes(packet))
+        elif self._output.format.name == "mp4":
+            target = self._output.add_stream_from_template(stream)
+            target.disposition = stream.disposition
+            packet.stream, packet.pts, packet.dts = target, 0, 0
+            self._covers.append(packet)
 
     def _shifted(self) -> Iterator:
         """Packets on the output's clock, from its zero on where the source was entered in the middle."""
@@ -134,3 +156,7 @@ def needs_keys(tags: dict[str, str], container: str) -> bool:
     kept: dict[str, str] = {}
     copy_tags(tags, kept, quicktime=True)
     return any(key.partition("-")[0] not in places for key in kept)
+
+
+def _codec_name(stream) -> str:
+    return stream.codec_context.name if stream.codec_context else "unknown"
