@@ -41,7 +41,7 @@ class Media:
         return not (self.clip and (self.paths[0].is_dir() or is_clip(self.paths[0])))
 
     def frames(self, limit: int | None = None) -> Iterator[np.ndarray]:
-        """Pixels [H, W, 3] float32 in [0, 1] of every frame, at most `limit`; MediaError for what cannot be read, or is transparent."""
+        """Pixels [H, W, 3] float32 in [0, 1] of every frame, at most `limit`; MediaError for what is damaged or transparent."""
         if not self.listed:
             from ebr_engine.media.video import open_video
 

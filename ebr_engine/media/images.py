@@ -25,7 +25,17 @@ from ebr_engine.media.holdings.tiff import Page, pages
 from ebr_engine.media.holdings.types import Outcome
 from ebr_engine.media.seen import seen_values, turned, turned_parts
 
-__all__ = ["SUFFIXES", "MediaError", "Picture", "check_can_hold", "check_opaque", "opaque_pixels", "read_image", "resize_picture", "write_image"]
+__all__ = [
+    "SUFFIXES",
+    "MediaError",
+    "Picture",
+    "check_can_hold",
+    "check_opaque",
+    "opaque_pixels",
+    "read_image",
+    "resize_picture",
+    "write_image",
+]
 
 MAX_MEGAPIXELS = 300
 AS_CLIP = "write .gif, .png or .webp, or a video, as in -o out.mp4"

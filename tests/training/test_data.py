@@ -154,7 +154,14 @@ def break_it(root, how):
 
 
 @pytest.mark.parametrize(
-    ("how", "reason"), [("missing", "counterpart"), ("size", "48 x 64"), ("damaged", "damaged"), ("small", "24 x 56"), ("transparent", "transparent")]
+    ("how", "reason"),
+    [
+        ("missing", "counterpart"),
+        ("size", "48 x 64"),
+        ("damaged", "damaged"),
+        ("small", "24 x 56"),
+        ("transparent", "transparent"),
+    ],
 )
 def test_bad_pairs_are_refused_by_name_or_skipped(pairs, how, reason, caplog):
     root = break_it(pairs(), how)

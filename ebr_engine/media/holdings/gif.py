@@ -2,6 +2,7 @@
 
 from ebr_engine.media.holdings.parts import MOST, Part, Window, damaged, words
 
+_BLOCK = 1 << 16
 _XMP_TRAILER = 258  # bytes of the "magic" end of an XMP packet, which no reader of sub-blocks stumbles over
 
 
@@ -52,10 +53,21 @@ def _table(flags: int) -> int:
 
 
 def _skip(window: Window, place: int) -> int:
-    """Behind the sub-blocks that begin at `place`."""
-    while size := window.number(place, 1):
-        place += 1 + size
-    return place + 1
+    """Behind the sub-blocks that begin at `place`; most are full, and those are passed over many at a time."""
+    while True:
+        block = window.at(place, _BLOCK)
+        at = 0
+        while at < len(block):
+            full = block[at::256]
+            at += 256 * (len(full) - len(full.lstrip(b"\xff")))
+            if at < len(block):
+                size = block[at]
+                at += 1 + size
+                if not size:
+                    return place + at
+        if not block:
+            return place + 1
+        place += at
 
 
 def _joined(window: Window, place: int) -> bytes:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ebr_engine.media.holdings.parts import Window
 
-_BLOCK = 1 << 19
+_BLOCK = 1 << 17  # what a core keeps close
 # The example tables of the standard's annex K, which encoders scale by their quality; in the order of rows.
 _LUMA = (
     16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51,
@@ -35,11 +35,12 @@ def marks(window: Window, place: int) -> Iterator[int]:
         block = np.frombuffer(window.at(place, _BLOCK + 1), np.uint8)
         if len(block) < 2:
             return
-        at = np.flatnonzero(block[:-1] == 0xFF)
-        following = block[at + 1]
-        at = at[(following != 0) & (following != 0xFF) & ((following < 0xD0) | (following > 0xD7))]
-        for each in at:
-            yield place + int(each)
+        marked = (block[:-1] == 0xFF) & (block[1:] != 0)
+        if marked.any():
+            at = np.flatnonzero(marked)
+            following = block[at + 1]
+            for each in at[(following != 0xFF) & ((following < 0xD0) | (following > 0xD7))]:
+                yield place + int(each)
         place += len(block) - 1
 
 
