@@ -14,6 +14,7 @@ from ebr_engine.media.holdings import heif, tiff
 from ebr_engine.media.holdings.ifd import Tiff
 from ebr_engine.media.holdings.parts import Window
 
+KINDS = ("png", "jpeg", "webp", "tiff", "avif", "gif", "bmp", "heic", "jxl")
 NAMES = {"jpeg": "JPEG", "webp": "WebP", "tiff": "TIFF", "jxl": "JPEG XL"}
 
 
