@@ -39,11 +39,15 @@ def write_clip(
     settings=None,
     ticks=None,
     inserted=b"",
+    appended=b"",
     alpha=False,
     before=None,
     other=None,
 ):
-    """A small clip. `inserted` is put in front of each packet; `before(output)` and `other(output)` add streams and packets."""
+    """A small clip, with bytes `inserted` in front of each picture's slices and `appended` behind them.
+
+    `before(output)` adds other streams, `other(output, what it gave)` their packets.
+    """
     import av
 
     with av.open(str(path), "w", container_options={"fflags": "+bitexact", **(settings or {})}) as output:
@@ -70,17 +74,17 @@ def write_clip(
             frame = frame.reformat(format=pix_fmt, threads=1)
             frame.pts, frame.time_base = (ticks or range(frames))[index], Fraction(1, RATE)
             for packet in stream.encode(frame):
-                output.mux_one(_with(packet, inserted))
+                output.mux_one(_with(packet, inserted, appended))
         for packet in stream.encode(None):
-            output.mux_one(_with(packet, inserted))
+            output.mux_one(_with(packet, inserted, appended))
     return path
 
 
-def _with(packet, inserted):
-    """The packet with bytes in front of its first slice (of H.264, HEVC or MPEG-2)."""
+def _with(packet, inserted, appended):
+    """The packet with bytes in front of its first slice (of H.264, HEVC or MPEG-2), and at its end."""
     import av
 
-    if not inserted:
+    if not (inserted or appended):
         return packet
     data = bytes(packet)
     codec = packet.stream.codec_context.codec.canonical_name
@@ -90,7 +94,7 @@ def _with(packet, inserted):
     at = next(m.start() for m in re.finditer(rb"\x00\x00\x01", data) if first(data[m.end()]))
     if codec != "mpeg2video" and at and data[at - 1] == 0:
         at -= 1
-    made = av.Packet(data[:at] + inserted + data[at:])
+    made = av.Packet(data[:at] + inserted + data[at:] + appended)
     for name in ("pts", "dts", "time_base", "duration", "is_keyframe", "stream"):
         setattr(made, name, getattr(packet, name))
     return made
@@ -248,6 +252,7 @@ X264_TOO = {"libx264": {}}
 CLIPS = {  # kind of holding: how to make a clip in a folder that holds it
     "tags": lambda f: write_clip(f / "a.mp4", tags={"title": "A film", "artist": "someone", "comment": "so so"}),
     "own tags": lambda f: write_clip(f / "a.mkv", tags={"MY_TAG": "mine"}),
+    "stream tags": lambda f: write_clip(f / "a.mkv", stream_tags={"LENS": "50 mm"}),
     "phone tags": lambda f: write_clip(f / "a.mov", tags=PHONE, settings={"movflags": "+use_metadata_tags"}),
     "creation time": lambda f: write_clip(f / "a.mp4", tags={"creation_time": "2020-01-02T01:04:05Z"}),
     "chapters": lambda f: write_clip(f / "a.mkv", before=_chapters),

@@ -189,3 +189,41 @@ def test_timecodes_count_on_with_dropped_numbers_too(text, seconds, rate, expect
     from ebr_engine.media.video.messages import timecode_after
 
     assert timecode_after(text, seconds, rate) == expected
+
+
+@pytest.mark.parametrize("mode", ["right_left", "anaglyph_cyan_red", "checkerboard_lr"])
+def test_eyes_in_an_arrangement_that_mp4_has_no_word_for(tmp_path, mode):
+    from tests.media.clip_maker import write_clip
+
+    clip = write_clip(tmp_path / "a.mkv", stream_tags={"stereo_mode": mode})
+    mkv, writer, _ = restored(clip, "mkv", tmp_path)
+    with open_video(mkv) as reader:
+        assert reader.tags["stereo_mode"] == mode
+    assert not writer.warnings
+    _, writer, _ = restored(clip, "mp4", tmp_path)
+    assert ["stereo view" in line for line in writer.warnings] == [True]
+
+
+def test_several_messages_of_a_kind_stay(tmp_path):
+    from tests.media.clip_maker import UNREGISTERED, sei, write_clip
+
+    words = [UNREGISTERED, bytes(range(16, 32)) + b"and others"]
+    clip = write_clip(tmp_path / "a.mp4", inserted=b"".join(sei(5, each) for each in words))
+    out, _, _ = restored(clip, "mov", tmp_path)
+    with open_video(out) as reader:
+        for frame in reader:
+            assert sorted(frame.messages.values()) == sorted(words)
+
+
+def test_a_bare_stream_of_dolby_vision_without_colours_is_refused(tmp_path):
+    from tests.media.clip_maker import HDR, write_clip
+
+    with pytest.raises(MediaError, match="is Dolby Vision without a base layer"):
+        open_video(
+            write_clip(tmp_path / "a.ts", "libx265", pix_fmt="yuv420p10le", appended=b"\0\0\0\1\x7c\1" + bytes(range(8, 40)))
+        )
+    clip = write_clip(
+        tmp_path / "b.ts", "libx265", pix_fmt="yuv420p10le", context=HDR, appended=b"\0\0\0\1\x7c\1" + bytes(range(8, 40))
+    )
+    _, writer, _ = restored(clip, "mp4", tmp_path)
+    assert any("Dolby Vision" in line for line in writer.warnings)

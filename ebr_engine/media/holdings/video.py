@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ebr_engine.media.holdings import matroska
-from ebr_engine.media.holdings.boxes import Box, boxes, entry_kinds, read_header, read_xmp, tracks
+from ebr_engine.media.holdings.boxes import XMP, Box, boxes, entry_kinds, outer_boxes, read_header, read_xmp, tracks
 from ebr_engine.media.holdings.coded import messages
 from ebr_engine.media.holdings.dolby import parse_record
 from ebr_engine.media.holdings.types import Holding
 
 PACKETS, BYTES = 16, 4_000_000  # of the first video that are looked at
+_STREAM_TAGS = ("title", "stereo_mode", "creation_time", "_statistics")  # that have a place of their own
 COMMON_TAGS = ("title", "artist", "album", "comment", "copyright", "date", "genre")
 PHONE = ("com.", "make", "model", "location", "samsung", "xiaomi", "android")  # how a phone's tags begin
 _SPHERICAL = bytes.fromhex("ffcc8263f8554a938814587a02521fdd")
@@ -86,8 +87,15 @@ def _movie(path: Path) -> Iterator[Holding]:
     for box in boxes(header):
         if box.kind == b"udta":
             yield from _vendor(header, box)
+        elif box.kind in (b"uuid", b"meta") and not _known(header, box):
+            yield Holding("vendor data", f"moov/{box.kind.decode()}", size=box.end - box.start)
     if (packet := read_xmp(path)) is not None:
         yield Holding("xmp", "uuid", size=len(packet))
+    with open(path, "rb") as file:
+        for kind, start, length in outer_boxes(file):
+            file.seek(start)
+            if kind == b"uuid" and length > 16 and (name := file.read(16)) not in (XMP, _SPHERICAL):
+                yield Holding("vendor data", f"uuid {name.hex()}", size=length)
 
 
 def _vendor(header: bytes, udta: Box) -> Iterator[Holding]:
@@ -96,6 +104,14 @@ def _vendor(header: bytes, udta: Box) -> Iterator[Holding]:
         name = box.kind.decode("latin-1")
         if box.kind[:1] != b"\xa9" and box.kind not in _READ_TAGS and box.end - box.body > 4:
             yield Holding("vendor data", f"udta/{name}", name, box.end - box.start)
+
+
+def _known(header: bytes, box: Box) -> bool:
+    """Whether a box of the header is a form of tags that FFmpeg reads."""
+    if box.kind == b"uuid":
+        return header[box.body : box.body + 16] in (XMP, _SPHERICAL)
+    at = header.find(b"hdlr", box.body, box.end)
+    return at >= 0 and header[at + 12 : at + 16] in (b"mdta", b"mdir")
 
 
 def _delay(header: bytes, paths: Iterable[tuple[Box, ...]]) -> int:
@@ -195,6 +211,9 @@ def _video(stream: Any, where: str) -> Iterator[Holding]:
     rate, base = stream.average_rate, stream.base_rate
     if rate and base and abs(base / rate - 1) > Fraction(1, 100):
         yield Holding("frame times", where, "the rate varies")
+    own = [key for key in stream.metadata if not key.lower().startswith((*_STALE_TAGS, *_STREAM_TAGS))]
+    if own:
+        yield Holding("stream tags", where, ", ".join(sorted(own)))
     if timecode := next((v for k, v in stream.metadata.items() if k.lower() == "timecode"), None):
         yield Holding("timecode", where, timecode)
 

@@ -58,6 +58,7 @@ _CLIPS: FateTable = {
     "vendor data": _only((), _BESIDE, "its maker's own form"),
     "tags": _only((*_QUICKTIME, *_MATROSKA, "avi"), _BESIDE, _NO_PLACE),
     "own tags": _only((*_QUICKTIME, *_MATROSKA), _BESIDE, _NO_PLACE),
+    "stream tags": _only(_MATROSKA, _BESIDE, _NO_PLACE),
     "xmp": _containers((Fate.NOT_KEPT, _NO_PLACE), **dict.fromkeys(_QUICKTIME, (Fate.KEPT, "a box"))),
     "icc": _containers((Fate.NOT_KEPT, "the colour tags say what its stream's are")),
     "phone tags": _only((*_QUICKTIME, *_MATROSKA), _BESIDE, _NO_PLACE),

@@ -9,7 +9,7 @@ from ebr_engine.media.holdings import not_kept_line
 from ebr_engine.media.holdings.types import Fate, Holding, Outcome
 from ebr_engine.media.holdings.video_fates import AS_CLIP, CONTAINERS, MESSAGES, clip_outcomes
 from ebr_engine.media.images import MediaError
-from ebr_engine.media.video.messages import carries
+from ebr_engine.media.video.messages import TIMECODE, carries
 
 _ALPHA = "alpha"
 _SEEN = (_ALPHA,)  # not believed of the container: many formats have transparency that no frame uses
@@ -35,6 +35,7 @@ class Fates:
     ) -> None:
         self._path, self._codec, self._strict = path, codec, strict
         self._keeps_alpha = alpha
+        (self._timecode,) = clip_outcomes([Holding("timecode message", "its frames")], format, codec)
         held = getattr(source, "holdings", [])
         pictures = source.info.pictures if hasattr(source, "info") else False
         found = [each for each in held if each.kind not in (*_SEEN, *left_out)]
@@ -59,7 +60,9 @@ class Fates:
     def messages(self, messages: Mapping[str, bytes]) -> dict[str, bytes]:
         """Those of a frame's messages that the coded stream takes."""
         for kind in messages:
-            if kind in MESSAGES and not (self._codec and carries(self._codec, kind)):
+            if kind == TIMECODE and self._timecode.fate is Fate.NOT_KEPT:
+                self._lose(self._timecode.holding.kind, "its frames", self._timecode.how)
+            elif kind in MESSAGES and not (self._codec and carries(self._codec, kind)):
                 self._lose(kind, "its frames", f"{self._codec or 'pictures'} has no place for it")
         return {kind: data for kind, data in messages.items() if self._codec and carries(self._codec, kind)}
 

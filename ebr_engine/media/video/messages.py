@@ -12,7 +12,7 @@ from ebr_engine.media.holdings.video_fates import MESSAGES
 
 CAPTIONS, ACTIVE_FORMAT, USER_DATA, TIMECODE = "captions", "active format", "user data", "timecode"
 
-Messages = Mapping[str, bytes]  # kind → payload as FFmpeg gives it with a frame
+Messages = Mapping[str, bytes]  # kind (the second of a kind ends in "#1") → payload as FFmpeg gives it with a frame
 
 _ATSC = b"\xb5\x00\x31"  # country and provider of a T.35 message
 _REGISTERED, _UNREGISTERED = 4, 5  # types of SEI message
@@ -25,7 +25,7 @@ _START = re.compile(rb"\x00\x00\x01")
 
 def carries(codec: str, kind: str) -> bool:
     """Whether a stream of a codec (FFmpeg's name of it, not of the encoder) can hold messages of a kind."""
-    return codec in MESSAGES.get(kind, ())
+    return codec in MESSAGES.get(kind.partition("#")[0], ())
 
 
 def messages_of(frame) -> dict[str, bytes]:
@@ -39,7 +39,8 @@ def messages_of(frame) -> dict[str, bytes]:
         if kind == USER_DATA and (bytes(data)[:16] in _ENCODERS or len(bytes(data)) < 16):
             continue
         if kind is not None:
-            found[kind] = bytes(data)
+            again = sum(known.partition("#")[0] == kind for known in found)
+            found[f"{kind}#{again}" if again else kind] = bytes(data)
     return found
 
 
@@ -99,8 +100,8 @@ def _is_slice(codec: str, first: int) -> bool:
 def _sei(codec: str, payloads: list[tuple[str, bytes]]) -> bytes:
     body = b""
     for kind, payload in payloads:
-        number = _UNREGISTERED if kind == USER_DATA else _REGISTERED
-        data = payload if kind == USER_DATA else _t35(kind, payload)
+        own = kind.partition("#")[0] == USER_DATA
+        number, data = (_UNREGISTERED, payload) if own else (_REGISTERED, _t35(kind, payload))
         body += bytes([number, *[255] * (len(data) // 255), len(data) % 255]) + data
     body = re.sub(rb"\x00\x00(?=[\x00-\x03])", b"\x00\x00\x03", body + b"\x80")  # no start code within
     return (b"\x06" if codec == "h264" else b"\x4e\x01") + body

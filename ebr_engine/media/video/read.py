@@ -22,7 +22,7 @@ from ebr_engine.media.video.views import View, view_of
 
 _CENTRED_CHROMA = ("mjpeg", "mjpegb", "mpeg1video")  # PyAV does not tell the siting; these have it by standard
 _ANIMATIONS = ("gif", "apng", "webp_anim")
-_PQ, _HLG = 16, 18
+_PQ, _HLG, _UNSPECIFIED = 16, 18, 2
 _FULL = 2
 _TOLERANCE = Fraction(1, 2000)  # seconds: containers round a file's beginning, and people write 0.33
 _SEEK_MARGINS = (0, 5, 30)  # seconds: where a container has no index, seeking may land too late
@@ -128,6 +128,7 @@ class VideoReader:
                 raise MediaError(f"{self.path}: has no frame at or after {start:g} s")
             raise MediaError(f"{self.path}: no frame of it can be decoded; the data is damaged or cut short")
         self._check_size(first)
+        self._check_base_layer()
         stream = self._stream
         if first.interlaced_frame and not deinterlace:
             raise MediaError(f"{self.path}: is interlaced; deinterlace it by --deinterlace")
@@ -203,22 +204,28 @@ class VideoReader:
         )
 
     def _base_layer(self) -> DolbyVision | None:
-        """Dolby Vision's record, where there is one; MediaError where its base layer is no picture by itself."""
+        """Dolby Vision's record, where there is one."""
         try:
-            found = dolby_vision(self.path)
+            return dolby_vision(self.path)
         except OSError:  # whoever reads it next says why
             return None
-        if found is not None and not found.plain:
+
+    def _check_base_layer(self) -> None:
+        """MediaError where Dolby Vision's base layer is no picture by itself; without a record, where nothing says that it is."""
+        found, context = self._dolby, self._stream.codec_context
+        doubtful = found is None and context.name == "hevc" and context.color_trc == _UNSPECIFIED
+        bare = doubtful and any(holding.kind == "Dolby Vision" for holding in self.holdings)
+        if bare or (found is not None and not found.plain):
+            what = f"of {found}, " if found is not None else ""
             way = "convert it to HDR10 first, as by ffmpeg -i IN -vf libplacebo=colorspace=bt2020nc:color_primaries=bt2020"
             way += ":color_trc=smpte2084:format=yuv420p10 -c:v libx265 -crf 14 OUT"
-            raise MediaError(f"{self.path}: is Dolby Vision of {found}, without a base layer in plain colours; {way}")
-        return found
+            raise MediaError(f"{self.path}: is Dolby Vision {what}without a base layer in plain colours; {way}")
 
     def _colour(self, first) -> Colour:
         context = self._stream.codec_context
         declared = {"primaries": context.color_primaries, "transfer": context.color_trc}
         if self._dolby is not None and (base := self._dolby.colours) != tuple(declared.values()):
-            if 2 not in declared.values():
+            if _UNSPECIFIED not in declared.values():
                 told = "its colour tags are not those of its Dolby Vision base layer"
                 self.warnings.append(f"{self.path}: {told} ({self._dolby.base}), which are taken")
             declared = {"primaries": base[0], "transfer": base[1]}

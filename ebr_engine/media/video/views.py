@@ -8,8 +8,12 @@ from pathlib import Path
 from ebr_engine.media.holdings.boxes import read_header, tracks
 
 _SPHERICAL_XML = bytes.fromhex("ffcc8263f8554a938814587a02521fdd")
-_STEREO_MODES = {1: "left_right", 2: "top_bottom"}  # by FFmpeg's number; Matroska's words
-_IN_BOX = {1: 2, 2: 1}  # of st3d
+_STEREO_MODES = {  # by FFmpeg's number, and whether the right eye comes first; Matroska's words
+    **{(1, 0): "left_right", (1, 1): "right_left", (2, 0): "top_bottom", (2, 1): "bottom_top"},
+    **{(3, 0): "block_lr", (3, 1): "block_rl", (4, 0): "checkerboard_lr", (4, 1): "checkerboard_rl"},
+    **{(6, 0): "row_interleaved_lr", (6, 1): "row_interleaved_rl", (7, 0): "col_interleaved_lr", (7, 1): "col_interleaved_rl"},
+}
+_IN_BOX = {"left_right": 2, "top_bottom": 1}  # of st3d
 _EQUIRECTANGULAR, _CUBEMAP, _TILE = 0, 1, 2
 
 
@@ -26,7 +30,10 @@ class View:
     @property
     def stereo_mode(self) -> str | None:
         """Two eyes in one picture, in Matroska's words; None for one eye, and for other arrangements."""
-        return None if self.stereo is None else _STEREO_MODES.get(struct.unpack_from("<i", self.stereo)[0])
+        if self.stereo is None or len(self.stereo) < 8:
+            return None
+        kind, flags = struct.unpack_from("<ii", self.stereo)
+        return _STEREO_MODES.get((kind, flags & 1))
 
     @property
     def projection(self) -> tuple[bytes, bytes, tuple[int, int, int]] | None:
@@ -44,8 +51,8 @@ class View:
     def boxes(self) -> bytes:
         """As boxes of an MP4 sample entry."""
         made = b""
-        if self.stereo_mode is not None:
-            made += _box(b"st3d", bytes(4) + bytes([_IN_BOX[struct.unpack_from("<i", self.stereo)[0]]]))
+        if self.stereo_mode in _IN_BOX:
+            made += _box(b"st3d", bytes(4) + bytes([_IN_BOX[self.stereo_mode]]))
         if (found := self.projection) is not None:
             kind, private, angles = found
             head = _box(b"prhd", bytes(4) + struct.pack(">3i", *angles))

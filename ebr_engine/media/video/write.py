@@ -34,6 +34,7 @@ _SCALE = {"mpeg1video": 2, "mpeg2video": 2, "mpeg4": 2, "mjpeg": 2}  # quantiser
 _LAMBDA = 118  # FFmpeg's unit of it
 _MATRICES = {5: 5, 6: 6, 9: 9}  # that RGB of these primaries is coded by; else BT.709's
 _LIMITED, _FULL = 1, 2
+_NO_WORD = "the container has no word for this kind of it"
 _HOUR = 3600  # seconds
 
 
@@ -174,8 +175,8 @@ class VideoWriter:
         if self._keep:
             if self._reader.timecode is not None and self._format != "avi":
                 self._stream.metadata["timecode"] = self._reader.timecode
-            if self._reader.view.stereo_mode is not None and self._format in ("matroska", "webm"):
-                self._stream.metadata["stereo_mode"] = self._reader.view.stereo_mode
+            if self._format in ("matroska", "webm"):
+                self._say_stereo_mode()
         self._video_elements = self._elements() if self._format in ("matroska", "webm") else b""
         if self._video_elements:
             self._stream.metadata["title"] = filled(self._stream.metadata.get("title", ""))
@@ -194,7 +195,7 @@ class VideoWriter:
         except ValueError as error:
             raise MediaError(f"{self.path}: {self._format} cannot hold {self.codec}; choose another suffix or codec") from error
         constant = self._format == "avi" or self.codec in _CONSTANT_RATE
-        if constant and self.info.variable_rate:
+        if constant and self.info.variable_rate and not any(each.holding.kind == "frame times" for each in self.fates.outcomes):
             self.warnings.append(f"{self.path}: the frame rate varies, which {self._format} or {self.codec} cannot keep")
         self._time_base = 1 / rate if constant else self.info.time_base
         self._colour = self._output_colour()
@@ -304,15 +305,27 @@ class VideoWriter:
             self.fates.lose_kinds(("pixel aspect", "spherical"), "the file's header is too large")
         self._commit(self._part, self.path)
 
+    def _say_stereo_mode(self) -> None:
+        mode = self._reader.tags.get("stereo_mode", self._reader.view.stereo_mode)
+        if mode is None:
+            self.fates.lose_kinds(("stereo view",), _NO_WORD)
+        else:
+            self._stream.metadata["stereo_mode"] = mode
+
     def _elements(self) -> bytes:
         """What FFmpeg's Matroska muxer does not take from us."""
         aspect = self.info.pixel_aspect
         size = display_size(self.width, self.height, aspect) if aspect != 1 else b""
-        return size + (projection(self._reader.view) if self._keep else b"")
+        sphere = projection(self._reader.view) if self._keep else b""
+        if not sphere:
+            self.fates.lose_kinds(("spherical",), _NO_WORD)
+        return size + sphere
 
     def _add_boxes(self) -> None:
         """What FFmpeg's muxer of MP4 and QuickTime does not take from us."""
         in_entry, in_track = view_boxes(self._reader.path, self._reader.view) if self._keep else (b"", b"")
+        lost = [kind for kind, box in (("spherical", b"sv3d"), ("stereo view", b"st3d")) if box not in in_entry]
+        self.fates.lose_kinds([kind for kind in lost if kind != "spherical" or not in_track], _NO_WORD)
         in_entry += self._light.boxes()
         if (in_entry or in_track) and not add_to_video_track(self._part, in_entry, in_track):
             self.fates.lose_kinds(("spherical", "stereo view"), "the file's header is too large")
