@@ -1,9 +1,10 @@
 """What a clip holds beside its frames, by its container, its streams and its first packets; nothing is decoded."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ebr_engine.media.holdings import matroska
@@ -30,17 +31,50 @@ _STALE_TAGS = ("encoder", "major_brand", "minor_version", "compatible_brands", "
 _STALE_TAGS += ("number_of_", "statistics_", "language", "alpha_mode", "rotate", "timecode", "creation_time", "software")
 
 
-def video_inventory(path: Path, container: Any = None) -> list[Holding]:
+def video_inventory(path: Path, container: Any = None, found: Mapping[str, int] = MappingProxyType({})) -> list[Holding]:
     """The holdings of a clip: of its container's tags, its streams, its boxes or elements, and its first pictures.
 
-    `container` is the file, open already, and not read from yet. MediaError for what is no video.
+    For who reads the clip anyway, `container` is the open file, and `found` what a `Watch` has seen in its packets; then it
+    is not opened again. MediaError for what is no video.
     """
     from ebr_engine.media.video.container import open_container
 
     if container is not None:
-        return _merged([*_own(path), *_streams(container)])
+        return _merged([*_own(path), *_streams(container), *_in_packets(found, container.streams.video[0])])
     with open_container(path) as opened:
-        return _merged([*_own(path), *_streams(opened), *_pictures(opened)])
+        watch = Watch(opened.streams.video[0]) if opened.streams.video else None
+        return _merged([*_own(path), *_streams(opened), *(_in_packets(watch.all(opened), watch.stream) if watch else [])])
+
+
+class Watch:
+    """Looks at the first packets of a stream for messages between pictures; `found` is their kinds and sizes."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.found: dict[str, int] = {}
+        context = stream.codec_context
+        self._codec = "" if context is None else "av1" if context.name == "libdav1d" else context.name
+        self._extradata = (context.extradata or b"") if context is not None else b""
+        self._packets, self._bytes = PACKETS, BYTES
+
+    def see(self, packet: Any) -> bool:
+        """Look at one more packet; whether it is worth while to look at another."""
+        if self._packets <= 0 or self._bytes <= 0:
+            return False
+        self._packets, self._bytes = self._packets - 1, self._bytes - packet.size
+        if packet.has_sidedata("matroska_block_additional"):
+            self.found.setdefault("alpha", 0)
+        for kind, size in messages(self._codec, bytes(packet), self._extradata):
+            self.found.setdefault(kind, size)
+        return True
+
+    def all(self, container: Any) -> Mapping[str, int]:
+        """What the first packets hold."""
+        with suppress(OSError):  # FFmpeg's errors are; whoever reads the clip tells of them
+            for packet in container.demux(self.stream):
+                if not self.see(packet):
+                    break
+        return self.found
 
 
 def _merged(found: Iterable[Holding]) -> list[Holding]:
@@ -218,28 +252,8 @@ def _video(stream: Any, where: str) -> Iterator[Holding]:
         yield Holding("timecode", where, timecode)
 
 
-def _pictures(container: Any) -> Iterator[Holding]:
-    """Messages in the first pictures."""
-    video = next(iter(container.streams.video), None)
-    if video is None or video.codec_context is None:
-        return
-    codec, extradata, read = video.codec_context.name, video.codec_context.extradata or b"", 0
-    if codec == "libdav1d":
-        codec = "av1"
-    found: dict[str, int] = {}
-    try:
-        for packet in islice(container.demux(video), PACKETS):
-            if packet.has_sidedata("matroska_block_additional"):
-                found.setdefault("alpha", 0)
-            for kind, size in messages(codec, bytes(packet), extradata):
-                found.setdefault(kind, size)
-            read += packet.size
-            if read > BYTES:
-                break
-    except OSError:  # FFmpeg's errors are; whoever reads the clip tells of them
-        pass
-    for kind, size in found.items():
-        yield Holding(kind, f"stream {video.index}: {codec} messages", size=size)
+def _in_packets(found: Mapping[str, int], stream: Any) -> list[Holding]:
+    return [Holding(kind, f"stream {stream.index}: messages", size=size) for kind, size in found.items()]
 
 
 def _sorted_tags(tags: dict[str, str]) -> dict[str, list[str]]:

@@ -3,15 +3,13 @@
 import math
 from collections.abc import Iterator
 from fractions import Fraction
-from functools import cached_property
 from itertools import chain, dropwhile
 from pathlib import Path
 
 import numpy as np
 
 from ebr_engine.media.holdings.dolby import DolbyVision, dolby_vision
-from ebr_engine.media.holdings.types import Holding
-from ebr_engine.media.holdings.video import video_inventory
+from ebr_engine.media.holdings.video import Watch, video_inventory
 from ebr_engine.media.images import MAX_MEGAPIXELS, MediaError
 from ebr_engine.media.video.colour import RGB, alpha_of, layout_of, matrix_for, to_rgb
 from ebr_engine.media.video.container import decoder_for, duration_of, first_video, frames_of, open_container
@@ -33,7 +31,7 @@ class VideoReader:
 
     `info` describes the frames as they come; `warnings` grows while reading. `origin` is the moment of the source, in
     seconds, that the frames' timestamps are counted from; `exhausted` tells whether all of its frames have been read;
-    `tags` are the video stream's own.
+    `tags` are the video stream's own, `holdings` all that the file holds beside its frames.
     """
 
     def __init__(
@@ -109,6 +107,7 @@ class VideoReader:
             self.close()
             raise
         self._decoder = decoder_for(self._stream)
+        self._watch = Watch(self._stream)
         self._decoder.thread_type = "AUTO"
         self._decoder.options = {"max_pixels": str(int(self._max_megapixels * 1e6))}  # where sizes change later
 
@@ -128,6 +127,7 @@ class VideoReader:
                 raise MediaError(f"{self.path}: has no frame at or after {start:g} s")
             raise MediaError(f"{self.path}: no frame of it can be decoded; the data is damaged or cut short")
         self._check_size(first)
+        self.holdings = video_inventory(self.path, self._container, self._watch.found)
         self._check_base_layer()
         stream = self._stream
         if first.interlaced_frame and not deinterlace:
@@ -160,11 +160,6 @@ class VideoReader:
         tags = {key.lower(): value for key, value in (self.container_tags | self.tags).items()}
         begin = Fraction(max(0, self._container.start_time or 0), pyav().time_base)
         return timecode_after(tags.get("timecode"), self.origin - begin, self.info.fps)
-
-    @cached_property
-    def holdings(self) -> list[Holding]:
-        """What the file holds beside its frames."""
-        return video_inventory(self.path)
 
     def _describe(self, first, start: float | None) -> VideoInfo:
         stream, container = self._stream, self._container
@@ -252,6 +247,7 @@ class VideoReader:
                 return
             if packet is None:
                 return
+            self._watch.see(packet)
             try:
                 decoded = self._decoder.decode(packet)
             except errors.EOFError:
