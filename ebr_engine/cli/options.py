@@ -242,12 +242,18 @@ ChunkOverlap = Annotated[
     _clip("--chunk-overlap", metavar="N", min=0, show_default="by backbone", help="Frames over which they fade into each other."),
 ]
 AsClip = Annotated[bool, _clip("--as-clip", help="The folder's pictures are the frames of one clip.")]
-FrameRate = Annotated[float, _clip("--fps", metavar="X", min=0.01, help="Of a folder of frames, which knows no time.")]
+FrameRate = Annotated[float, _clip("--fps", metavar="X", min=0.01, help="Of a folder of frames without a timestamps.txt.")]
 PerFrame = Annotated[bool, _clip("--per-frame", help="Restore a clip frame by frame with flux, which knows no time.")]
 Deinterlace = Annotated[bool, _clip("--deinterlace", help="Make whole frames of an interlaced clip.")]
 VideoCodec = Annotated[
     str | None,
-    _clip("--codec", "-c", metavar="NAME", show_default="H.264; HEVC above 8 bit", help="FFmpeg's encoder."),
+    _clip(
+        "--codec",
+        "-c",
+        metavar="NAME",
+        show_default="an editor's or archive's own; else H.264, HEVC above 8 bit",
+        help="FFmpeg's encoder.",
+    ),
 ]
 PixelFormat = Annotated[str | None, _clip("--pix-fmt", metavar="NAME", show_default="by codec and source", help="Stored format.")]
 Crf = Annotated[float | None, _clip("--crf", metavar="X", min=0, show_default="by codec", help="Quality; lower is better.")]
