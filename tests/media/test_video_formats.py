@@ -67,10 +67,19 @@ def test_chroma_depth_and_codec_stay(tmp_path, name, codec, pix_fmt, target, exp
         ("ffv1", "yuv444p16le", ".mp4", "yuv444p12le", ["FFV1 does not fit", "16 bit are written as 12; --codec ffv1"]),
         ("ffv1", "yuv422p10le", ".webm", "yuv420p10le", ["lower resolution (4:2:0); --codec ffv1 in an .mkv keeps it"]),
         ("ffv1", "yuv420p10le", ".mpg", "yuv420p", ["10 bit are written as 8"]),
+        (
+            "ffv1",
+            "yuva444p16le",
+            ".webm",
+            "yuva420p",
+            ["16 bit are written as 8 and its colour is written at a lower resolution"],
+        ),
+        ("ffv1", "bgra", ".webm", "yuva420p", ["lower resolution (4:2:0); --codec ffv1 in an .mkv keeps it"]),
+        ("rawvideo", "yuv422p", ".mp4", "yuv422p", ["lossless video is written by libx264; --codec ffv1"]),
     ],
 )
 def test_what_an_encoder_cannot_hold_is_told_with_the_option_that_can(tmp_path, codec, pix_fmt, target, expected, words):
-    source = write_clip(tmp_path / "a.mkv", codec, pix_fmt=pix_fmt)
+    source = write_clip(tmp_path / ("a.avi" if codec == "rawvideo" else "a.mkv"), codec, pix_fmt=pix_fmt)
     info, writer, _, _ = rewritten(source, tmp_path / f"out{target}")
     assert info.pix_fmt == expected
     for word in words:
@@ -315,3 +324,14 @@ def test_from_rgb_takes_alpha_where_the_format_has_it():
     frame = from_rgb(np.zeros((48, 64, 3), np.float32), av.VideoFormat("yuva444p10le", 64, 48), Colour(), alpha=alpha)
     rows = np.frombuffer(frame.planes[3], np.uint16).reshape(48, -1)[:, :64]
     np.testing.assert_array_equal(rows[0], np.rint(alpha[0] * 1023))
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuva420p", "yuva444p10le", "bgra", "ya8"])
+@pytest.mark.parametrize("target", [".webm", ".mov", ".mkv", ".mp4"])
+def test_every_alpha_is_written_or_told(tmp_path, pix_fmt, target):
+    source = write_clip(tmp_path / "a.mkv", "ffv1", pix_fmt=pix_fmt, alpha=True)
+    info, writer, before, after = rewritten(source, tmp_path / f"out{target}")
+    assert info.alpha == (target != ".mp4")
+    assert any("alpha" in line.partition("not kept")[2] for line in writer.warnings) == (target == ".mp4")
+    if info.alpha:
+        assert max(np.abs(a.alpha - b.alpha).mean() for a, b in zip(before, after)) < 0.01

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from ebr_engine.media.images import MediaError
 from ebr_engine.media.video.colour import Layout, layout_of
@@ -34,6 +35,26 @@ _STAY = {  # codecs of editors and archives that stay what they are: FFmpeg's na
     "qtrle": ("qtrle", ("mov",)),
     "v210": ("v210", ("mov", "avi")),
 }
+_LOSSLESS = (  # other codecs that lose nothing, which are not written
+    *(
+        "rawvideo",
+        "png",
+        "dpx",
+        "exr",
+        "tiff",
+        "r210",
+        "r10k",
+        "v308",
+        "v408",
+        "v410",
+        "y41p",
+        "zlib",
+        "cllc",
+        "fraps",
+        "lagarith",
+    ),
+    *("magicyuv", "sheervideo", "flashsv", "zmbv", "tscc", "cscd", "msrle", "8bps"),
+)
 _PRORES = {  # FFmpeg's name of a profile: the encoder's
     **{"Proxy": "proxy", "LT": "lt", "Standard": "standard", "HQ": "hq", "4444": "4444", "XQ": "4444xq", "4444 XQ": "4444xq"},
 }
@@ -60,6 +81,9 @@ def choose_encoder(container: str, info: VideoInfo) -> Choice:
         if container in holders:
             return Choice(encoder, _profile(encoder, info))
     wanted = _delivery(container, info)
+    if info.codec in _LOSSLESS and not info.pictures and wanted.encoder not in MATCH_SOURCE:
+        told = f"its lossless video is written by {wanted.encoder}; --codec ffv1 in an .mkv keeps every value"
+        return Choice(wanted.encoder, wanted.options, told)
     if info.codec in _STAY and wanted.encoder not in MATCH_SOURCE:
         name, place = _NAMES.get(info.codec, info.codec), {"mpegts": "TS", "mpeg": "MPEG"}.get(container, container)
         holders = " or ".join({"matroska": ".mkv"}.get(each, f".{each}") for each in _STAY[info.codec][1])
@@ -129,13 +153,31 @@ def choose_format(path, encoder, info: VideoInfo, size: tuple[int, int], wanted:
     fitting = [name for name, layout in layouts.items() if not (odd and any(layout.shifts))]
     if not fitting:
         raise MediaError(f"{path}: {encoder.name} needs even sides, and {shown} are not")
-    chosen = min(fitting, key=lambda name: _distance(layouts[name], target, name))
+    ordered = sorted(fitting, key=lambda name: _distance(layouts[name], target, name))
+    chosen = next((name for name in ordered if not layouts[name].alpha or _takes(encoder, name, size)), ordered[0])
     if info.codec and (lost := _lost(source, layouts[chosen])):
         finer = min(fitting, key=lambda name: _distance(layouts[name], source, name))
-        better = layouts[finer] != layouts[chosen] and not _lost(source, layouts[finer])
+        better = not layouts[finer].alpha and layouts[finer] != layouts[chosen] and not _lost(source, layouts[finer])
         way = f"--pix-fmt {finer}" if better else "--codec ffv1 in an .mkv"
         told.append(f"{path}: {' and '.join(lost)}; {way} keeps {'it' if len(lost) == 1 else 'both'}")
     return chosen, told
+
+
+def _takes(encoder, name: str, size: tuple[int, int]) -> bool:
+    """Whether an encoder takes a format that it offers; libvpx-vp9 and libx265 offer alpha that they then refuse."""
+    av = pyav()
+    context = av.CodecContext.create(encoder.name, "w")
+    context.height, context.width = size
+    context.pix_fmt, context.time_base, context.framerate = name, Fraction(1, 25), Fraction(25)
+    if encoder.name == "libx265":
+        context.options = {"x265-params": "log-level=none"}
+    elif encoder.name == "libvpx":
+        context.options = {"auto-alt-ref": "0"}
+    try:
+        context.open()
+    except (av.error.FFmpegError, ValueError):
+        return False
+    return True
 
 
 def _lost(source: Layout, written: Layout) -> list[str]:
