@@ -74,7 +74,7 @@ def restore(
     max_memory: options.MaxMemory = None,
     low_memory: options.LowMemory = False,
 ) -> None:
-    """Restore pictures and clips: of any size, depth and length; alpha, EXIF, colour profile, sound and times are kept.
+    """Restore pictures and clips: of any size, depth and length; what a file holds beside its pixels is kept, or told.
 
     Reads and writes PNG, JPEG, WebP, TIFF and AVIF, and the videos that FFmpeg knows, each file in its own format unless
     OUT says otherwise.

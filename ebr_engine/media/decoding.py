@@ -198,6 +198,8 @@ def _by_pillow(path: Path, kind: str, max_megapixels: float) -> Decoded:
 
             with Image.open(path) as image:
                 check_size(path, *image.size, max_megapixels)
+                if (frames := getattr(image, "n_frames", 1)) > 1:
+                    raise MediaError(f"{path}: an animation of {frames} frames; those of JPEG XL are not read")
                 if image.mode not in ("L", "LA", "RGB", "RGBA", "I;16"):
                     image = image.convert("RGB")
                 stored, profile = np.asarray(image), image.info.get("icc_profile")

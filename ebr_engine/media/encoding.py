@@ -8,7 +8,8 @@ import numpy as np
 
 from ebr_engine.media.decoding import MediaError, vips
 from ebr_engine.media.holdings.encoded import finished
-from ebr_engine.media.holdings.types import Fate, Outcome
+from ebr_engine.media.holdings.image_fates import IMAGE_FATES
+from ebr_engine.media.holdings.types import Fate, Holding, Outcome
 from ebr_engine.media.holdings.writing import Preparation
 from ebr_engine.media.seen import stored_values
 
@@ -43,6 +44,8 @@ def encode(picture: "Picture", format: str, quality: int | None = None) -> tuple
         prepared = Preparation(page.parts, format, page.width, page.height, page.grey, thumbnail)
         data = image.write_to_buffer(f".{_loader(format)}", keep="none", **_options(page, format, quality, size > _BIG_TIFF))
         files.append((data, prepared.result))
+        if format == "gif" and page.alpha is not None and ((page.alpha > 0) & (page.alpha < 1)).any():
+            outcomes.append(Outcome(Holding("partial transparency", "alpha"), *IMAGE_FATES["partial transparency"]["gif"]))
         outcomes += [_asked(outcome, page, format, quality) for outcome in prepared.outcomes]
     return finished(files, format), outcomes
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ebr_engine.media.decoding import MediaError, decode, vips
+from ebr_engine.media.decoding import MediaError, decode, name_of, vips
 from ebr_engine.media.encoding import SUFFIXES, check_suffix, encode
 from ebr_engine.media.holdings import format_of, not_kept_line
 from ebr_engine.media.holdings.images import kind_of, parts_of
@@ -95,7 +95,8 @@ def read_image(path: str | os.PathLike, max_megapixels: float = MAX_MEGAPIXELS, 
         found = pages(window) if kind == "tiff" else [Page(1, -1, False)]
         how = coding(window) if kind == "jpeg" else None
     if frames := next((part.value for part in parts if part.kind == "animation"), 0):
-        raise MediaError(f"{path}: an animation of {frames} frames; {AS_CLIP}")
+        way = AS_CLIP if kind in ("gif", "png", "webp") else f"those of {name_of(kind)} are not read"
+        raise MediaError(f"{path}: an animation of {frames} frames; {way}")
     full = [index for index, page in enumerate(found) if not page.reduced] or [0]
     if len(full) > 1 and not all_pages:
         raise MediaError(f"{path}: has {len(full)} pages; only single pictures can be restored")

@@ -13,6 +13,7 @@ from ebr_engine.media.video import video_suffixes
 ANIMATED = (".gif", ".png", ".webp")  # the formats of pictures that hold animations too
 _WRITTEN_AS = {"jpeg": ".jpg", "tiff": ".tif", "bmp": ".png", "heic": ".png", "jxl": ".png"}  # other kinds go by their name
 _SOUND = (".m4a", ".m4b", ".m4r", ".mka", ".wma", ".aac", ".oga", ".f4a")  # containers of videos that hold none
+_RAW = (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw", ".x3f")
 _SHOWN = 8  # kinds of files that a line names
 
 
@@ -63,6 +64,8 @@ def reason_to_leave(path: Path) -> str | None:
     """
     if path.suffix.lower() in (*SUFFIXES, *video_suffixes()):
         return None
+    if path.suffix.lower() in _RAW:  # TIFF by their first bytes, but with a small picture in front of the sensor's values
+        return "cameras' raw pictures are not developed here"
     if kind := picture_kind(path):
         return None if reader_of(kind) else missing(kind)
     return None if video_kind(path) else ""

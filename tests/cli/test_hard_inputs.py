@@ -96,4 +96,10 @@ def test_all_at_once_through_the_real_command(tmp_path):
     assert "4 of 7 restored, 3 failed" in done.stdout
     assert len(done.stderr.splitlines()) == 3
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == [".ebr-journal.jsonl", "CMYK JPEG.jpg", "animated PNG.png", "one pixel.png", "palette with a transparent colour.png"]
+    assert written == [
+        ".ebr-journal.jsonl",
+        "CMYK JPEG.jpg",
+        "animated PNG.png",
+        "one pixel.png",
+        "palette with a transparent colour.png",
+    ]

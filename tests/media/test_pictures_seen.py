@@ -12,7 +12,7 @@ from PIL import Image, JpegImagePlugin
 
 from ebr_engine.media import decoding
 from ebr_engine.media.files import pair_inputs
-from ebr_engine.media.holdings import icc, inventory, jpeg, xmp
+from ebr_engine.media.holdings import icc, inventory, jpeg, not_kept_line, xmp
 from ebr_engine.media.holdings.images import kind_of_file, parts_of
 from ebr_engine.media.holdings.jpeg_scan import coding
 from ebr_engine.media.holdings.parts import Window
@@ -21,7 +21,9 @@ from ebr_engine.media.kinds import left_out_line
 from tests.media.picture_maker import (
     FILES,
     SRGB,
+    XMP,
     avif_with,
+    box,
     encoded,
     exif,
     jpeg_with,
@@ -218,8 +220,6 @@ def test_a_profile_behind_the_first_scan_is_found(tmp_path):
 
 
 def test_xmp_of_any_size_goes_into_a_jpeg_and_out_again(tmp_path):
-    from tests.media.picture_maker import XMP
-
     large = XMP.replace(b'xmp:Rating="4"', b'xmp:Rating="4" xmp:Label="' + b"x" * 200_000 + b'"')
     source = save(tmp_path / "in.png", png_text(**{"XML:com.adobe.xmp": (large.decode(),)}))
     write_image(tmp_path / "out.jpg", read_image(source))
@@ -354,6 +354,27 @@ def test_lossless_avif_stays_lossless(tmp_path):
     np.testing.assert_array_equal(pyvips.Image.new_from_file(str(tmp_path / "out.avif")).numpy(), array)
 
 
+def test_half_transparent_pixels_are_told_of_gif(tmp_path):
+    alpha = np.full((24, 36), 1, np.float32)
+    picture = Picture(smooth() / np.float32(255), alpha=alpha)
+    assert not_kept_line(write_image(tmp_path / "a.gif", picture)) is None
+    alpha[:4] = 0.5
+    assert "partial transparency" in not_kept_line(write_image(tmp_path / "a.gif", picture))
+    assert not_kept_line(write_image(tmp_path / "a.png", picture)) is None
+
+
+def test_a_second_exif_is_told(tmp_path):
+    source = save(tmp_path / "in.jpg", jpeg_with((0xE1, exif()), (0xE1, exif())))
+    assert "a second one" in not_kept_line(write_image(tmp_path / "out.jpg", read_image(source)))
+
+
+def test_boxes_of_jpeg_xl_are_read(tmp_path):
+    boxes = b"\0\0\0\x0cJXL \r\n\x87\n" + box(b"ftyp", b"jxl \0\0\0\0jxl ")
+    boxes += box(b"Exif", bytes(4) + exif()[6:]) + box(b"xml ", XMP) + box(b"brob", b"xml " + bytes(9)) + box(b"jxlc", b"")
+    found = {each.kind: each.detail for each in inventory(save(tmp_path / "a.jxl", boxes))}
+    assert found == {"exif": "", "xmp": "", "unknown item": "xml, compressed"}
+
+
 # Folders.
 
 
@@ -371,6 +392,7 @@ def test_content_decides_in_a_folder_and_the_rest_is_counted(tmp_path, monkeypat
         Path("in", name).write_bytes(encoded(kind))
     Path("in/h.qt").write_bytes(b"\0\0\0\x14ftypqt  \0\0\0\0qt  ")
     Path("in/c.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40))
+    Path("in/z.dng").write_bytes(encoded("TIFF"))
     Path("in/notes.txt").write_text("hello")
     Path("in/README").write_text("hello")
     Path("in/more.txt").write_text("hello")
@@ -387,8 +409,9 @@ def test_content_decides_in_a_folder_and_the_rest_is_counted(tmp_path, monkeypat
         "in/h.qt": "out/h.qt.mov",
     }
     line = left_out_line(left_out)
-    assert line.startswith("4 files of other kinds left out (txt 2, ")
+    assert line.startswith("5 files of other kinds left out (txt 2, ")
     assert "heic 1" in line
+    assert "raw pictures are not developed" in line
     assert "no suffix 1" in line
     assert "HEIC is not read by the libraries here; pip install pillow-heif" in line
     assert left_out_line([]) is None

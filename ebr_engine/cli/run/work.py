@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Options that change nothing in a file that is written; any other, a new one too, makes its outputs other ones.
 _NO_MATTER = {
     *("inputs", "manifest", "task", "prompt", "out", "overwrite", "resume", "fail_fast", "quiet", "json", "preview", "yes"),
-    *("device", "offload", "offline"),
+    *("strict", "device", "offload", "offline"),
 }
 
 

@@ -39,6 +39,7 @@ IMAGE_FATES: FateTable = {
     "viewing hints": _lost("cannot be written"),
     "16 bit": _kept() | _converted("to 12 bit", ["avif"]) | _lost(_DEEP, ["jpeg", "webp", "gif"]),
     "10 or 12 bit": _kept() | _converted("to 16 bit", ["png", "tiff"]) | _lost(_DEEP, ["jpeg", "webp", "gif"]),
+    "partial transparency": _kept() | _lost("refused", ["jpeg"]) | _lost("a pixel of GIF is transparent or not", ["gif"]),
     "lossless coding": _kept() | _lost("the format is lossy", ["jpeg", "gif"]),
     # Descriptions.
     "exif": _kept() | _converted("to the page's tags", ["tiff"]) | _lost("GIF cannot hold it", ["gif"]),

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ebr_engine.media.holdings import bmp, exif, gif, heif, jpeg, png, tiff, webp
+from ebr_engine.media.holdings import bmp, exif, gif, heif, jpeg, jxl, png, tiff, webp
 from ebr_engine.media.holdings.parts import Part, Window
 from ebr_engine.media.holdings.types import Holding
 
@@ -16,6 +16,7 @@ _READERS = {
     "avif": heif.parts,
     "heic": heif.parts,
     "bmp": bmp.parts,
+    "jxl": jxl.parts,
 }
 _CONVERTED = (b"CMYK", b"Lab ")  # spaces of profiles whose pictures are converted when they are read
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"mif2", b"avif", b"avis")

@@ -145,13 +145,13 @@ def _text(kind: bytes, where: str, data: bytes) -> list[Part]:
     if name == XMP_NAME:
         return [Part("xmp", where, text.encode(), raw=(where, data))]
     if name.startswith(_RAW_PROFILE):
-        return _raw_profile(name, text)
+        return _raw_profile(name, text, (where, data))
     content = text.encode("utf-8", "replace")
     kind = "caption text" if name in CAPTIONS else "text"
     return [Part(kind, where, content, f"{name}: {words(content)}", Text(name, text), raw=(where, data))]
 
 
-def _raw_profile(name: str, text: str) -> list[Part]:
+def _raw_profile(name: str, text: str, raw: tuple[str, bytes]) -> list[Part]:
     lines = text.strip().split("\n")
     try:
         data = bytes.fromhex("".join(lines[2:]))
@@ -165,14 +165,14 @@ def _raw_profile(name: str, text: str) -> list[Part]:
         return [Part("exif", name, exif)] if exif[:2] in (b"II", b"MM") else [damaged(name, "no EXIF")]
     if kind == "xmp":
         return [Part("xmp", name, data)]
-    if kind == "iptc":
+    if kind in ("iptc", "8bim"):
         data = data.removeprefix(iptc.PHOTOSHOP)
         iim, others, _ = iptc.taken_apart(data) if data[:4] == b"8BIM" else (data, b"", 0)
         found = [Part("iptc", name, iim, iptc.described(iim))] if iim else []
         return found + ([Part("photoshop resources", name, others)] if others else [])
     if kind in ("icc", "icm"):
         return [Part("icc", name, data)] if data[36:40] == b"acsp" else [damaged(name, "no colour profile")]
-    return [Part("text", name, text.encode(), name, Text(name, text))]
+    return [Part("text", name, text.encode(), name, Text(name, text), raw=raw)]
 
 
 def _background(data: bytes, header: bytes, palette: bytes) -> tuple[float, ...] | None:

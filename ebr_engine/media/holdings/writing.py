@@ -11,6 +11,7 @@ from ebr_engine.media.holdings.parts import Part
 from ebr_engine.media.holdings.types import Fate, Outcome
 
 _UNKNOWN = (Fate.NOT_KEPT, "not known how to keep it")
+_SINGLE = ("icc", "exif", "xmp")  # of which a file has one
 _MARKER = 65533  # bytes that one JPEG marker holds
 _CAPTIONS = {
     "Title": (xmp.DC, "title", "alt"),
@@ -48,8 +49,12 @@ class Preparation:
         self.format, self.size, self.grey = format, (width, height), grey
         self._fates = {id(part): IMAGE_FATES.get(part.kind, {}).get(format, _UNKNOWN) for part in parts}
         self._all = list(parts)
+        seen: set[str] = set()
         for part in parts:
             self._refuse(part)
+            if part.kind in _SINGLE and part.kind in seen:
+                self._fates[id(part)] = (Fate.NOT_KEPT, "a second one; the first counts")
+            seen.add(part.kind)
         kept = [part for part in parts if self._fates[id(part)][0] is not Fate.NOT_KEPT]
         self.result = Prepared(kept)
         self._describe(parts)
