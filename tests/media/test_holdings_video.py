@@ -9,7 +9,7 @@ import pytest
 
 from ebr_engine.media.holdings import Fate, fates_table, inventory
 from ebr_engine.media.holdings.boxes import add_to_video_track, boxes, read_header
-from ebr_engine.media.holdings.coded import messages
+from ebr_engine.media.holdings.coded import header_messages, messages
 from ebr_engine.media.holdings.dolby import dolby_vision, parse_record
 from ebr_engine.media.holdings.matroska import read_tracks
 from ebr_engine.media.holdings.video_fates import CONTAINERS, VIDEO_FATES
@@ -96,6 +96,34 @@ def test_every_container_has_a_fate_for_everything_that_a_clip_holds():
     table = fates_table(("mp4", "mkv"))
     assert "| captions | kept" in table
     assert all(how for fates in VIDEO_FATES.values() for fate, how in fates.values() if fate is Fate.NOT_KEPT)
+
+
+def test_an_alpha_layer_that_is_not_decoded_is_told(tmp_path):
+    from tests.media.clip_maker import sei
+
+    layer = b"\0\0\0\1\x02\x09\xd0\x10\x20\x30"  # a slice of layer 1
+    clip = write_clip(tmp_path / "a.mov", "libx265", inserted=sei(165, b"\0\x10", hevc=True) + layer)
+    assert kinds(clip) == {"alpha"}
+    reader, writer, _ = rewritten(clip, tmp_path / "out.mov")
+    assert reader.info.alpha or any("alpha: there is no decoder" in line for line in writer.warnings)
+
+
+def test_a_message_in_the_header_of_a_stream_is_found():
+    unit = b"\x4e\x01" + bytes([165, 2]) + b"\0\x10\x80"
+    header = b"\1" + bytes(21) + b"\1" + b"\x27\0\1" + len(unit).to_bytes(2, "big") + unit
+    assert [kind for kind, _ in header_messages("hevc", header)] == ["alpha"]
+    for end in range(len(header)):
+        list(header_messages("hevc", header[:end]))
+
+
+def test_hlg_that_only_a_message_tells_of_is_hlg(tmp_path):
+    from tests.media.clip_maker import sei
+
+    tags = {"color_primaries": 9, "color_trc": 14, "colorspace": 9}
+    clip = write_clip(tmp_path / "a.ts", "libx265", pix_fmt="yuv420p10le", context=tags, inserted=sei(147, b"\x12", hevc=True))
+    rewritten(clip, tmp_path / "out.mp4")
+    with open_video(tmp_path / "out.mp4") as reader:
+        assert (reader.info.colour.primaries, reader.info.colour.transfer) == (9, 18)
 
 
 @shared

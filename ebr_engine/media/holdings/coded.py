@@ -32,6 +32,21 @@ def messages(codec: str, packet: bytes, extradata: bytes = b"") -> Iterator[tupl
         yield from _in_av1(packet)
 
 
+def header_messages(codec: str, extradata: bytes) -> Iterator[tuple[str, int]]:
+    """(kind of holding, bytes) of the messages in the header of an HEVC stream in MP4 or Matroska (`hvcC`)."""
+    if codec != "hevc" or extradata[:1] != b"\x01" or len(extradata) < 23:
+        return
+    at = 23
+    for _ in range(extradata[22]):  # arrays of units of one kind
+        count, at = int.from_bytes(extradata[at + 1 : at + 3], "big"), at + 3
+        for _ in range(count):
+            size, at = int.from_bytes(extradata[at : at + 2], "big"), at + 2
+            if at >= len(extradata):
+                return
+            yield from _in_unit(codec, extradata[at : at + size])
+            at += size
+
+
 def _units(codec: str, packet: bytes, extradata: bytes) -> Iterator[bytes]:
     """Units of H.264 or HEVC: behind start codes, or behind their lengths where the stream's header says so."""
     if extradata[:1] != b"\x01":

@@ -9,7 +9,7 @@ from typing import Any
 
 from ebr_engine.media.holdings import matroska
 from ebr_engine.media.holdings.boxes import XMP, Box, boxes, entry_kinds, outer_boxes, read_header, read_xmp, tracks
-from ebr_engine.media.holdings.coded import messages
+from ebr_engine.media.holdings.coded import header_messages, messages
 from ebr_engine.media.holdings.dolby import parse_record
 from ebr_engine.media.holdings.types import Holding
 
@@ -56,6 +56,8 @@ class Watch:
         self._codec = "" if context is None else "av1" if context.name == "libdav1d" else context.name
         self._extradata = (context.extradata or b"") if context is not None else b""
         self._packets, self._bytes = PACKETS, BYTES
+        for kind, size in header_messages(self._codec, self._extradata):
+            self.found.setdefault(kind, size)
 
     def see(self, packet: Any) -> bool:
         """Look at one more packet; whether it is worth while to look at another."""
@@ -253,7 +255,9 @@ def _video(stream: Any, where: str) -> Iterator[Holding]:
 
 
 def _in_packets(found: Mapping[str, int], stream: Any) -> list[Holding]:
-    return [Holding(kind, f"stream {stream.index}: messages", size=size) for kind, size in found.items()]
+    # The second layer of a stream with alpha is its alpha.
+    kinds = [kind for kind in found if not (kind == "second layer" and "alpha" in found)]
+    return [Holding(kind, f"stream {stream.index}: messages", size=found[kind]) for kind in kinds]
 
 
 def _sorted_tags(tags: dict[str, str]) -> dict[str, list[str]]:
