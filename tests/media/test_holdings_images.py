@@ -193,12 +193,16 @@ def test_the_table_has_every_kind_in_every_format_and_every_kind_is_tried():
 
 
 def test_the_table_is_written_as_markdown():
-    text = fates_table(IMAGE_FORMATS)
-    lines = text.splitlines()
+    lines = fates_table(IMAGE_FORMATS).splitlines()
     assert lines[0] == "| holding | png | jpeg | webp | tiff | avif | gif |"
     assert len(lines) == 2 + sum(1 for fates in FATES.values() if set(fates) & set(IMAGE_FORMATS))
     assert all(line.count("|") == 8 for line in lines)
     assert "| exif | kept | kept | kept | converted: to the page's tags | kept | not kept: GIF cannot hold it |" in lines
+    whole = fates_table()
+    for kind, fates in FATES.items():
+        for fate, how in fates.values():
+            assert f"| {kind} |" in whole
+            assert (f"{fate.value}: {how}" if how else fate.value) in whole
 
 
 def test_strict_refuses_what_would_be_lost_and_writes_nothing(made, tmp_path):

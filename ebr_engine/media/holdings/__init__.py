@@ -9,11 +9,11 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ebr_engine.media.holdings.image_fates import IMAGE_FATES
+from ebr_engine.media.holdings.image_fates import IMAGE_FATES, IMAGE_FORMATS
 from ebr_engine.media.holdings.images import image_inventory
 from ebr_engine.media.holdings.types import Fate, FateTable, Holding, Outcome
 from ebr_engine.media.holdings.video import video_inventory
-from ebr_engine.media.holdings.video_fates import VIDEO_FATES
+from ebr_engine.media.holdings.video_fates import AS_CLIP, CONTAINERS, FRAMES, VIDEO_FATES
 
 __all__ = ["FATES", "Fate", "Holding", "Outcome", "fates_table", "format_of", "inventory", "not_kept_line", "outcomes"]
 
@@ -68,10 +68,22 @@ def format_of(path: str | os.PathLike) -> str:
     return _NAMES.get(suffix, suffix)
 
 
-def fates_table(formats: Sequence[str]) -> str:
-    """A part of the table as Markdown: a row a kind, a column an output format."""
+def fates_table(formats: Sequence[str] | None = None) -> str:
+    """The table as Markdown, a row a kind, a column an output format; all of it without `formats`, in four parts."""
+    if formats is not None:
+        return _markdown(FATES, formats)
+    whole = {
+        "Of pictures": _markdown(IMAGE_FATES, IMAGE_FORMATS),
+        "Of clips": _markdown(VIDEO_FATES, CONTAINERS),
+        "Of clips that become frames": _markdown(VIDEO_FATES, FRAMES),
+        "Of frames and animations that become a clip": _markdown(VIDEO_FATES, (AS_CLIP,)),
+    }
+    return "\n".join(f"{title}:\n\n{table}" for title, table in whole.items())
+
+
+def _markdown(table: FateTable, formats: Sequence[str]) -> str:
     lines = ["| holding | " + " | ".join(formats) + " |", "|---" * (len(formats) + 1) + "|"]
-    for kind, fates in FATES.items():
+    for kind, fates in table.items():
         if any(name in fates for name in formats):
             cells = [_cell(*fates[name]) if name in fates else "–" for name in formats]
             lines.append("| " + " | ".join([kind, *cells]) + " |")
