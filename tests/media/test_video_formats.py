@@ -287,6 +287,19 @@ def test_frames_with_a_colour_profile_become_a_clip_of_srgb(tmp_path):
     assert read_image(tmp_path / "back" / "0.png").icc == profile
 
 
+def test_grey_frames_with_a_profile_become_a_clip_of_srgb(tmp_path):
+    from ebr_engine.media.holdings import icc
+    from ebr_engine.media.holdings.parts import Part
+
+    profile = icc.from_gamma(1 / 1.8, None, True)
+    (tmp_path / "in").mkdir()
+    grey = Picture(np.full((*SIZE, 3), 0.5, np.float32), grey=True, parts=(Part("icc", "iCCP", profile),))
+    write_image(tmp_path / "in" / "0.png", grey)
+    _, _, _, after = rewritten(tmp_path / "in", tmp_path / "out.mkv", codec="ffv1")
+    light = 0.5**1.8
+    assert after[0].pixels[5, 5] == pytest.approx([1.055 * light ** (1 / 2.4) - 0.055] * 3, abs=0.004)
+
+
 def test_hdr_frames_become_the_clip_that_they_came_from(tmp_path):
     from tests.media.clip_maker import CLIPS
 

@@ -227,3 +227,41 @@ def test_a_bare_stream_of_dolby_vision_without_colours_is_refused(tmp_path):
     )
     _, writer, _ = restored(clip, "mp4", tmp_path)
     assert any("Dolby Vision" in line for line in writer.warnings)
+
+
+def test_a_timecode_that_does_not_fit_the_rate_is_told(tmp_path):
+    from tests.media.clip_maker import write_clip
+
+    clip = write_clip(tmp_path / "a.mkv", stream_tags={"timecode": "01:02:03;04"})
+    _, writer, _ = restored(clip, "mov", tmp_path)
+    assert ["timecode (01:02:03;04)" in line for line in writer.warnings] == [True]
+
+
+@pytest.mark.parametrize("title", ["", "Main"])
+@pytest.mark.parametrize("target", ["mkv", "webm"])
+def test_the_header_of_matroska_stays_sound_with_what_is_added(source, tmp_path, title, target):
+    import zlib
+
+    import av
+
+    from tests.media.clip_maker import SV3D, add_box, write_clip
+
+    clip = add_box(write_clip(tmp_path / "a.mp4", context={"sample_aspect_ratio": Fraction(5, 3)}), "entry", SV3D)
+    with open_video(clip) as reader:
+        reader.tags["title"] = title
+        out = tmp_path / f"out.{target}"
+        with write_video(out, reader) as writer:
+            for frame in reader:
+                writer.write(frame.pixels, frame)
+    with av.open(str(out)) as container:
+        (stream,) = container.streams
+        assert stream.metadata.get("title", "") == title
+        assert stream.sample_aspect_ratio == Fraction(5, 3)
+    data = out.read_bytes()
+    assert b"~~~" not in data
+    at = data.rindex(b"\x16\x54\xae\x6b") + 4  # behind the index at the beginning, which names it too
+    length = 9 - data[at].bit_length()
+    size = int.from_bytes(data[at : at + length], "big") & (1 << 7 * length) - 1
+    content = data[at + length : at + length + size]
+    assert (content[:2] == b"\xbf\x84") == (target == "mkv")  # WebM has no checksums
+    assert target == "webm" or int.from_bytes(content[2:6], "little") == zlib.crc32(content[6:])

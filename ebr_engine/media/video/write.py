@@ -173,8 +173,7 @@ class VideoWriter:
                 self.fates.lose_stream(index, why)
             copy_tags(self._reader.tags, self._stream.metadata)
         if self._keep:
-            if self._reader.timecode is not None and self._format != "avi":
-                self._stream.metadata["timecode"] = self._reader.timecode
+            self._say_timecode()
             if self._format in ("matroska", "webm"):
                 self._say_stereo_mode()
         self._video_elements = self._elements() if self._format in ("matroska", "webm") else b""
@@ -304,6 +303,15 @@ class VideoWriter:
         elif self._video_elements and not add_to_video(self._part, self._video_elements):
             self.fates.lose_kinds(("pixel aspect", "spherical"), "the file's header is too large")
         self._commit(self._part, self.path)
+
+    def _say_timecode(self) -> None:
+        timecode = self._reader.timecode
+        if timecode is None or self._format == "avi":
+            return
+        if ":" not in timecode[8:9] and round(self.info.fps) % 30:  # which FFmpeg refuses
+            self.fates.lose_kinds(("timecode", "timecode message"), "it leaves out numbers as 30 frames a second do")
+        else:
+            self._stream.metadata["timecode"] = timecode
 
     def _say_stereo_mode(self) -> None:
         mode = self._reader.tags.get("stereo_mode", self._reader.view.stereo_mode)
