@@ -108,7 +108,7 @@ def _movie(path: Path) -> Iterator[Holding]:
     for path_of in videos[0] if videos else []:
         box, within = path_of[-1], [each.kind for each in path_of]
         size = box.end - box.start
-        where = "/".join(kind.decode("latin-1") for kind in within[1:])
+        where = "/".join(kind.decode("latin-1") for kind in within[-2:])
         if within[-2:-1] == [b"edts"] and box.kind == b"elst" and _cuts(header[box.body : box.end], delay):
             yield Holding("edit list", where, size=size)
         elif b"stsd" in within and box.kind in (b"dvcC", b"dvvC", b"dvwC"):
