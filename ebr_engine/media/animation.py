@@ -64,7 +64,7 @@ class AnimationReader:
             frames=len(self._delays),
             duration=float(total),
             bits=self._frames.bits,
-            pix_fmt="gbrp" if self._frames.bits == 8 else "gbrp16le",
+            pix_fmt=f"gbr{'ap' if self._frames.alpha else 'p'}{'' if self._frames.bits == 8 else '16le'}",
             codec=self.kind,
             colour=Colour(matrix=0, full_range=True),
             variable_rate=len(set(self._delays)) > 1,
@@ -107,7 +107,7 @@ class _VipsFrames:
     def __init__(self, path: Path, kind: str) -> None:
         self._path, self._kind = path, kind
         image = self._open()
-        self.width, self.height = image.width, image.get("page-height")
+        self.width, self.height, self.alpha = image.width, image.get("page-height"), image.bands in (2, 4)
         count = image.height // self.height
         delays = image.get("delay") if image.get_typeof("delay") else []
         self.delays = [Fraction(delay, 1000) for delay in (*delays, *[100] * count)[:count]]

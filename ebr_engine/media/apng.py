@@ -42,6 +42,7 @@ class ApngFrames:
         if not self._controls:
             raise MediaError(f"{path}: the PNG data is damaged: an animation without frames")
         self.delays = [control.delay for control in self._controls]
+        self.alpha = self._header[9] in (4, 6) or any(kind == b"tRNS" for kind, _ in self._head)
 
     def _scan(self, window: Window) -> None:
         place = 8

@@ -348,3 +348,19 @@ def test_every_alpha_is_written_or_told(tmp_path, pix_fmt, target):
     assert any("alpha" in line.partition("not kept")[2] for line in writer.warnings) == (target == ".mp4")
     if info.alpha:
         assert max(np.abs(a.alpha - b.alpha).mean() for a, b in zip(before, after)) < 0.01
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.gif", "x.webp"])
+def test_a_transparent_animation_becomes_a_clip_with_alpha(tmp_path, name):
+    pillow = pytest.importorskip("PIL.Image")
+    frames = []
+    for index in range(3):
+        rgba = np.zeros((*SIZE, 4), np.uint8)
+        rgba[..., index], rgba[8:40, 8 + 4 * index : 40 + 4 * index, 3] = 200, 255
+        frames.append(pillow.fromarray(rgba, "RGBA"))
+    how = {"x.gif": {"disposal": 2}, "x.webp": {"lossless": True}}.get(name, {})
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=100, **how)
+    info, _, before, after = rewritten(tmp_path / name, tmp_path / "out.webm")
+    assert (info.codec, info.pix_fmt) == ("vp9", "yuva420p")
+    for a, b in zip(before, after):
+        assert np.abs(a.alpha - b.alpha).mean() < 0.01

@@ -49,7 +49,7 @@ class Fates:
         """The alpha that is to be written, at (height, width); None where there is none or it cannot be kept."""
         if alpha is None or not self._keeps_alpha:
             if alpha is not None and alpha.min() < 1:
-                self._lose(_ALPHA, "its frames", f"{self._codec or 'the format'} holds none; .webm, .mov and .mkv do")
+                self._lose(_ALPHA, "its frames", "written without it; .webm, .mov and .mkv keep it")
             return None
         if alpha.shape == size:
             return alpha
