@@ -136,6 +136,15 @@ def test_tags_of_an_avif_are_in_its_coded_picture_too(tmp_path):
     assert (frame.color_trc, frame.color_primaries) == (16, 12)
 
 
+def test_colours_that_only_the_coded_picture_says_are_known(tmp_path):
+    write_image(tmp_path / "in.avif", read_image(save(tmp_path / "a.avif", avif_with([nclx(9, 16)]))))
+    data = (tmp_path / "in.avif").read_bytes()
+    save(tmp_path / "bare.avif", data.replace(b"colrnclx", b"freenclx"))
+    assert of_kind(tmp_path / "bare.avif", "colour tags").value[:2] == (9, 16)
+    write_image(tmp_path / "out.png", read_image(tmp_path / "bare.avif"))
+    assert of_kind(tmp_path / "out.png", "colour tags").value == (9, 16, 0, 1)
+
+
 def test_a_made_profile_means_what_its_tags_say():
     from PIL import ImageCms
 

@@ -128,7 +128,8 @@ def _webp(data: bytes, prepared: Prepared) -> bytes:
 
 
 def _gif(data: bytes, prepared: Prepared) -> bytes:
-    return gif.with_extensions(data, [part.data for part in prepared.all("comment")], prepared.xmp, prepared.icc)
+    comments, others = ([part.data for part in prepared.all(kind)] for kind in ("comment", "application extension"))
+    return gif.with_extensions(data, comments, prepared.xmp, prepared.icc, others)
 
 
 def _avif(data: bytes, prepared: Prepared) -> bytes:

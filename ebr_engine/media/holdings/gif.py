@@ -36,8 +36,8 @@ def parts(window: Window, light: bool = False) -> list[Part]:
             elif head[1] == 0x01:
                 found.append(Part("plain text", "text extension", size=place - start))
             elif name and name not in (b"NETSCAPE2.0", b"ANIMEXTS1.0"):
-                detail = name.decode("latin-1")
-                found.append(Part("application extension", "application extension", detail=detail, size=place - start))
+                whole = window.at(start - 14, place - start + 14)
+                found.append(Part("application extension", "application extension", whole, name.decode("latin-1")))
         else:
             found.append(damaged("blocks", "not the end of a GIF"))
             break
@@ -79,14 +79,15 @@ def _joined(window: Window, place: int) -> bytes:
     return b"".join(pieces)
 
 
-def with_extensions(data: bytes, comments: list[bytes], xmp: bytes | None, profile: bytes | None) -> bytes:
-    """A GIF with comments, XMP and a profile before its first picture."""
+def with_extensions(data: bytes, comments: list[bytes], xmp: bytes | None, profile: bytes | None, others: list[bytes]) -> bytes:
+    """A GIF with comments, XMP, a profile and whole extensions before its first picture."""
     place = 13 + _table(data[10])
     extra = b"".join(b"\x21\xfe" + _blocks(text) for text in comments)
     if profile:
         extra += b"\x21\xff\x0bICCRGBG1012" + _blocks(profile)
     if xmp:
         extra += b"\x21\xff\x0bXMP DataXMP" + xmp + b"\x01" + bytes(range(255, -1, -1)) + b"\0"
+    extra += b"".join(others)
     # Behind the loop count, which some programs expect first.
     if data[place : place + 2] == b"\x21\xff" and data[place + 3 : place + 14] == b"NETSCAPE2.0":
         place += 19

@@ -3,6 +3,7 @@
 import struct
 from dataclasses import dataclass, field
 
+from ebr_engine.media.holdings import av1
 from ebr_engine.media.holdings.boxes import boxes
 from ebr_engine.media.holdings.parts import Density, Part, Window, damaged
 from ebr_engine.media.holdings.png import tag_words
@@ -164,12 +165,12 @@ def depth(meta: Meta) -> int:
     for kind, source, targets in meta.references:
         if kind == b"dimg" and source == meta.primary and targets:
             coded = targets[0]
-    for av1 in meta.of(coded, b"av1C"):
-        if len(av1) > 2:
-            return 12 if av1[2] & 0x20 else 10 if av1[2] & 0x40 else 8
-    for hevc in meta.of(coded, b"hvcC"):
-        if len(hevc) > 17:
-            return 8 + (hevc[17] & 7)
+    for record in meta.of(coded, b"av1C"):
+        if len(record) > 2:
+            return 12 if record[2] & 0x20 else 10 if record[2] & 0x40 else 8
+    for record in meta.of(coded, b"hvcC"):
+        if len(record) > 17:
+            return 8 + (record[17] & 7)
     return 8
 
 
@@ -178,7 +179,7 @@ def parts(window: Window, light: bool = False) -> list[Part]:
     meta = read_meta(window)
     if meta is None:
         return [Part("animation", "moov", value=2)] if b"avis" in window.at(8, 24) else [damaged("meta", "no items can be read")]
-    found = _colours(meta)
+    found = _colours(meta) or _coded_colours(window, meta)
     for kind, number, targets in meta.references:
         if kind == b"cdsc" and meta.primary in targets and number in meta.items:
             found += _description(window, meta, meta.items[number])
@@ -206,7 +207,7 @@ def parts(window: Window, light: bool = False) -> list[Part]:
 def lossless(meta: Meta) -> bool:
     """Whether the picture is coded as RGB in full resolution, as only lossless encoders do."""
     matrices = [box[8:10] for box in meta.of(meta.primary, b"colr") if box[:4] == b"nclx"]
-    whole = any(len(av1) > 2 and not av1[2] & 0x0C for av1 in meta.of(meta.primary, b"av1C"))
+    whole = any(len(record) > 2 and not record[2] & 0x0C for record in meta.of(meta.primary, b"av1C"))
     return whole and matrices in ([b"\0\0"], [b"\0\x10"], [b"\0\x11"])
 
 
@@ -250,6 +251,15 @@ def _colours(meta: Meta) -> list[Part]:
     for kind in (b"amve", b"cclv", b"rloc"):
         found += [Part("viewing hints", kind.decode(), box) for box in meta.of(meta.primary, kind)]
     return found
+
+
+def _coded_colours(window: Window, meta: Meta) -> list[Part]:
+    """The colours that the coded picture's own header says, which count where no property does."""
+    item = meta.items.get(meta.primary)
+    tags = av1.colours(window.at(item.places[0][0], 64)) if item is not None and item.kind == b"av01" and item.places else None
+    if tags is None or tags[:2] in ((2, 2), (1, 13)):  # as it is meant without
+        return []
+    return [Part("colour tags", "AV1 header", bytes(tags), tag_words(*tags[:2]), (*tags, 1))]
 
 
 def _description(window: Window, meta: Meta, item: Item) -> list[Part]:

@@ -60,7 +60,7 @@ IMAGE_FATES: FateTable = {
     "provenance": _lost("its signature does not hold for another picture"),
     "private tags": _lost("only TIFF holds them") | _kept(["tiff"]),
     "application data": _ONLY_JPEG,
-    "application extension": _lost("not known what it is"),
+    "application extension": _lost("only GIF holds it") | _kept(["gif"]),
     "unknown chunk": _lost("only PNG holds it") | _kept(["png"]),
     "unsafe chunk": _lost("not known, and said to hold for this very picture only"),
     "unknown WebP chunk": _lost("only WebP holds it") | _kept(["webp"]),
