@@ -57,7 +57,7 @@ def write_clip(
         stream.metadata.update(stream_tags or {})
         stream.codec_context.max_b_frames = 0
         if codec == "mpeg2video":
-            stream.codec_context.options = {"b": "2M"}
+            stream.codec_context.options = {"b": "2M", **(options or {})}
         for name, value in (context or {}).items():
             setattr(stream.codec_context, name, value)
         added = before(output) if before else None

@@ -79,6 +79,9 @@ def test_it_is_kept_converted_or_told(source, tmp_path, kind, target):
         assert len(list(open_video(out))) == 5 if target in CONTAINERS else len(list(tmp_path.iterdir())) == 5
     elif kind == "alpha" and target in FRAMES:
         assert read_image(out).alpha is not None
+    elif kind.startswith("timecode") and target == "mpg":
+        with open_video(out) as reader:
+            assert reader.timecode == "01:02:03:04"
     elif kind == "timecode message" or (kind == "colour tags" and target in FRAMES):
         assert {"timecode", "icc", "colour tags"} & kinds(out)
     else:
@@ -265,3 +268,18 @@ def test_the_header_of_matroska_stays_sound_with_what_is_added(source, tmp_path,
     content = data[at + length : at + length + size]
     assert (content[:2] == b"\xbf\x84") == (target == "mkv")  # WebM has no checksums
     assert target == "webm" or int.from_bytes(content[2:6], "little") == zlib.crc32(content[6:])
+
+
+@pytest.mark.parametrize(("target", "start", "expected"), [("mov", None, "01:02:03:04"), ("mkv", 0.08, "01:02:03:06")])
+def test_the_timecode_of_groups_of_pictures_stays(tmp_path, target, start, expected):
+    from tests.media.clip_maker import write_clip
+
+    clip = write_clip(tmp_path / "a.mpg", "mpeg2video", options={"gop_timecode": "01:02:03:04", "g": "3"})
+    assert "timecode message" in kinds(clip)
+    with open_video(clip, start=start) as reader, write_video(tmp_path / f"out.{target}", reader) as writer:
+        for frame in reader:
+            writer.write(frame.pixels, frame)
+    with open_video(tmp_path / f"out.{target}") as reader:
+        assert reader.timecode == expected
+    _, writer, _ = restored(clip, "ts", tmp_path)
+    assert ["timecode message" in line for line in writer.warnings] == [True]

@@ -32,6 +32,18 @@ def messages(codec: str, packet: bytes, extradata: bytes = b"") -> Iterator[tupl
         yield from _in_av1(packet)
 
 
+def group_timecode(packet: bytes) -> str | None:
+    """The timecode of the first group of pictures in a packet of MPEG-1 or MPEG-2; None where it counts from zero, or not."""
+    at = packet.find(b"\0\0\1\xb8")
+    if at < 0 or at + 8 > len(packet):
+        return None
+    code = int.from_bytes(packet[at + 4 : at + 8], "big") >> 7
+    hours, minutes, seconds, pictures = code >> 19 & 31, code >> 13 & 63, code >> 6 & 63, code & 63
+    if not (hours or minutes or seconds or pictures):
+        return None
+    return f"{hours:02}:{minutes:02}:{seconds:02}{';' if code >> 24 & 1 else ':'}{pictures:02}"
+
+
 def header_messages(codec: str, extradata: bytes) -> Iterator[tuple[str, int]]:
     """(kind of holding, bytes) of the messages in the header of an HEVC stream in MP4 or Matroska (`hvcC`)."""
     if codec != "hevc" or extradata[:1] != b"\x01" or len(extradata) < 23:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ebr_engine.media.holdings import matroska
 from ebr_engine.media.holdings.boxes import XMP, Box, boxes, entry_kinds, outer_boxes, read_header, read_xmp, tracks
-from ebr_engine.media.holdings.coded import header_messages, messages
+from ebr_engine.media.holdings.coded import group_timecode, header_messages, messages
 from ebr_engine.media.holdings.dolby import parse_record
 from ebr_engine.media.holdings.types import Holding
 
@@ -52,6 +52,7 @@ class Watch:
     def __init__(self, stream: Any) -> None:
         self.stream = stream
         self.found: dict[str, int] = {}
+        self.timecode: str | None = None  # of the first picture of MPEG-1 and MPEG-2
         context = stream.codec_context
         self._codec = "" if context is None else "av1" if context.name == "libdav1d" else context.name
         self._extradata = (context.extradata or b"") if context is not None else b""
@@ -64,6 +65,10 @@ class Watch:
         if self._packets <= 0 or self._bytes <= 0:
             return False
         self._packets, self._bytes = self._packets - 1, self._bytes - packet.size
+        if self._codec in ("mpeg1video", "mpeg2video") and self._packets == PACKETS - 1:
+            self.timecode = group_timecode(bytes(packet))
+            if self.timecode:
+                self.found["timecode message"] = 4
         if packet.has_sidedata("matroska_block_additional"):
             self.found.setdefault("alpha", 0)
         for kind, size in messages(self._codec, bytes(packet), self._extradata):
@@ -77,6 +82,17 @@ class Watch:
                 if not self.see(packet):
                     break
         return self.found
+
+
+def first_timecode(path: Path) -> str | None:
+    """The timecode that the first picture of an MPEG-1 or MPEG-2 clip holds; None without one."""
+    from ebr_engine.media.video.container import open_container
+
+    with open_container(path) as opened:
+        watch = Watch(opened.streams.video[0])
+        with suppress(OSError):
+            watch.see(next(opened.demux(watch.stream)))
+        return watch.timecode
 
 
 def _merged(found: Iterable[Holding]) -> list[Holding]:

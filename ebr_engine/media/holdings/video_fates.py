@@ -67,11 +67,13 @@ _CLIPS: FateTable = {
         (Fate.NOT_KEPT, _NO_PLACE),
         **dict.fromkeys(_QUICKTIME, (Fate.KEPT, "a timecode track")),
         **dict.fromkeys(_MATROSKA, (Fate.CONVERTED, "a tag")),
+        mpg=(Fate.CONVERTED, "in its groups of pictures"),
     ),
     "timecode message": _row(
         (Fate.NOT_KEPT, _NO_PLACE),
         **dict.fromkeys(_QUICKTIME, (Fate.CONVERTED, "a timecode track")),
         **dict.fromkeys(_MATROSKA, (Fate.CONVERTED, "a tag")),
+        mpg=(Fate.CONVERTED, "in its groups of pictures"),
     ),
     "captions": _row(_IN_STREAM, webm=(Fate.NOT_KEPT, "VP9 has no place for it")),
     "active format": _row(_IN_STREAM, webm=(Fate.NOT_KEPT, "VP9 has no place for it")),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ebr_engine.media.holdings.dolby import DolbyVision, dolby_vision
-from ebr_engine.media.holdings.video import Watch, video_inventory
+from ebr_engine.media.holdings.video import Watch, first_timecode, video_inventory
 from ebr_engine.media.images import MAX_MEGAPIXELS, MediaError
 from ebr_engine.media.video.colour import RGB, alpha_of, layout_of, matrix_for, to_rgb
 from ebr_engine.media.video.container import decoder_for, duration_of, first_video, frames_of, open_container
@@ -148,6 +148,8 @@ class VideoReader:
         self._origin_ticks = math.floor(begin / stream.time_base)
         self.origin = self._origin_ticks * stream.time_base
         self.info = self._describe(first, start)
+        entered = start is not None and stream.codec_context.name in ("mpeg1video", "mpeg2video")
+        self._group_timecode = first_timecode(self.path) if entered else self._watch.timecode
         self.timecode = self._timecode(first)
         self._step = max(1, round(1 / (self.info.fps * self.info.time_base)))
         if self.info.colour.transfer in (_PQ, _HLG):
@@ -159,7 +161,8 @@ class VideoReader:
             return timecode_text(message)
         tags = {key.lower(): value for key, value in (self.container_tags | self.tags).items()}
         begin = Fraction(max(0, self._container.start_time or 0), pyav().time_base)
-        return timecode_after(tags.get("timecode"), self.origin - begin, self.info.fps)
+        text = tags.get("timecode") or self._group_timecode
+        return timecode_after(text, self.origin - begin, self.info.fps)
 
     def _describe(self, first, start: float | None) -> VideoInfo:
         stream, container = self._stream, self._container

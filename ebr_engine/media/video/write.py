@@ -30,6 +30,7 @@ from ebr_engine.media.video.views import view_boxes
 
 _CRF = {"libx264": 17, "libx264rgb": 17, "libx265": 18, "libvpx-vp9": 20, "libsvtav1": 20, "libaom-av1": 20}
 _CONSTANT_RATE = ("mpeg1video", "mpeg2video", "mpeg4")  # encoders with few clocks
+_GROUPS = ("mpeg1video", "mpeg2video")  # of pictures, with a timecode each
 _SCALE = {"mpeg1video": 2, "mpeg2video": 2, "mpeg4": 2, "mjpeg": 2}  # quantiser; their default is a bit rate for telephones
 _LAMBDA = 118  # FFmpeg's unit of it
 _MATRICES = {5: 5, 6: 6, 9: 9}  # that RGB of these primaries is coded by; else BT.709's
@@ -234,6 +235,8 @@ class VideoWriter:
             options["auto-alt-ref"] = "0"  # else it refuses
         if crf == 0 and self.codec == "libvpx-vp9":
             options["lossless"] = "1"
+        if self.codec in _GROUPS and self._keep and self._reader.timecode and self._counts(self._reader.timecode):
+            options["gop_timecode"] = self._reader.timecode
         options |= self._options
         own |= own_settings(self.codec)
         if self.codec == "libx265":  # it writes to the terminal
@@ -304,11 +307,15 @@ class VideoWriter:
             self.fates.lose_kinds(("pixel aspect", "spherical"), "the file's header is too large")
         self._commit(self._part, self.path)
 
+    def _counts(self, timecode: str) -> bool:
+        """Whether a timecode goes with the rate; FFmpeg refuses to leave out numbers at others than 30 and 60."""
+        return timecode[8] == ":" or round(self.info.fps) % 30 == 0
+
     def _say_timecode(self) -> None:
         timecode = self._reader.timecode
         if timecode is None or self._format == "avi":
             return
-        if ":" not in timecode[8:9] and round(self.info.fps) % 30:  # which FFmpeg refuses
+        if not self._counts(timecode):
             self.fates.lose_kinds(("timecode", "timecode message"), "it leaves out numbers as 30 frames a second do")
         else:
             self._stream.metadata["timecode"] = timecode
