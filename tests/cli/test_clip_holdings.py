@@ -88,9 +88,9 @@ def test_inspect_lists_a_clip_and_what_another_container_would_lose(cli):
 
 
 def test_dolby_vision_5_is_refused_in_one_line_with_the_way(cli, engine):
-    from tests.media.clip_maker import _dolby, add_box
+    from tests.media.clip_maker import add_box, dolby_record
 
-    add_box(write_clip("in.mp4", "libx265", pix_fmt="yuv420p10le"), "entry", _dolby(5, 0))
+    add_box(write_clip("in.mp4", "libx265", pix_fmt="yuv420p10le"), "entry", dolby_record(5, 0))
     code, _, stderr = cli(*RUN, "in.mp4", "-o", "out.mp4")
     assert code == 1
     assert stderr.count("\n") == 1

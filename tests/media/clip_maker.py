@@ -161,7 +161,7 @@ SV3D = box(b"sv3d", box(b"svhd", bytes(4), b"x\0"), box(b"proj", box(b"prhd", by
 ST3D = box(b"st3d", bytes(4), b"\1")
 
 
-def _dolby(profile, compatibility):
+def dolby_record(profile, compatibility):
     return box(b"dvvC", b"\1\0", struct.pack(">H", profile << 9 | 1 << 3 | 0b101), bytes([compatibility << 4]), bytes(19))
 
 
@@ -279,7 +279,7 @@ CLIPS = {  # kind of holding: how to make a clip in a folder that holds it
     "ambient light": lambda f: add_box(write_clip(f / "a.mp4"), "entry", box(b"amve", bytes.fromhex("0000c3503d134042"))),
     "HDR10+": lambda f: write_clip(f / "a.mp4", "libx265", inserted=sei(4, b"\xb5\0\x3c\0\1\4\1" + bytes(20), hevc=True)),
     "Dolby Vision": lambda f: add_box(
-        write_clip(f / "a.mp4", "libx265", pix_fmt="yuv420p10le", context=HDR), "entry", _dolby(8, 1)
+        write_clip(f / "a.mp4", "libx265", pix_fmt="yuv420p10le", context=HDR), "entry", dolby_record(8, 1)
     ),
     "second layer": lambda f: write_clip(f / "a.mp4", "libx265", inserted=b"\0\0\0\1\x02\x09\xd0\x10\x20\x30"),
     "spherical": lambda f: add_box(write_clip(f / "a.mp4"), "entry", SV3D),

@@ -245,10 +245,10 @@ def test_hidden_frames_of_an_edit_list_are_not_counted(tmp_path):
 )
 @pytest.mark.parametrize("tags", [{}, {"color_primaries": 9, "color_trc": 16, "colorspace": 9}])
 def test_dolby_vision_is_what_its_record_says(tmp_path, profile, compatibility, outcome, tags):
-    from tests.media.clip_maker import _dolby, add_box
+    from tests.media.clip_maker import add_box, dolby_record
 
     clip = write_clip(tmp_path / "a.mp4", "libx265", pix_fmt="yuv420p10le", context=tags)
-    add_box(clip, "entry", _dolby(profile, compatibility))
+    add_box(clip, "entry", dolby_record(profile, compatibility))
     if outcome == "refused":
         with pytest.raises(MediaError, match=rf"Dolby Vision of profile {profile}.*without a base layer.*ffmpeg") as caught:
             open_video(clip)

@@ -2,6 +2,8 @@
 
 import platform
 
+import numpy as np
+
 THREADS = 4  # some encoders cut, search or number by it
 
 
@@ -20,8 +22,6 @@ def own_settings(encoder: str) -> dict[str, str]:
 def _has_avx512() -> bool:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    try:
-        from numpy._core._multiarray_umath import __cpu_features__ as features
-    except ImportError:  # NumPy 1
-        from numpy.core._multiarray_umath import __cpu_features__ as features
+    core = getattr(np, "_core", None) or np.core  # NumPy 2, or 1
+    features = getattr(getattr(core, "_multiarray_umath", None), "__cpu_features__", {})
     return bool(features.get("AVX512F"))
