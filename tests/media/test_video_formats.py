@@ -86,6 +86,24 @@ def test_what_an_encoder_cannot_hold_is_told_with_the_option_that_can(tmp_path, 
         assert sum(word in line for line in writer.warnings) == 1
 
 
+@pytest.mark.parametrize(
+    ("codec", "name", "pix_fmt", "target", "asked", "expected"),
+    [
+        ("libx264rgb", "a.mp4", "rgb24", ".mp4", {"pix_fmt": "yuv444p"}, ("h264", "yuv444p")),
+        ("libx264rgb", "a.mp4", "rgb24", ".mp4", {"crf": 20}, ("h264", "gbrp")),
+        ("prores_ks", "a.mov", "yuv422p10le", ".mov", {"crf": 20}, ("hevc", "yuv422p10le")),
+        ("prores_ks", "a.mov", "yuv422p10le", ".mov", {"pix_fmt": "yuv420p"}, ("hevc", "yuv420p")),
+        ("prores_ks", "a.mov", "yuv422p10le", ".mov", {"pix_fmt": "yuv444p10le"}, ("prores", "yuv444p12le")),
+        ("ffv1", "a.mkv", "yuv444p16le", ".mkv", {"crf": 20}, ("hevc", "yuv444p12le")),
+        ("ffv1", "a.mkv", "yuva444p", ".mov", {"crf": 20}, ("h264", "yuv444p")),
+    ],
+)
+def test_what_is_asked_for_decides_the_encoder(tmp_path, codec, name, pix_fmt, target, asked, expected):
+    source = write_clip(tmp_path / name, codec, pix_fmt=pix_fmt)
+    info, _, _, _ = rewritten(source, tmp_path / f"out{target}", **asked)
+    assert (info.codec, info.pix_fmt) == expected
+
+
 def test_prores_keeps_its_profile_or_becomes_what_is_named(tmp_path):
     source = write_clip(tmp_path / "a.mov", "prores_ks", pix_fmt="yuv422p10le", options={"profile": "lt"})
     assert rewritten(source, tmp_path / "out.mov")[0].profile == "LT"

@@ -1,7 +1,7 @@
 """Which encoder and pixel format a clip is written with where nobody says: those that keep most of the source."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from ebr_engine.media.images import MediaError
@@ -21,6 +21,7 @@ CONTAINERS = {  # FFmpeg's muxers by suffix
     ".m2ts": "mpegts",
     ".mts": "mpegts",
 }
+CRF = {"libx264": 17, "libx264rgb": 17, "libx265": 18, "libvpx-vp9": 20, "libsvtav1": 20, "libaom-av1": 20}  # good quality
 MATCH_SOURCE = (  # encoders for editors and archives, which are given what the source holds
     *("ffv1", "prores_ks", "prores", "prores_aw", "dnxhd", "qtrle"),
     *("huffyuv", "ffvhuff", "utvideo", "mjpeg", "rawvideo", "v210"),
@@ -73,23 +74,39 @@ class Choice:
     told: str = ""
 
 
-def choose_encoder(container: str, info: VideoInfo) -> Choice:
+def choose_encoder(container: str, info: VideoInfo, pix_fmt: str | None = None, crf: float | None = None) -> Choice:
     """The encoder for a source in a container (FFmpeg's name): the source's own codec where it is an editor's or archive's,
-    one with alpha where the source has it, else H.264 for 8 bit and HEVC for more."""
-    if info.codec in _STAY:
-        encoder, holders = _STAY[info.codec]
-        if container in holders:
-            return Choice(encoder, _profile(encoder, info))
+    one with alpha where the source has it, else H.264 for 8 bit and HEVC for more; in this order the first that takes what
+    is asked for."""
+    plain = _delivery(container, replace(info, pix_fmt="yuv420p" if info.bits == 8 else "yuv420p10le"))
     wanted = _delivery(container, info)
-    if info.codec in _LOSSLESS and not info.pictures and wanted.encoder not in MATCH_SOURCE:
-        told = f"its lossless video is written by {wanted.encoder}; --codec ffv1 in an .mkv keeps every value"
-        return Choice(wanted.encoder, wanted.options, told)
-    if info.codec in _STAY and wanted.encoder not in MATCH_SOURCE:
-        name, place = _NAMES.get(info.codec, info.codec), {"mpegts": "TS", "mpeg": "MPEG"}.get(container, container)
-        holders = " or ".join({"matroska": ".mkv"}.get(each, f".{each}") for each in _STAY[info.codec][1])
-        told = f"{name} does not fit into {place}: written by {wanted.encoder}; {holders} keeps it"
-        return Choice(wanted.encoder, wanted.options, told)
-    return wanted
+    choices = [wanted, plain]
+    if info.codec in _STAY and container in _STAY[info.codec][1]:
+        encoder = _STAY[info.codec][0]
+        choices.insert(0, Choice(encoder, _profile(encoder, info)))
+    if pix_fmt is not None or crf is not None:
+        return next((each for each in choices if _fits(each.encoder, pix_fmt, crf)), plain)
+    return replace(choices[0], told=_told(choices[0].encoder, container, info))
+
+
+def _fits(encoder: str, pix_fmt: str | None, crf: float | None) -> bool:
+    from av.codec import Codec
+
+    offered = [each.name for each in Codec(encoder, "w").video_formats or []]
+    return (pix_fmt is None or pix_fmt in offered) and (crf is None or encoder in CRF)
+
+
+def _told(encoder: str, container: str, info: VideoInfo) -> str:
+    """What a codec for editors or archives becomes where it does not stay what it is."""
+    if info.pictures or encoder in MATCH_SOURCE:
+        return ""
+    if info.codec in _LOSSLESS:
+        return f"its lossless video is written by {encoder}; --codec ffv1 in an .mkv keeps every value"
+    if info.codec not in _STAY:
+        return ""
+    name, place = _NAMES.get(info.codec, info.codec), {"mpegts": "TS", "mpeg": "MPEG"}.get(container, container)
+    holders = " or ".join({"matroska": ".mkv"}.get(each, f".{each}") for each in _STAY[info.codec][1])
+    return f"{name} does not fit into {place}: written by {encoder}; {holders} keeps it"
 
 
 def _delivery(container: str, info: VideoInfo) -> Choice:

@@ -16,7 +16,7 @@ from ebr_engine.media.seen import stored_values
 from ebr_engine.media.video.colour import RGB, from_rgb, layout_of
 from ebr_engine.media.video.fates import Fates
 from ebr_engine.media.video.folder import FolderReader
-from ebr_engine.media.video.formats import CONTAINERS, choose_encoder, choose_format
+from ebr_engine.media.video.formats import CONTAINERS, CRF, choose_encoder, choose_format
 from ebr_engine.media.video.frame_files import profile_of
 from ebr_engine.media.video.info import Colour, Frame, VideoInfo, pyav
 from ebr_engine.media.video.light import Light
@@ -28,7 +28,6 @@ from ebr_engine.media.video.streams import StreamCopier, copy_tags, needs_keys
 from ebr_engine.media.video.threads import THREADS, own_settings
 from ebr_engine.media.video.views import view_boxes
 
-_CRF = {"libx264": 17, "libx264rgb": 17, "libx265": 18, "libvpx-vp9": 20, "libsvtav1": 20, "libaom-av1": 20}
 _CONSTANT_RATE = ("mpeg1video", "mpeg2video", "mpeg4")  # encoders with few clocks
 _GROUPS = ("mpeg1video", "mpeg2video")  # of pictures, with a timecode each
 _SCALE = {"mpeg1video": 2, "mpeg2video": 2, "mpeg4": 2, "mjpeg": 2}  # quantiser; their default is a bit rate for telephones
@@ -70,10 +69,10 @@ class VideoWriter:
             raise MediaError(f"{path}: cannot write {suffix or 'a file without suffix'}; choose from {' '.join(CONTAINERS)}")
         self._format = CONTAINERS[suffix]
         self.height, self.width = size or (self.info.height, self.info.width)
-        choice = choose_encoder(self._format, self.info)
+        choice = choose_encoder(self._format, self.info, pix_fmt, crf)
         self.codec = codec or choice.encoder
         told = [f"{path}: {choice.told}"] if choice.told and codec is None else []
-        preset = choice.options if self.codec == choice.encoder and pix_fmt is None else {}
+        preset = choice.options if codec is None and pix_fmt is None else {}
         self._options = {**preset, **{str(key): str(value) for key, value in options.items()}}
         self._crf = crf
         self._copy = {"sound": copy_audio, "subtitles": copy_subtitles}
@@ -228,7 +227,7 @@ class VideoWriter:
         own = self._light.options(self.codec)
         if self.codec in _SCALE and not {"b", "global_quality"} & set(self._options):
             options |= {"flags": "+qscale", "global_quality": str(_SCALE[self.codec] * _LAMBDA)}
-        crf = _CRF.get(self.codec) if self._crf is None and not {"b", "qp", "crf"} & set(self._options) else self._crf
+        crf = CRF.get(self.codec) if self._crf is None and not {"b", "qp", "crf"} & set(self._options) else self._crf
         if crf is not None:
             options["crf"] = f"{crf:g}"
         if self.codec == "libvpx" and layout_of(self._pixel_format).alpha:
