@@ -85,7 +85,15 @@ class RestoreRequest:
         by_file=True,
     )
 
-    quality: int = _file(95, "--quality N", "Of JPEG, WebP and AVIF outputs.", span=(1, 100), by_file=True)
+    quality: int | None = _file(
+        None,
+        "--quality N",
+        "Of JPEG, WebP and AVIF outputs.",
+        span=(1, 100),
+        shown="a JPEG's own; lossless if the input is; else 95",
+        by_file=True,
+    )
+    strict: bool = _file(False, "--strict", "A file fails where its output does not keep all that it holds.", free=True)
     compare: str | None = _file(
         None,
         "--compare-as",
@@ -105,10 +113,12 @@ class RestoreRequest:
         None, "--chunk-overlap N", "Frames over which they fade into each other.", span=AT_LEAST_0, shown="by backbone"
     )
     as_clip: bool = _clip(False, "--as-clip", "The folder's pictures are the frames of one clip.")
-    fps: float = _clip(24, "--fps X", "Of a folder of frames, which knows no time.", span=(0.01, math.inf), by_file=True)
+    fps: float = _clip(24, "--fps X", "Of a folder of frames without a timestamps.txt.", span=(0.01, math.inf), by_file=True)
     per_frame: bool = _clip(False, "--per-frame", "Restore a clip frame by frame with flux, which knows no time.")
     deinterlace: bool = _clip(False, "--deinterlace", "Make whole frames of an interlaced clip.")
-    codec: str | None = _clip(None, "--codec -c NAME", "FFmpeg's encoder.", shown="H.264; HEVC above 8 bit")
+    codec: str | None = _clip(
+        None, "--codec -c NAME", "FFmpeg's encoder.", shown="an editor's or archive's own; else H.264, HEVC above 8 bit"
+    )
     pix_fmt: str | None = _clip(None, "--pix-fmt NAME", "Stored format.", shown="by codec and source")
     crf: float | None = _clip(None, "--crf X", "Quality; lower is better.", span=AT_LEAST_0, shown="by codec")
     encoder: tuple[str, ...] = _clip((), "-e KEY=VALUE...", "More options of the encoder.")

@@ -41,6 +41,7 @@ def collect() -> dict[str, Any]:
         "backbones": _backbones(),
         "memory": _memory(),
         "tasks": _tasks(settings.prompt_dir()),
+        "pictures": _pictures(),
         "folders": {"cache": str(settings.cache_dir()), "prompts": str(settings.prompt_dir())},
         "versions": {
             "python": platform.python_version(),
@@ -78,9 +79,28 @@ def _show(facts: dict[str, Any]) -> None:
     section("Backbones", {name: _sizes(**sizes) for name, sizes in facts["backbones"].items()})
     section("Memory on a GPU, computed (bf16)", {name: _needs(**needs) for name, needs in facts["memory"].items()})
     section("Tasks", {name: ", ".join(tasks) for name, tasks in facts["tasks"].items()} or {"none": "no prompt found"})
+    section("Pictures", {name: f"[green]yes[/]  {library}" for name, library in facts["pictures"]["read"].items()})
+    if facts["pictures"]["missing"]:
+        section("Pictures not read here", facts["pictures"]["missing"])
     section("Folders", facts["folders"])
     section("Versions", {name: version or "[dim]not installed[/]" for name, version in facts["versions"].items()})
     Console(highlight=False).print(table)
+
+
+def _pictures() -> dict[str, dict[str, str]]:
+    """The kinds of pictures, with the library that reads each here, or what is missing for it."""
+    from ebr_engine.errors import EbrError
+    from ebr_engine.media.decoding import KINDS, missing, name_of, reader_of
+
+    found: dict[str, dict[str, str]] = {"read": {}, "missing": {}}
+    for kind in KINDS:
+        try:
+            library = reader_of(kind)
+        except EbrError as error:  # libvips itself is missing
+            found["missing"][name_of(kind)] = str(error)
+            continue
+        found["read" if library else "missing"][name_of(kind)] = library or missing(kind)
+    return found
 
 
 def _backbones() -> dict[str, dict[str, int]]:

@@ -49,7 +49,7 @@ def restore(
     ] = False,
     request: RestoreRequest,
 ) -> None:
-    """Restore pictures and clips: of any size, depth and length; alpha, EXIF, colour profile, sound and times are kept.
+    """Restore pictures and clips: of any size, depth and length; what a file holds beside its pixels is kept, or told.
 
     Reads and writes PNG, JPEG, WebP, TIFF and AVIF, and the videos that FFmpeg knows, each file in its own format unless
     OUT says otherwise.
@@ -76,6 +76,8 @@ def restore(
     manifest = manifest and manifest.expanduser()
     work = find_work(files, out, request, manifest=manifest, overwrite=overwrite, resume=resume)
     with Display(len(work.jobs), quiet, json) as progress, work.locked():
+        if work.left_out:
+            progress.error(work.left_out, "note")
         if not work.jobs:
             progress.summary(0, [], work.skipped, 0, 0.0)
             return

@@ -80,7 +80,8 @@ def sheet(
 
 
 def _check(source: Path, out: Path, overwrite: bool) -> None:
-    from ebr_engine.media.images import SUFFIXES, MediaError
+    from ebr_engine.media.decoding import MediaError
+    from ebr_engine.media.images import SUFFIXES
 
     if not source.exists():
         raise MediaError(f"{source}: no such file or folder")
@@ -93,8 +94,8 @@ def _check(source: Path, out: Path, overwrite: bool) -> None:
 
 
 def _read(source: Path, start: float | None) -> "np.ndarray":
-    from ebr_engine.jobs.files import is_clip
     from ebr_engine.media.images import read_image
+    from ebr_engine.media.kinds import is_clip
     from ebr_engine.media.video import open_video
 
     if not (is_clip(source) or source.is_dir()):

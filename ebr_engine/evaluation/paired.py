@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from ebr_engine.errors import EbrError
-from ebr_engine.jobs.files import ALL_SUFFIXES, is_clip
-from ebr_engine.media.images import SUFFIXES, read_image
+from ebr_engine.jobs.files import ALL_SUFFIXES
+from ebr_engine.media.images import SUFFIXES, check_opaque, opaque_pixels
+from ebr_engine.media.kinds import is_clip
 from ebr_engine.media.pair_lists import INPUT_KEYS, RESTORED_KEYS, TARGET_KEYS, Entry, read_entries
 
 ROOT_HINT = "; --root names the folder that the paths start from"
@@ -32,14 +33,16 @@ class Media:
         return not (self.clip and (self.paths[0].is_dir() or is_clip(self.paths[0])))
 
     def frames(self, limit: int | None = None) -> Iterator[np.ndarray]:
-        """Pixels [H, W, 3] float32 in [0, 1] of every frame, at most `limit`; MediaError for what cannot be read."""
+        """Pixels [H, W, 3] float32 in [0, 1] of every frame, at most `limit`; MediaError for what is damaged or transparent."""
         if not self.listed:
             from ebr_engine.media.video import open_video
 
             with open_video(self.paths[0], frames=limit) as reader:
-                yield from (frame.pixels for frame in reader)
+                for frame in reader:
+                    check_opaque(self.paths[0], frame.alpha)
+                    yield frame.pixels
         else:
-            yield from (read_image(path).pixels for path in islice(self.paths, limit))
+            yield from (opaque_pixels(path) for path in islice(self.paths, limit))
 
     def files(self) -> list[Path]:
         """Every file of it; of a folder, all in it."""

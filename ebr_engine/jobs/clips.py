@@ -64,8 +64,9 @@ def restore_clip(
             copy_subtitles=options.copy_subtitles,
             size=recipe.size,
             commit=commit,
+            strict=options.strict,
         )
-        keep = recipe.keep_parts and not (job.frames or job.source.is_dir())
+        keep = recipe.keep_parts and not (job.frames or job.source.is_dir() or job.is_animation)
         parts = Parts(job.target, _key(job, recipe, target, length, overlap), total) if keep else None
         warnings = [reader.warnings, target.warnings, parts.warnings if parts else []]
         chunks = ahead(chunked(reader, length, overlap, restorer.codec.frames))
@@ -78,7 +79,7 @@ def restore_clip(
                     tail = parts.tail(reader.info.time_base)
 
                 def write(frame: "Frame") -> None:
-                    picture = writer.prepare(frame.pixels)
+                    picture = writer.prepare(frame.pixels, frame)
                     writer.write_prepared(picture, frame)
                     if parts:
                         parts.add(picture, frame)
@@ -109,7 +110,8 @@ def restore_clip(
     for warning in chain(*warnings):
         progress.error(warning, "warning")
     info, seconds = reader.info, time.perf_counter() - started
-    return Outcome(job, seconds, info.width, info.height, info.bits, writer.frames, recipe.note)
+    held = tuple(target.fates.outcomes)
+    return Outcome(job, seconds, info.width, info.height, info.bits, writer.frames, recipe.note, holdings=held)
 
 
 def compare_only(
@@ -138,7 +140,6 @@ def _key(job: "Job", recipe: Recipe, target: Any, length: int, overlap: int) -> 
 
 
 def _write_stored(parts: "Parts", writer: Any, encoder: Behind, interrupts: Interrupts) -> None:
-    # In the encoder's thread, as all frames: x264 gives other bytes in one that has run the transformer.
     for picture, frame in parts.stored(writer.width, writer.height, writer.pixel_format, writer.info.time_base):
         interrupts.check()
         encoder.call(writer.write_prepared, picture, frame)

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ebr_engine.jobs.manifest import Row
-from ebr_engine.media.images import SUFFIXES, MediaError, is_animation
+from ebr_engine.media.decoding import MediaError
+from ebr_engine.media.images import SUFFIXES, is_animation
+from ebr_engine.media.kinds import ANIMATED, is_clip, reason_to_leave, written_name
 from ebr_engine.media.video import video_suffixes
 from ebr_engine.media.video.folder import frames_of, names_frames
 from ebr_engine.request import RestoreRequest
@@ -30,9 +32,12 @@ class Job:
     @property
     def is_clip(self) -> bool:
         """Whether the source is a video, a folder of frames that is one clip, or an animation that becomes a clip."""
-        if is_clip(self.source) or self.source.is_dir():
-            return True
-        return (is_clip(self.target) or names_frames(self.target)) and is_animation(self.source)
+        return is_clip(self.source) or self.source.is_dir() or self.is_animation
+
+    @property
+    def is_animation(self) -> bool:
+        """Whether the source is an animated picture whose target can hold all of its frames."""
+        return (_names_video(self.target) or names_frames(self.target) or _may_move(self.target)) and is_animation(self.source)
 
     @property
     def frames(self) -> bool:
@@ -44,9 +49,12 @@ class Job:
         return (self.target, self.compare) if self.compare else (self.target,)
 
 
-def is_clip(path: Path) -> bool:
-    """Whether a file's name is that of a video."""
+def _names_video(path: Path) -> bool:
     return path.suffix.lower() in video_suffixes()
+
+
+def _may_move(path: Path) -> bool:
+    return path.suffix.lower() in ANIMATED
 
 
 def plan_jobs(inputs: Sequence[Path], out: str, compare: bool = False, overwrite: bool = False) -> list[Job]:
@@ -56,31 +64,40 @@ def plan_jobs(inputs: Sequence[Path], out: str, compare: bool = False, overwrite
     return jobs
 
 
-def pair_inputs(inputs: Sequence[Path], out: str, compare: bool = False, as_clip: bool = False) -> list[Job]:
+def pair_inputs(
+    inputs: Sequence[Path],
+    out: str,
+    compare: bool = False,
+    as_clip: bool = False,
+    left_out: list[tuple[Path, str]] | None = None,
+) -> list[Job]:
     """Pair every picture and clip with its output.
 
     Inputs are files; folders, which are walked (hidden files and folders, and `out` itself, left aside); and patterns
     such as `photos/**/*.jpg`. `out` is a file when the only input is one file and `out` names an image or a video;
     otherwise a folder that mirrors the input folders, for a pattern the folder before its first wildcard. A folder of
     frames is one clip where `out` is a video, or with `as_clip`; `out` may also be `frames/%06d.png` for a clip's frames.
+    What a file is, its content decides; those of other kinds are put into `left_out` with a reason ("" for no picture or
+    clip). One whose own name cannot be written gets the suffix of what is: `a.heic` becomes `a.heic.png`.
     Raises MediaError for an input that is missing or holds nothing.
     """
     if len(inputs) == 1 and (as_clip or is_frames(inputs[0], out)):
         return [_frames_job(inputs[0], out)]
     if as_clip:
         raise MediaError("one folder of frames is one clip; name a single folder")
-    found = [each for item in inputs for each in _gather(item, Path(out))]
+    found = [each for item in inputs for each in _gather(item, Path(out), [] if left_out is None else left_out)]
     if is_file_name(inputs, out):
         targets = [Path(out)]
     else:
-        targets = [Path(out) / relative for _, relative in found]
+        targets = [Path(out) / written_name(source, relative) for source, relative in found]
     return [
         Job(source, target, _compare_path(source, target) if compare else None) for (source, _), target in zip(found, targets)
     ]
 
 
 def _compare_path(source: Path, target: Path) -> Path:
-    return target.with_name(f"{target.stem}_compare{target.suffix if is_clip(source) else '.png'}")
+    moves = is_clip(source) or ((_names_video(target) or _may_move(target)) and is_animation(source))
+    return target.with_name(f"{target.stem}_compare{target.suffix if moves else '.png'}")
 
 
 def is_frames(source: Path, out: str) -> bool:
@@ -100,7 +117,9 @@ def _frames_job(source: Path, out: str) -> Job:
     return Job(source, Path(out) / source.name if is_clip(source) and Path(out).is_dir() else Path(out))
 
 
-def pair_rows(rows: Sequence[Row], folder: Path, compare: bool = False) -> list[Job]:
+def pair_rows(
+    rows: Sequence[Row], folder: Path, compare: bool = False, left_out: list[tuple[Path, str]] | None = None
+) -> list[Job]:
     """The jobs of a manifest: each row as `pair_inputs` would, its output below `folder`; errors name the row's line.
 
     A row without an output is written below `folder` by the input's own path, as the manifest has it.
@@ -113,7 +132,10 @@ def pair_rows(rows: Sequence[Row], folder: Path, compare: bool = False) -> list[
             out = row.output or row.input
             is_file = row.output is None and not (row.source.is_dir() or _is_pattern(row.source))
             target = str(folder / (Path(out).parent if is_file else out)) + (os.sep if is_file or out.endswith("/") else "")
-            jobs += [replace(job, request=row.request, named_task=row.task) for job in pair_inputs([row.source], target, compare)]
+            jobs += [
+                replace(job, request=row.request, named_task=row.task)
+                for job in pair_inputs([row.source], target, compare, left_out=left_out)
+            ]
         except MediaError as error:
             raise MediaError(f"{row.where}: {error}") from error
     return jobs
@@ -139,16 +161,22 @@ def check_jobs(
         check_writable(folder)
 
 
-def _gather(item: Path, out: Path) -> list[tuple[Path, Path]]:
+def _gather(item: Path, out: Path, left_out: list[tuple[Path, str]]) -> list[tuple[Path, Path]]:
     """(picture, its path below `out`) for a file, or for every one in a folder or that a pattern matches, in a stable order."""
     if item.is_dir():
-        found = list(_walk(item, out))
+        files = list(_walk(item, out))
     elif item.exists():
         return [(item, Path(item.name))]
     elif _is_pattern(item):
-        found = list(_matching(item, out))
+        files = list(_matching(item, out))
     else:
         raise MediaError(f"{item}: no such file or folder")
+    found = []
+    for path, relative in files:
+        if (reason := reason_to_leave(path)) is None:
+            found.append((path, relative))
+        else:
+            left_out.append((path, reason))
     if not found:
         what = "no pictures or clips in this folder" if item.is_dir() else "no picture or clip matches this pattern"
         raise MediaError(f"{item}: {what} (looked for {' '.join(ALL_SUFFIXES)})")
@@ -156,12 +184,12 @@ def _gather(item: Path, out: Path) -> list[tuple[Path, Path]]:
 
 
 def _walk(top: Path, out: Path, depth: int | None = None) -> Iterator[tuple[Path, Path]]:
-    """Pictures and clips below a folder, at most `depth` folders deep; links to folders are not followed."""
+    """Files below a folder, at most `depth` folders deep; links to folders are not followed."""
     for folder, folders, names in os.walk(top, onerror=_raise):
         deep = len(Path(folder).relative_to(top).parts)
         folders[:] = sorted(f for f in folders if not f.startswith(".") and not _same(Path(folder, f), out) and deep != depth)
-        pictures = (n for n in sorted(names) if n.lower().endswith(ALL_SUFFIXES) and not n.startswith("."))
-        yield from ((path := Path(folder, name), path.relative_to(top)) for name in pictures)
+        shown = (name for name in sorted(names) if not name.startswith("."))
+        yield from ((path := Path(folder, name), path.relative_to(top)) for name in shown)
 
 
 def _is_pattern(path: Path) -> bool:
@@ -226,7 +254,7 @@ def _check_outputs(jobs: Sequence[Job], ours: Callable[[Job, Path], bool]) -> li
             existing += _existing_frames(job)
             continue
         for path in job.outputs:
-            if path.suffix.lower() not in (video_suffixes(writable=True) if job.is_clip else SUFFIXES):
+            if path.suffix.lower() not in _writable(job):
                 kind = path.suffix or "a file without suffix"
                 example = "out.mp4" if job.is_clip else "out.png"
                 raise MediaError(f"{job.source}: cannot write {kind}; name the output file, as in -o {example}")
@@ -242,6 +270,13 @@ def _check_outputs(jobs: Sequence[Job], ours: Callable[[Job, Path], bool]) -> li
             if not ours(job, path):
                 existing.append(path)
     return existing
+
+
+def _writable(job: Job) -> tuple[str, ...]:
+    """The suffixes that a job may write under."""
+    if not job.is_clip:
+        return SUFFIXES
+    return (*video_suffixes(writable=True), *ANIMATED) if job.is_animation else video_suffixes(writable=True)
 
 
 def check_writable(folder: Path) -> None:

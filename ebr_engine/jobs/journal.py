@@ -16,7 +16,7 @@ from typing import IO
 
 from ebr_engine.errors import EbrError
 from ebr_engine.jobs.files import Job
-from ebr_engine.media.images import MediaError
+from ebr_engine.media.decoding import MediaError
 
 NAME = ".ebr-journal.jsonl"
 LOCK = ".ebr-journal.lock"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ebr_engine.errors import EbrError
 from ebr_engine.jobs.texts import is_prompt, prompts_of_texts
-from ebr_engine.media.images import MediaError
+from ebr_engine.media.decoding import MediaError
 from ebr_engine.request import FIELDS, RestoreRequest, typed
 
 ASKED = tuple(name for name, one in FIELDS.items() if one.metadata.get("by_file") and name != "prompt")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ebr_engine.jobs.files import Job
+    from ebr_engine.media.holdings import Outcome as HoldingOutcome
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Outcome:
     error: str | None = None
     skipped: str | None = None  # why it was left out
     copied: bool = False  # left out, and copied as it is
+    holdings: "tuple[HoldingOutcome, ...]" = ()  # what became of all that the input holds beside its pixels
 
     @property
     def line(self) -> str:
@@ -52,6 +54,13 @@ class Outcome:
             "bits": self.bits,
             "frames": self.frames,
             "note": self.note or self.skipped,
+            "holdings": [_listed(each) for each in self.holdings] or None,
             "error": self.error,
         }
         return {name: value for name, value in values.items() if value is not None}
+
+
+def _listed(outcome: "HoldingOutcome") -> dict[str, Any]:
+    held = outcome.holding
+    values = {"kind": held.kind, "where": held.where, "detail": held.detail, "bytes": held.size}
+    return {**values, "fate": outcome.fate.value, "how": outcome.how}

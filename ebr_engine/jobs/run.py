@@ -86,7 +86,8 @@ def restore_one(
 
 def sizes_of(jobs: "Sequence[Job]") -> Iterator[tuple[int, int]]:
     """Height and width of the pictures among the jobs, of those that say them; only their headers are read."""
-    from ebr_engine.media.images import MediaError, size_of_image
+    from ebr_engine.media.decoding import MediaError
+    from ebr_engine.media.images import size_of_image
 
     for job in jobs:
         if not job.is_clip:
@@ -161,15 +162,20 @@ class Run:
         return replace(recipe, note=f"{recipe.note}  memory ran out: {smaller}".strip()) if smaller else recipe
 
     def _write(self, job: "Job", picture: "Picture", restored: "Picture", recipe: Recipe, commit: Any, started: float) -> None:
+        from ebr_engine.media.holdings import not_kept_line
+
         if self.full:  # found while this one was restored
             return
         try:
-            pictures.write(pictures.finish(job, picture, restored, recipe), recipe, commit)
+            held = pictures.write(pictures.finish(job, picture, restored, recipe), recipe, commit)
         except _EXPECTED as error:
             self._failed(job, error)
             return
         seconds = time.perf_counter() - started
-        self._finished(Outcome(job, seconds, picture.width, picture.height, picture.bits, note=recipe.note))
+        if line := not_kept_line(held):
+            self.progress.error(f"{job.source}: {line}", "warning")
+        sizes = picture.width, picture.height, picture.bits
+        self._finished(Outcome(job, seconds, *sizes, note=recipe.note, holdings=tuple(held)))
 
     def _left_out(self, job: "Job", why: str) -> None:
         """Auto sees nothing to repair: the file is left out or, where that is asked for, copied as it is."""

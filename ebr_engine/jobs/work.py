@@ -22,6 +22,7 @@ class Work:
     digests: Mapping[RestoreRequest, str]
     skipped: int = 0  # finished by an earlier run
     journal: "Journal | None" = None
+    left_out: str | None = None  # a line that tells of files that are no inputs
 
     def locked(self) -> AbstractContextManager:
         """While entered, no other run may work on the same output folder; `EbrError` where one does."""
@@ -43,11 +44,13 @@ def find_work(
     """
     from ebr_engine.jobs.files import check_jobs, check_writable
     from ebr_engine.jobs.journal import Journal
+    from ebr_engine.media.kinds import left_out_line
     from ebr_engine.media.video.parts import forget_finished
 
     if request.engine and (request.task or request.prompt):
         raise EbrError("an engine file holds its own prompt; leave --task and --prompt out, or build another one")
-    jobs, folder = _pair(inputs, out, manifest, request)
+    left_out: list[tuple[Path, str]] = []
+    jobs, folder = _pair(inputs, out, manifest, request, left_out)
     digests = {one: one.digest(prompts_of(one)) for one in dict.fromkeys(job.request for job in jobs)}
     journal = None
     if resume and folder is not None:
@@ -61,7 +64,7 @@ def find_work(
         check_jobs(jobs, overwrite, lambda job, path: journal.vouches(path, job, digests[job.request]), journal.knows)
     else:
         check_jobs(jobs, overwrite)
-    return Work([job for job in jobs if job not in finished], digests, len(finished), journal)
+    return Work([job for job in jobs if job not in finished], digests, len(finished), journal, left_out_line(left_out))
 
 
 def prompts_of(request: RestoreRequest) -> Sequence[tuple[Path, float]]:
@@ -89,7 +92,11 @@ def prompts_of(request: RestoreRequest) -> Sequence[tuple[Path, float]]:
 
 
 def _pair(
-    inputs: Sequence[Path], out: str | None, manifest: Path | None, request: RestoreRequest
+    inputs: Sequence[Path],
+    out: str | None,
+    manifest: Path | None,
+    request: RestoreRequest,
+    left_out: list[tuple[Path, str]],
 ) -> "tuple[list[Job], Path | None]":
     """The jobs, and the folder of their journal: None where the output is one file, whose folder is the user's own."""
     from ebr_engine.jobs.files import is_file_name, is_frames, pair_inputs, pair_rows
@@ -104,7 +111,7 @@ def _pair(
         if out is None:
             raise EbrError("say where to write it: --out FILE or --out FOLDER")
         frames = len(inputs) == 1 and is_frames(inputs[0], out)
-        jobs = pair_inputs(inputs, out, compare, request.as_clip)
+        jobs = pair_inputs(inputs, out, compare, request.as_clip, left_out=left_out)
         folder = None if request.as_clip or frames or is_file_name(inputs, out) else Path(out)
         return [replace(job, request=request) for job in jobs], folder
     if inputs:
@@ -117,4 +124,4 @@ def _pair(
         raise EbrError(f"{bare[0].where}: has no output; name a folder for all with --out")
     if request.engine and (named := [row for row in rows if row.task]):
         raise EbrError(f"{named[0].where}: an engine file holds its own prompt; leave the manifest's task column out")
-    return pair_rows(rows, folder, compare), folder
+    return pair_rows(rows, folder, compare, left_out), folder

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ebr_engine.media.images import MediaError, Picture, resize_picture
+from ebr_engine.media.decoding import MediaError
+from ebr_engine.media.images import Picture, resize_picture
 from ebr_engine.media.video import open_video, write_video
 
 SIDE, WIPE = WAYS = ("side", "wipe")
@@ -62,13 +64,14 @@ def compare_clips(
     with open_video(before, **(reading or {})) as source, open_video(after) as result:
         height, width = result.info.height, result.info.width
         size = compared_size(height, width, way)
-        target = write_video(out, source, size=size, **(writing or {}))
+        target = write_video(out, source, size=size, keep=False, **(writing or {}))
         with target as writer:
             for one, other in zip_longest(source, result):
                 if one is None or other is None:
                     raise MediaError(f"{out}: not written: {before} and {after} do not have as many frames")
                 left = one.pixels if one.pixels.shape == other.pixels.shape else _resized(one.pixels, height, width)
-                writer.write(compared(left, other.pixels, way, float(one.time)), one)
+                joined = compared(left, other.pixels, way, float(one.time))
+                writer.write(joined, replace(one, alpha=None, messages={}))  # both would be of one half
                 if callback is not None:
                     callback(writer.frames)
     return [*source.warnings, *target.warnings]

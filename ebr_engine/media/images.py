@@ -1,45 +1,62 @@
-"""Image files in and out, through libvips: 8 and 16 bit, colour and grey, alpha, and the metadata that must survive.
+"""Image files in and out, through libvips: 8 and 16 bit, colour and grey, alpha, and everything else that a file holds.
 
-Pixel values stay in the space of the file's own colour profile, and the profile is written back; only CMYK and Lab,
-which no restorer works in, are converted to sRGB. libvips is imported on first use.
+Pixel values stay in the space of the file's own colour profile or tags, which are written back; only CMYK and Lab, which
+no restorer works in, are converted to sRGB, and values that are far from what is seen (linear light) are shown as seen
+and written as they came. libvips is imported on first use.
 """
 
 import os
-import re
 import secrets
 import stat
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from ebr_engine.errors import EbrError
+from ebr_engine.media.decoding import MediaError, decode, name_of, vips
+from ebr_engine.media.encoding import SUFFIXES, check_suffix, encode
+from ebr_engine.media.holdings import format_of, not_kept_line
+from ebr_engine.media.holdings.images import kind_of, parts_of
+from ebr_engine.media.holdings.jpeg_scan import Coding, coding
+from ebr_engine.media.holdings.parts import Part, Window
+from ebr_engine.media.holdings.tiff import Page, pages
+from ebr_engine.media.holdings.types import Outcome
+from ebr_engine.media.seen import seen_values, turned, turned_parts
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".avif")
+__all__ = [
+    "SUFFIXES",
+    "MediaError",
+    "Picture",
+    "check_can_hold",
+    "check_opaque",
+    "opaque_pixels",
+    "read_image",
+    "resize_picture",
+    "write_image",
+]
+
 MAX_MEGAPIXELS = 300
+AS_CLIP = "write .gif, .png or .webp, or a video, as in -o out.mp4"
 
-_MAX_SIDE = {".jpg": 65535, ".jpeg": 65535, ".webp": 16383, ".avif": 16384}
-_KEPT_FIELDS = ("icc-profile-data", "exif-data", "xmp-data", "iptc-data", "image-description", "resolution-unit")
-_NAMES = {".jpg": "JPEG", ".webp": "WebP", ".tif": "TIFF"}
-_LUMA = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)  # Rec. 709
-
-
-class MediaError(EbrError):
-    """A media file that cannot be read or written: one line, naming the file and the reason."""
+_SUFFIX = {"jpeg": ".jpg", "tiff": ".tif"}
+_TURNED = ("jpeg", "png", "webp")  # whose EXIF says how they stand; TIFF has a tag, HEIF is turned by its decoder
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
     """A decoded picture, upright, and what is needed to write it back as it came."""
 
-    pixels: np.ndarray  # [H, W, 3] float32 in [0, 1]: the stored values, scaled
+    pixels: np.ndarray  # [H, W, 3] float32 in [0, 1]: the stored values, scaled, or what is seen of them
     alpha: np.ndarray | None = None  # [H, W] float32 in [0, 1]
     bits: int = 8  # 8 or 16 a channel
     format: str = ".png"  # what the content is, whatever the file is called
     grey: bool = False  # stored with one colour channel; pixels repeats it
-    metadata: Mapping[str, bytes | str] = field(default_factory=dict)  # by libvips' names: profile, EXIF, XMP, texts
-    resolution: tuple[float, float] | None = None  # pixels per millimetre, across and down
+    parts: tuple[Part, ...] = ()  # everything else that the file holds
+    coding: Coding | None = None  # of a JPEG
+    seen: np.ndarray | None = None  # what is seen of each stored value, where that is another
+    more: tuple["Picture", ...] = ()  # the pages that follow
 
     @property
     def height(self) -> int:
@@ -52,88 +69,143 @@ class Picture:
     @property
     def icc(self) -> bytes | None:
         """The embedded colour profile."""
-        return self.metadata.get("icc-profile-data")
+        return self.data("icc")
+
+    @property
+    def resolution(self) -> tuple[float, float] | None:
+        """Pixels per millimetre, across and down."""
+        found = next((part.value for part in self.parts if part.kind == "density"), None)
+        return None if found is None else (found.x / 1000, found.y / 1000)
+
+    def data(self, kind: str) -> bytes | None:
+        """The first part of a kind: "icc", "exif", "xmp", "iptc" …"""
+        return next((part.data for part in self.parts if part.kind == kind), None)
 
 
-AS_CLIP = "write a video to restore it as a clip, as in -o out.mp4"
-
-
-def read_image(path: str | os.PathLike, max_megapixels: float = MAX_MEGAPIXELS) -> Picture:
+def read_image(path: str | os.PathLike, max_megapixels: float = MAX_MEGAPIXELS, all_pages: bool = False) -> Picture:
     """Decode an image file, upright and complete, or raise MediaError.
 
     What the file is, is told by its content. A declared size above `max_megapixels` is refused before decoding; so are
-    animations and multi-page files, floating-point values, and data that is damaged or cut short.
+    animations, floating-point values, data that is damaged or cut short, and files of several pages, but for `all_pages`.
     """
     path = Path(path)
     kind = _sniff(path)
-    vips = _vips()
-    try:
-        source = vips.Source.new_from_file(os.fsencode(path))
-        # "error" is what it takes: "truncated" lets a TIFF with broken strips pass as grey rows.
-        image = vips.Image.new_from_source(source, "", memory=True, fail_on="error")
-        _check_header(path, kind, image, max_megapixels)
-        image = _to_rgb_or_grey(path, image.autorot())
-        stored = image.numpy()
-    except vips.Error as error:
-        name = _NAMES.get(kind, kind[1:].upper())
-        raise MediaError(f"{path}: the {name} data is damaged or cut short, or of a kind that is not read") from error
-    stored = stored.reshape(image.height, image.width, image.bands)
-    scaled = stored.astype(np.float32) / np.float32(np.iinfo(stored.dtype).max)
-    grey = image.bands < 3
-    colours = scaled[..., :1] if grey else scaled[..., :3]
-    return Picture(
-        pixels=np.ascontiguousarray(np.broadcast_to(colours, (*scaled.shape[:2], 3))),
-        alpha=np.ascontiguousarray(scaled[..., -1]) if image.bands in (2, 4) else None,
-        bits=8 * stored.dtype.itemsize,
-        format=kind,
-        grey=grey,
-        metadata=_metadata(image),
-        resolution=(image.xres, image.yres) if image.xres > 1 else None,  # libvips says 1 for "unknown"
+    with Window(path) as window:
+        parts = parts_of(window, kind)
+        found = pages(window) if kind == "tiff" else [Page(1, -1, False)]
+        how = coding(window) if kind == "jpeg" else None
+    if frames := next((part.value for part in parts if part.kind == "animation"), 0):
+        way = AS_CLIP if kind in ("gif", "png", "webp") else f"those of {name_of(kind)} are not read"
+        raise MediaError(f"{path}: an animation of {frames} frames; {way}")
+    full = [index for index, page in enumerate(found) if not page.reduced] or [0]
+    if len(full) > 1 and not all_pages:
+        raise MediaError(f"{path}: has {len(full)} pages; only single pictures can be restored")
+    first, *rest = (_read(path, kind, parts, index, found, how, max_megapixels) for index in full)
+    return replace(first, more=tuple(rest))
+
+
+def _read(
+    path: Path, kind: str, parts: list[Part], page: int, found: list[Page], how: Coding | None, max_megapixels: float
+) -> Picture:
+    decoded = decode(path, kind, max_megapixels, page)
+    if page:
+        with Window(path) as window:
+            parts = parts_of(window, kind, page=page)
+    parts = [replace(part, value=decoded.profile) if part.kind == "CMYK or Lab profile" else part for part in parts]
+    if decoded.converted and not any(part.kind == "CMYK or Lab profile" for part in parts):
+        parts = [part for part in parts if part.kind != "icc"]
+        parts.append(Part("CMYK or Lab profile", "pixels", detail=decoded.converted, value=decoded.profile))
+    elif decoded.profile and not any(part.kind in ("icc", "CMYK or Lab profile") for part in parts):
+        parts.append(Part("icc", "picture", decoded.profile))
+    exif = next((part.data for part in parts if part.kind == "exif"), b"") if kind in _TURNED else b""
+    orientation = _orientation(exif) if exif else found[page].orientation if page < len(found) else 1
+    stored = turned(decoded.stored, orientation)
+    grey = stored.shape[2] < 3
+    seen = seen_values(parts, decoded.peak)
+    colours = stored[..., :1] if grey else stored[..., :3]
+    scaled = (
+        seen[np.minimum(colours, decoded.peak)] if seen is not None else colours.astype(np.float32) / np.float32(decoded.peak)
     )
+    alpha = stored[..., -1].astype(np.float32) / np.float32(decoded.peak) if stored.shape[2] in (2, 4) else None
+    return Picture(
+        pixels=np.ascontiguousarray(np.broadcast_to(np.minimum(scaled, 1, dtype=np.float32), (*scaled.shape[:2], 3))),
+        alpha=None if alpha is None else np.minimum(alpha, 1),
+        bits=8 * stored.dtype.itemsize,
+        format=_SUFFIX.get(kind, f".{kind}"),
+        grey=grey,
+        parts=tuple(turned_parts(parts, orientation)),
+        coding=how,
+        seen=seen,
+    )
+
+
+def _orientation(exif: bytes) -> int:
+    from ebr_engine.media.holdings.exif import orientation
+
+    return orientation(exif)
 
 
 def size_of_image(path: str | os.PathLike) -> tuple[int, int]:
     """Height and width of an image file as it is shown, from its header alone; MediaError for what is none."""
-    vips = _vips()
+    library = vips()
     try:
-        image = vips.Image.new_from_source(vips.Source.new_from_file(os.fsencode(path)), "")
-        turned = image.get_typeof("orientation") and image.get("orientation") >= 5
-    except vips.Error as error:
+        image = library.Image.new_from_source(library.Source.new_from_file(os.fsencode(path)), "")
+        on_its_side = image.get_typeof("orientation") and image.get("orientation") >= 5
+    except library.Error as error:
         raise MediaError(f"{path}: its size cannot be read") from error
-    return (image.width, image.height) if turned else (image.height, image.width)
+    return (image.width, image.height) if on_its_side else (image.height, image.width)
+
+
+def opaque_pixels(path: str | os.PathLike) -> np.ndarray:
+    """The pixels [H, W, 3] of a picture that is to be learned from or measured; MediaError where it is transparent."""
+    picture = read_image(path)
+    check_opaque(path, picture.alpha)
+    return picture.pixels
+
+
+def check_opaque(path: str | os.PathLike, alpha: np.ndarray | None) -> None:
+    """Raise MediaError for an alpha [H, W] that hides something: what lies beneath it is nobody's picture."""
+    if alpha is not None and alpha.min() < 1:
+        raise MediaError(f"{path}: is transparent in parts, and what lies beneath would count; flatten it first")
 
 
 def write_image(
-    path: str | os.PathLike, picture: Picture | np.ndarray, quality: int = 95, commit: Callable[[Path, Path], None] | None = None
-) -> None:
-    """Encode a picture (or an [H, W, 3] array in [0, 1]) by the path's suffix, with its depth, alpha and metadata.
+    path: str | os.PathLike,
+    picture: Picture | np.ndarray,
+    quality: int | None = None,
+    commit: Callable[[Path, Path], None] | None = None,
+    strict: bool = False,
+) -> list[Outcome]:
+    """Encode a picture (or an [H, W, 3] array in [0, 1]) by the path's suffix, with all that it holds; what became of that.
 
-    `quality` (1 to 100) is for JPEG, WebP and AVIF; PNG and TIFF are lossless. Depth falls to 8 bit where the format
-    holds no more (12 for AVIF). The file appears whole or not at all, by `commit` (see `write_atomically`). Raises MediaError
-    for what the format cannot hold, OSError when the file cannot be written.
+    `quality` (1 to 100) is for JPEG, WebP and AVIF; without it a JPEG keeps its own, a lossless file stays lossless, and
+    others take 95. Depth falls to 8 bit where the format holds no more (12 for AVIF). The file appears whole or not at
+    all, by `commit` (see `write_atomically`). Raises MediaError for what the format cannot hold, with `strict` for
+    anything that is not kept; OSError when the file cannot be written.
     """
     path = Path(path)
     if not isinstance(picture, Picture):
         picture = Picture(np.asarray(picture, dtype=np.float32))
     check_can_hold(path, picture)
-    if not np.isfinite(picture.pixels).all():
+    if not all(np.isfinite(page.pixels).all() for page in (picture, *picture.more)):
         raise MediaError(f"{path}: not written: the picture has values that are not finite numbers")
-    vips = _vips()
+    library = vips()
     try:
-        data = _encode(vips, picture, path.suffix.lower(), quality)
-    except vips.Error as error:
+        data, outcomes = encode(picture, format_of(path), quality)
+    except library.Error as error:
         raise MediaError(f"{path}: could not encode the picture: {_last_line(error)}") from error
+    if strict and (line := not_kept_line(outcomes)):
+        raise MediaError(f"{path}: not written, as not everything can be kept (--strict); {line}")
     write_atomically(path, data, commit)
+    return outcomes
 
 
 def check_can_hold(path: str | os.PathLike, picture: Picture) -> None:
     """Raise MediaError when the format that the path's suffix names cannot hold the picture."""
+    limit = check_suffix(path)
     suffix = Path(path).suffix.lower()
-    if suffix not in SUFFIXES:
-        raise MediaError(f"{path}: cannot write {suffix or 'a file without suffix'}; choose from {' '.join(SUFFIXES)}")
-    if suffix in (".jpg", ".jpeg") and picture.alpha is not None and picture.alpha.min() < 1:
+    if format_of(path) == "jpeg" and picture.alpha is not None and picture.alpha.min() < 1:
         raise MediaError(f"{path}: JPEG cannot hold transparency; write .png, .webp or .tif")
-    limit = _MAX_SIDE.get(suffix)
     if limit and max(picture.height, picture.width) > limit:
         raise MediaError(f"{path}: {suffix[1:]} cannot hold sides above {limit} pixels; write .png or .tif")
 
@@ -158,25 +230,17 @@ def write_atomically(path: str | os.PathLike, data: bytes, commit: Callable[[Pat
         raise
 
 
-def _vips():
-    try:
-        import pyvips
-    except (ImportError, OSError) as error:
-        raise MediaError(f"libvips could not be loaded ({error}); pip install 'pyvips[binary]'") from error
-    pyvips.cache_set_max(0)  # its cache of operations would keep decoded pictures in memory
-    return pyvips
-
-
 def resize_picture(picture: Picture, height: int, width: int) -> Picture:
     """The picture at another size, by libvips' bicubic kernel (averaging where it shrinks)."""
     channels = [picture.pixels] if picture.alpha is None else [picture.pixels, picture.alpha[..., None]]
-    image = _vips().Image.new_from_array(np.concatenate(channels, axis=2, dtype=np.float32))
+    image = vips().Image.new_from_array(np.concatenate(channels, axis=2, dtype=np.float32))
     resized = image.resize(width / picture.width, vscale=height / picture.height, kernel="cubic").numpy().clip(0, 1)
-    return replace(picture, pixels=resized[..., :3], alpha=None if picture.alpha is None else resized[..., 3])
+    more = tuple(resize_picture(page, height, width) for page in picture.more)
+    return replace(picture, pixels=resized[..., :3], alpha=None if picture.alpha is None else resized[..., 3], more=more)
 
 
 def _sniff(path: Path) -> str:
-    """The format by content, as a suffix; MediaError for what no decoder should be shown."""
+    """The kind by content; MediaError for what no decoder should be shown."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -185,119 +249,33 @@ def _sniff(path: Path) -> str:
             raise MediaError(f"{path}: not a regular file")
         with open(path, "rb") as file:
             head = file.read(32)
-            frames = _apng_frames(file) if head.startswith(b"\x89PNG\r\n\x1a\n") else 1
     except OSError as error:
         raise MediaError(f"{path}: {error.strerror or error}") from error
     if not head:
         raise MediaError(f"{path}: the file is empty")
-    if frames > 1:
-        raise MediaError(f"{path}: an animation of {frames} frames; {AS_CLIP}")
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return ".png"
-    if head.startswith(b"\xff\xd8\xff"):
-        return ".jpg"
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return ".webp"
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return ".tif"
-    if head.startswith(b"GIF8"):
-        return ".gif"
-    if head[4:8] == b"ftyp" and (b"avif" in head[8:] or b"avis" in head[8:]):
-        return ".avif"
-    raise MediaError(f"{path}: not a PNG, JPEG, WebP, TIFF or AVIF picture")
+    kind = kind_of(head)
+    if kind is None:
+        raise MediaError(f"{path}: not a PNG, JPEG, WebP, TIFF or AVIF picture")
+    return kind
 
 
 def is_animation(path: Path) -> bool:
-    """Whether a file is a GIF or PNG of several frames, which can be restored as a clip; False where it cannot be read."""
+    """Whether a file is a GIF, PNG or WebP of several frames; False where it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            head = file.read(32)
-            if head.startswith(b"\x89PNG\r\n\x1a\n"):
-                return _apng_frames(file) > 1
-        return head.startswith(b"GIF8") and _vips().Image.gifload(str(path), access="sequential").get("n-pages") > 1
-    except Exception:  # libvips' own error, or the system's; whoever reads the file says what is wrong with it
+        status = path.stat()
+        return stat.S_ISREG(status.st_mode) and _moves(path, status.st_size, status.st_mtime_ns)
+    except OSError:
         return False
 
 
-def _apng_frames(file) -> int:
-    """The frames an animated PNG declares; 1 for a plain one. libvips shows only the first and does not tell."""
-    file.seek(8)
-    while len(header := file.read(8)) == 8 and header[4:] != b"IDAT":
-        length = int.from_bytes(header[:4], "big")
-        if header[4:] == b"acTL":
-            return int.from_bytes(file.read(4), "big")
-        file.seek(length + 4, os.SEEK_CUR)
-    return 1
-
-
-def _check_header(path: Path, kind: str, image, max_megapixels: float) -> None:
-    megapixels = image.width * image.height / 1e6
-    if megapixels > max_megapixels:
-        size = f"{image.width} x {image.height} pixels"
-        raise MediaError(f"{path}: {size} are {megapixels:.0f} megapixels, more than the limit of {max_megapixels:g}")
-    frames = image.get("n-pages") if image.get_typeof("n-pages") else 1
-    if frames > 1:
-        what = "pages" if kind == ".tif" else "frames"
-        way = AS_CLIP if kind == ".gif" else "only single pictures can be restored"
-        raise MediaError(f"{path}: has {frames} {what}; {way}")
-
-
-def _to_rgb_or_grey(path: Path, image):
-    """An 8- or 16-bit image with 1 to 4 bands: grey, grey and alpha, RGB, RGB and alpha."""
-    if image.interpretation == "cmyk":
-        depth = 16 if image.format == "ushort" else 8
-        inks, rest = image.extract_band(0, n=4), [image[i] for i in range(4, image.bands)]
-        image = inks.icc_transform("srgb", embedded=True, depth=depth, black_point_compensation=True).bandjoin(rest)
-    elif image.interpretation in ("lab", "labs"):
-        image = image.colourspace("rgb16" if image.interpretation == "labs" else "srgb")
-        image = image.copy()
-        image.remove("icc-profile-data")
-    if image.format not in ("uchar", "ushort"):
-        raise MediaError(f"{path}: holds {image.format} values; save it with 8 or 16 bits a channel")
-    if image.bands > 4:
-        raise MediaError(f"{path}: has {image.bands} channels; only grey or RGB, with or without alpha, is supported")
-    return image
-
-
-def _metadata(image) -> dict[str, bytes | str]:
-    names = [n for n in image.get_fields() if n in _KEPT_FIELDS or n.startswith("png-comment-")]
-    metadata = {name: image.get(name) for name in names}
-    if "xmp-data" in metadata:  # the pixels are upright now; EXIF's own tag is reset on writing
-        metadata["xmp-data"] = re.sub(rb'(tiff:Orientation(?:=["\']|>))[2-8]', rb"\g<1>1", metadata["xmp-data"])
-    return metadata
-
-
-def _encode(vips, picture: Picture, suffix: str, quality: int) -> bytes:
-    colours = picture.pixels
-    if picture.grey:
-        colours = (colours @ _LUMA)[..., None]
-    bits = 8 if suffix in (".jpg", ".jpeg", ".webp") else picture.bits
-    if picture.alpha is not None and suffix not in (".jpg", ".jpeg"):
-        colours = np.concatenate([colours, picture.alpha[..., None]], axis=2)
-    peak = 2**bits - 1
-    stored = np.rint(np.clip(colours, 0, 1) * peak).astype(np.uint8 if bits == 8 else np.uint16)
-    height, width, bands = stored.shape
-    image = vips.Image.new_from_memory(stored.tobytes(), width, height, bands, "uchar" if bits == 8 else "ushort")
-    xres, yres = picture.resolution or (72 / 25.4, 72 / 25.4)
-    interpretation = ("b-w", "srgb") if bits == 8 else ("grey16", "rgb16")
-    image = image.copy(interpretation=interpretation[bands > 2], xres=xres, yres=yres)
-    for name, value in picture.metadata.items():
-        image.set_type(vips.GValue.blob_type if isinstance(value, bytes) else vips.GValue.gstr_type, name, value)
-    image.set_type(vips.GValue.gint_type, "orientation", 1)
-    image.remove("jpeg-thumbnail-data")  # EXIF's thumbnail shows the picture before the restoration
-    return image.write_to_buffer(suffix, **_save_options(suffix, quality, stored.nbytes))
-
-
-def _save_options(suffix: str, quality: int, size: int) -> dict:
-    if suffix in (".jpg", ".jpeg"):
-        return {"Q": quality, "subsample_mode": "off", "optimize_coding": True}
-    if suffix == ".webp":
-        return {"Q": quality, "smart_subsample": True, "alpha_q": 100}
-    if suffix == ".avif":
-        return {"Q": quality, "subsample_mode": "off", "compression": "av1", "effort": 3}
-    if suffix == ".png":
-        return {"compression": 6, "filter": "all"}
-    return {"compression": "deflate", "predictor": "horizontal", "bigtiff": size > 2**31}
+@lru_cache(4096)
+def _moves(path: Path, *_: int) -> bool:
+    try:
+        with Window(path) as window:
+            kind = kind_of(window.at(0, 32))
+            return kind in ("gif", "png", "webp") and any(part.kind == "animation" for part in parts_of(window, kind, light=True))
+    except (OSError, MediaError):  # whoever reads the file says what is wrong with it
+        return False
 
 
 def _last_line(error: Exception) -> str:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ebr_engine.errors import EbrError
-from ebr_engine.jobs.files import is_clip
-from ebr_engine.media.images import read_image
+from ebr_engine.media.images import check_opaque, opaque_pixels
+from ebr_engine.media.kinds import is_clip
 from ebr_engine.media.video import open_video
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.degradations import degrade, seeds
@@ -149,17 +149,20 @@ class PairSamples:
         if len(source) == 1 and not is_clip(source[0]):
             if count > 1:
                 raise BadDataError(f"{source[0]} is a picture, where clips of {count} frames are learned from")
-            return read_image(source[0]).pixels[None]
+            return opaque_pixels(source[0])[None]
         span = (count - 1) * view.stride + 1
         if len(source) > 1:
             first = self._first(source, len(source), span, view)
-            frames = [read_image(path).pixels for path in source[first : first + span : view.stride]]
+            frames = [opaque_pixels(path) for path in source[first : first + span : view.stride]]
         else:
             with open_video(source[0]) as video:
                 total, rate = video.info.expected_frames, video.info.fps
             first = self._first(source, total or span, span, view)
             with open_video(source[0], start=float(first / rate), frames=span) as video:
-                frames = [frame.pixels for frame in video][:: view.stride]
+                read = list(video)[:: view.stride]
+            for frame in read:
+                check_opaque(source[0], frame.alpha)
+            frames = [frame.pixels for frame in read]
         if len(frames) < count:
             raise BadDataError(f"{source[0]} ends {count - len(frames)} frame(s) too early")
         if len({frame.shape for frame in frames}) > 1:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ebr_engine.errors import EbrError
-from ebr_engine.jobs.files import ALL_SUFFIXES, is_clip
+from ebr_engine.jobs.files import ALL_SUFFIXES
 from ebr_engine.media.images import SUFFIXES
+from ebr_engine.media.kinds import is_clip
 from ebr_engine.media.pair_lists import Entry, read_entries
 from ebr_engine.media.video.folder import by_number
 

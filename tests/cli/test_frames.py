@@ -104,10 +104,12 @@ def test_an_animation_becomes_a_video_with_its_times(cli, engine, name):
 def test_an_animation_becomes_frames(cli, engine):
     animation("x.gif")
     assert cli("restore", "x.gif", "-o", "frames/%02d.png", "--task", "haze")[0] == 0
-    assert len(os.listdir("frames")) == 5
+    assert sorted(os.listdir("frames")) == [*(f"{i:02}.png" for i in range(1, 6)), "timestamps.txt"]
+    lines = Path("frames/timestamps.txt").read_text().splitlines()
+    assert [float(line) for line in lines[1:]] == [0, 100, 300, 400, 450, 550]
 
 
-@pytest.mark.parametrize(("name", "out"), [("x.gif", "out.png"), ("x.png", "out.png"), ("x.png", "folder/")])
+@pytest.mark.parametrize(("name", "out"), [("x.gif", "out.jpg"), ("x.png", "out.tif"), ("x.webp", "out.avif")])
 def test_an_animation_that_is_to_be_a_picture_is_told_how(cli, engine, name, out):
     animation(name)
     code, _, stderr = cli("restore", name, "-o", out, "--task", "haze")

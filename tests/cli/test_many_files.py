@@ -73,7 +73,7 @@ def test_a_manifest_of_json_lines_may_leave_outputs_to_a_folder(cli, tasks):
         ("input,output\na.png,\n", ["list.csv:2", "no output", "--out"]),
         ("input,output,task\na.png,x.png,fog\n", ["fog"]),
         ("input,output,task\na.png,x.png,own.safetensors\n", ["own.safetensors", "no such prompt"]),
-        ("input,output\na.png,x.gif\n", ["list.csv:2", ".gif"]),
+        ("input,output\na.png,x.bmp\n", ["list.csv:2", ".bmp"]),
         ("file,output\na.png,x.png\n", ["list.csv:1", "'file'", "input"]),
     ],
 )

@@ -56,6 +56,18 @@ def test_given_results_are_measured_as_they_are(folder, tmp_path):
     assert read_image(folder / "in" / "b.png").bits == 16
 
 
+def test_transparent_files_are_told_not_measured(folder, tmp_path):
+    picture = read_image(folder / "gt" / "a.png")
+    alpha = np.ones(picture.pixels.shape[:2], np.float32)
+    write_image(folder / "gt" / "a.png", Picture(picture.pixels, alpha=alpha))
+    assert "error" not in evaluate(items_of(folder), GIVEN, tmp_path / "out")[0]  # nothing is hidden
+    alpha[:3] = 0
+    write_image(folder / "gt" / "a.png", Picture(picture.pixels, alpha=alpha))
+    first, *others = evaluate(items_of(folder), GIVEN, tmp_path / "out")
+    assert "a.png: is transparent in parts" in first["error"]
+    assert all("scores" in row for row in others)
+
+
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_files_are_restored_and_measured_as_a_file_would_hold_them(folder, name):
     (item,) = (item for item in items_of(folder, None) if item.name == name)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ebr_engine.jobs.files import plan_jobs
-from ebr_engine.media.images import MediaError
+from ebr_engine.media.decoding import MediaError
 
 
 @pytest.fixture
@@ -105,10 +105,10 @@ def test_a_file_name_for_many_is_refused(tree):
 
 
 def test_unsupported_outputs_are_refused(tree):
-    refused(["e.png"], "out.gif", "cannot write .gif")
-    Path("x.gif").write_bytes(b"x")
-    refused(["x.gif"], "out", "cannot write .gif")
-    assert pairs(plan_jobs([Path("x.gif")], "x.png")) == {"x.gif": "x.png"}
+    refused(["e.png"], "out.bmp", "cannot write .bmp")
+    Path("x.bmp").write_bytes(b"x")
+    refused(["x.bmp"], "out", "cannot write .bmp")
+    assert pairs(plan_jobs([Path("x.bmp")], "x.png")) == {"x.bmp": "x.png"}
 
 
 def test_an_input_is_never_overwritten(tree):

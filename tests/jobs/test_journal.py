@@ -7,7 +7,7 @@ import pytest
 
 from ebr_engine.jobs.files import Job
 from ebr_engine.jobs.journal import NAME, Journal
-from ebr_engine.media.images import MediaError
+from ebr_engine.media.decoding import MediaError
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from ebr_engine.jobs.manifest import read_manifest
-from ebr_engine.media.images import MediaError
+from ebr_engine.media.decoding import MediaError
 
 
 def rows(tmp_path, name, content):

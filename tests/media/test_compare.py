@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ebr_engine.media.compare import compare_clips, compared, compared_size, side_by_side, wiped
-from ebr_engine.media.images import MediaError
+from ebr_engine.media.decoding import MediaError
 from ebr_engine.media.video import open_video
 
 BEFORE, AFTER = (np.full((400, 600, 3), value, np.float32) for value in (0.2, 0.7))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ebr_engine.media.images import MediaError
+from ebr_engine.media.decoding import MediaError
 from ebr_engine.media.video.colour import from_rgb, layout_of, matrix_for, to_rgb
 from ebr_engine.media.video.info import Colour
 

@@ -6,7 +6,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ebr_engine.media.images import MediaError, Picture, read_image, write_image
+from ebr_engine.media.decoding import MediaError
+from ebr_engine.media.images import Picture, read_image, write_image
 from ebr_engine.media.video import VideoInfo, open_video, write_video
 
 

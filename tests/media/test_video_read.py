@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ebr_engine.media.images import MediaError
+from ebr_engine.media.decoding import MediaError
 from ebr_engine.media.video import Colour, open_video, video_suffixes
 from ebr_engine.media.video.colour import from_rgb
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ebr_engine.media.images import MediaError
+from ebr_engine.media.decoding import MediaError
 from ebr_engine.media.video import Colour, VideoInfo, open_video, write_video
 from ebr_engine.media.video.colour import from_rgb
 
@@ -136,7 +136,7 @@ def test_the_default_codec_follows_depth_and_container(tmp_path, suffix, bits, e
     [
         ("prores_ks", ".mov", "yuv444p1"),
         ("ffv1", ".mkv", "gbrp12le"),
-        ("mpeg2video", ".mpg", "yuv420p"),
+        ("mpeg2video", ".mpg", "yuv422p"),
         ("mjpeg", ".avi", "yuvj444p"),
     ],
 )
@@ -154,7 +154,7 @@ def test_codecs_for_editors_get_the_format_nearest_to_the_source(make_clip, tmp_
 
 
 def test_odd_sizes_are_kept_and_said(make_clip, tmp_path):
-    source = make_clip("odd.mkv", 2, size=(37, 51), codec="ffv1", pix_fmt="yuv444p")
+    source = make_clip("odd.mkv", 2, size=(37, 51), codec="ffv1", pix_fmt="yuv420p")
     _, writer, _ = copy(source, tmp_path / "out.mp4")
     with open_video(tmp_path / "out.mp4") as reader:
         assert (reader.info.width, reader.info.height, reader.info.pix_fmt) == (51, 37, "yuv444p")
@@ -228,14 +228,13 @@ def test_copying_can_be_left_out(make_clip, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "lost"), [(".mp4", ["subtitle"]), (".webm", ["audio", "subtitle"]), (".mpg", ["other streams"])]
+    ("suffix", "lost"), [(".mp4", ["subtitles"]), (".webm", ["sound", "subtitles"]), (".mpg", ["sound", "subtitles"])]
 )
 def test_what_a_container_cannot_hold_is_warned_of_and_the_rest_goes_on(make_clip, tmp_path, suffix, lost):
     source = make_clip("in.mkv", audio="aac", subtitles=True, rate=25)
     _, writer, frames = copy(source, tmp_path / f"out{suffix}")
-    assert len(writer.warnings) == len(lost)
-    for word, line in zip(lost, writer.warnings):
-        assert word in line
+    (line,) = writer.warnings
+    assert [word for word in ("sound", "subtitles") if word in line] == lost
     with open_video(tmp_path / f"out{suffix}") as reader:
         assert len(list(reader)) == len(frames)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ebr_engine.errors import EbrError
-from ebr_engine.media.images import write_image
+from ebr_engine.media.images import read_image, write_image
 from ebr_engine.media.video import VideoInfo, write_video
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.data import BadDataError, PairSamples, SceneSamples, pair_samples, seeded
@@ -142,6 +142,11 @@ def break_it(root, how):
         write_image(target, smooth(48, 64, 1))
     elif how == "damaged":
         target.write_bytes(target.read_bytes()[:200])
+    elif how == "transparent":
+        picture = read_image(target)
+        alpha = np.ones(picture.pixels.shape[:2], np.float32)
+        alpha[:4] = 0
+        write_image(target, replace(picture, alpha=alpha))
     elif how == "small":
         for side in ("input", "target"):
             write_image(root / side / "01.png", smooth(24, 56, 1))
@@ -149,7 +154,14 @@ def break_it(root, how):
 
 
 @pytest.mark.parametrize(
-    ("how", "reason"), [("missing", "counterpart"), ("size", "48 x 64"), ("damaged", "damaged"), ("small", "24 x 56")]
+    ("how", "reason"),
+    [
+        ("missing", "counterpart"),
+        ("size", "48 x 64"),
+        ("damaged", "damaged"),
+        ("small", "24 x 56"),
+        ("transparent", "transparent"),
+    ],
 )
 def test_bad_pairs_are_refused_by_name_or_skipped(pairs, how, reason, caplog):
     root = break_it(pairs(), how)

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
-from ebr_engine.media.images import MAX_MEGAPIXELS
+from ebr_engine.media.images import MAX_MEGAPIXELS, is_animation
 from ebr_engine.media.video.folder import FolderReader, FolderWriter, is_frame_target
+from ebr_engine.media.video.formats import CONTAINERS
 from ebr_engine.media.video.info import Colour, Frame, VideoInfo
 from ebr_engine.media.video.read import VideoReader
-from ebr_engine.media.video.write import CONTAINERS, VideoWriter
+from ebr_engine.media.video.write import VideoWriter
 
 __all__ = ["Colour", "Frame", "VideoInfo", "VideoReader", "VideoWriter", "open_video", "video_suffixes", "write_video"]
 
@@ -31,7 +32,7 @@ def open_video(
     fps: float | Fraction = 24,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> VideoReader | FolderReader:
-    """Open a video file, or a folder of frames, for iterating over its frames once; a context manager.
+    """Open a video file, an animated picture, or a folder of frames, for iterating over its frames once; a context manager.
 
     `start` (seconds from the beginning) drops the frames before it and `frames` ends after so many; `deinterlace` makes
     whole frames of interlaced ones, one of each, where otherwise they are refused. `fps` is for folders, which know no
@@ -39,6 +40,10 @@ def open_video(
     """
     if os.path.isdir(path):
         return FolderReader(Path(path), fps=Fraction(fps).limit_denominator(1001), start=start, limit=frames)
+    if is_animation(Path(path)):
+        from ebr_engine.media.animation import AnimationReader
+
+        return AnimationReader(Path(path), start=start, limit=frames, max_megapixels=max_megapixels)
     return VideoReader(Path(path), start=start, limit=frames, deinterlace=deinterlace, max_megapixels=max_megapixels)
 
 
@@ -54,18 +59,27 @@ def write_video(
     copy_subtitles: bool = True,
     size: tuple[int, int] | None = None,
     commit: Callable[[Path, Path], None] | None = None,
+    strict: bool = False,
+    keep: bool = True,
 ) -> VideoWriter | FolderWriter:
     """Make a video, or a folder of frames, in the manner of `source`: its rate, colour, depth, tags and other streams.
 
     The container follows from the suffix; a path that ends in `/`, is a folder, or holds a pattern such as
-    `out/%06d.tif` makes PNG or TIFF frames. Without `codec`, H.264 for 8 bit and 10 bit HEVC for more; `pix_fmt` is then
-    4:2:0, or 4:4:4 where a side is odd. `crf` 0 is lossless where the encoder can be; `options` are the encoder's own.
-    `size` is (height, width) where it differs from the source's. Entering opens the file under a temporary name beside
-    `path`; only a clean exit gives it its name, by `commit(part, path)` where that is given. `warnings` then tells what
-    could not be kept. Raises MediaError for what the container or the encoder refuses.
+    `out/%06d.tif` makes PNG or TIFF frames. Without `codec`, an editor's or archive's source keeps its own where the
+    container holds it, else H.264 for 8 bit and HEVC for more; `pix_fmt` is then the source's, and for pictures 4:2:0, or
+    4:4:4 where a side is odd. `crf` 0 is lossless where the encoder can be; `options` are the encoder's own.
+    `size` is (height, width) where it differs from the source's. `keep`: also keep what the source holds beside its frames
+    and streams. Entering opens the file under a temporary name beside `path`; only a clean exit gives it its name, by
+    `commit(part, path)` where that is given. `warnings` then tells what could not be kept; with `strict` that is a MediaError,
+    as is what the container or the encoder refuses.
     """
     if is_frame_target(path):
-        return FolderWriter(path, source if isinstance(source, VideoInfo) else source.info)
+        left_out = [kind for kind, wanted in (("sound", copy_audio), ("subtitles", copy_subtitles)) if not wanted]
+        return FolderWriter(path, source, strict=strict, keep=keep, left_out=left_out)
+    if Path(path).suffix.lower() not in CONTAINERS and getattr(source, "delays", None):
+        from ebr_engine.media.animation import AnimationWriter
+
+        return AnimationWriter(path, source, size=size, commit=commit, strict=strict)
     return VideoWriter(
         Path(path),
         source,
@@ -77,6 +91,8 @@ def write_video(
         copy_subtitles=copy_subtitles,
         size=size,
         commit=commit,
+        strict=strict,
+        keep=keep,
     )
 
 

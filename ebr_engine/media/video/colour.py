@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ebr_engine.media.images import MediaError
+from ebr_engine.media.decoding import MediaError
 from ebr_engine.media.video.info import Colour, pyav
 
 MATRICES = {  # H.273 code point: (Kr, Kb)
@@ -27,6 +27,7 @@ RGB, UNSPECIFIED = 0, 2
 _SHIFTS = {"444": (0, 0), "422": (0, 1), "420": (1, 1), "440": (1, 0), "411": (0, 2), "410": (2, 2)}  # down, across
 _PLANAR = re.compile(r"(?:yuv[aj]?(4\d\d)p|(gbra?p)|gray)(\d*)(le|be)?")
 _DEPTHS = (8, 9, 10, 12, 14, 16)
+_ALPHA_DEPTHS = (8, 10, 16)  # that every planar format with alpha has
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,19 @@ def to_rgb(frame, colour: Colour, centred: bool = False) -> np.ndarray:
     return rgb.clip(0, 1, out=rgb)
 
 
-def from_rgb(rgb: np.ndarray, pixel_format, colour: Colour, centred: bool = False):
-    """An av.VideoFrame of the given av.VideoFormat from [H, W, 3] RGB in [0, 1], opaque; the inverse of `to_rgb`."""
+def alpha_of(frame) -> np.ndarray:
+    """The alpha of an av.VideoFrame that has one: [H, W] float32 in [0, 1]; its range is always full."""
+    layout = layout_of(frame.format)
+    if frame.format.name != layout.name:
+        frame = _repacked(frame, layout.name)
+    return _plane(frame, 3, layout) / np.float32(2**layout.bits - 1)
+
+
+def from_rgb(rgb: np.ndarray, pixel_format, colour: Colour, centred: bool = False, alpha: np.ndarray | None = None):
+    """An av.VideoFrame of the given av.VideoFormat from [H, W, 3] RGB in [0, 1]; the inverse of `to_rgb`.
+
+    `alpha` [H, W] in [0, 1] is for formats that have it; without, they are opaque.
+    """
     layout = layout_of(pixel_format)
     frame = pyav().VideoFrame(rgb.shape[1], rgb.shape[0], layout.name)
     black, white, neutral, span = _levels(layout.bits, colour.full_range or layout.rgb)
@@ -107,7 +119,8 @@ def from_rgb(rgb: np.ndarray, pixel_format, colour: Colour, centred: bool = Fals
         stored = [rgb[..., channel] * white for channel in (1, 2, 0)]
     else:
         kr, kb = MATRICES[colour.matrix]
-        luma = rgb @ np.array([kr, 1 - kr - kb, kb], np.float32)
+        weights = [np.float32(k) for k in (kr, 1 - kr - kb, kb)]
+        luma = rgb[..., 0] * weights[0] + rgb[..., 1] * weights[1] + rgb[..., 2] * weights[2]  # no BLAS: the same everywhere
         stored = [luma * (white - black) + black]
         if not layout.grey:
             for channel, k in ((2, kb), (0, kr)):
@@ -117,7 +130,7 @@ def from_rgb(rgb: np.ndarray, pixel_format, colour: Colour, centred: bool = Fals
     for index, values in enumerate(stored):
         _plane(frame, index, layout)[...] = np.rint(values).clip(0, peak)
     if layout.alpha:
-        _plane(frame, 3, layout)[...] = peak
+        _plane(frame, 3, layout)[...] = peak if alpha is None else np.rint(np.clip(alpha, 0, 1) * peak)
     if layout.name != pixel_format.name:
         frame = _repacked(frame, pixel_format.name)
     return frame
@@ -133,15 +146,17 @@ def _planar_name(pixel_format) -> str:
     name, components = pixel_format.name, pixel_format.components
     floating = any(word in name for word in ("f16", "f32"))
     bits = 16 if floating or pixel_format.is_bayer else max((c.bits for c in components if not c.is_alpha), default=8)
-    depth = next((d for d in _DEPTHS if d >= bits), 16)
+    alpha = "a" if any(c.is_alpha for c in components) else ""
+    depth = next((d for d in (_ALPHA_DEPTHS if alpha else _DEPTHS) if d >= bits), 16)
     ending = "" if depth == 8 else f"{depth}le"
-    if pixel_format.is_rgb or pixel_format.has_palette or pixel_format.is_bayer or name.startswith("xyz"):
-        return f"gbrp{ending}"
+    rgb = pixel_format.is_rgb or pixel_format.has_palette or pixel_format.is_bayer or name.startswith("xyz")
+    if rgb or (alpha and len(components) < 3):  # there is no planar grey with alpha
+        return f"gbr{alpha}p{ending}"
     if sum(not c.is_alpha for c in components) < 3:
         return f"gray{ending}"
     shifts = tuple(64 // size // 2 for size in (pixel_format.chroma_height(64), pixel_format.chroma_width(64)))
     subsampling = next(key for key, value in _SHIFTS.items() if value == shifts)
-    return f"yuv{subsampling}p{ending}"
+    return f"yuv{alpha}{subsampling}p{ending}"
 
 
 def _levels(bits: int, full_range: bool) -> tuple[float, float, float, float]:

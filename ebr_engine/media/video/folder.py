@@ -4,20 +4,40 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from ebr_engine.media.images import SUFFIXES, MediaError, Picture, check_can_hold, read_image, write_image
-from ebr_engine.media.video.info import Colour, Frame, VideoInfo
+from ebr_engine.media.decoding import MediaError
+from ebr_engine.media.holdings import format_of
+from ebr_engine.media.holdings.boxes import read_xmp
+from ebr_engine.media.images import SUFFIXES, Picture, check_can_hold, read_image, write_image
+from ebr_engine.media.video.fates import Fates
+from ebr_engine.media.video.frame_files import (
+    aspect_of,
+    colour_of,
+    in_time,
+    lengths,
+    light_of_picture,
+    parts_of_frame,
+    read_times,
+    without_pixels,
+    write_times,
+)
+from ebr_engine.media.video.info import Frame, VideoInfo
 
+_TOLERANCE = Fraction(1, 2000)  # seconds: people write 0.33
 _PATTERN = re.compile(r"%(?:0(\d+))?d")
 
 
 class FolderReader:
-    """Iterates over the pictures of a folder as frames of a constant rate; what `open_video` returns for a folder."""
+    """Iterates over the pictures of a folder as frames; what `open_video` returns for a folder.
+
+    Their rate is constant, unless a timestamps file lies beside them.
+    """
 
     def __init__(self, path: Path, *, fps: Fraction, start: float | None = None, limit: int | None = None) -> None:
         names = (n for n in os.listdir(path) if n.lower().endswith(SUFFIXES) and not n.startswith("."))
@@ -26,25 +46,33 @@ class FolderReader:
             raise MediaError(f"{path}: no frames in this folder (looked for {' '.join(SUFFIXES)})")
         if fps <= 0:
             raise MediaError(f"{path}: the frame rate must be above 0, not {fps}")
-        first = 0 if start is None else -int(-Fraction(start) * fps // 1)
-        if not 0 <= first < len(files):
-            raise MediaError(f"{path}: starting at {start:g} s is outside of its {float(len(files) / fps):g} s")
+        told = read_times(path, len(files))
+        times = told or [index / fps for index in range(len(files) + 1)]
+        first = next((i for i, time in enumerate(times[:-1]) if time >= Fraction(start or 0) - _TOLERANCE), len(files))
+        if first == len(files):
+            raise MediaError(f"{path}: starting at {start:g} s is outside of its {float(times[-1]):g} s")
         self.path = path
         self.warnings: list[str] = []
         self._files = files[first:][:limit]
+        self._times = times[first : first + len(self._files) + 1]
         picture = read_image(self._files[0])
+        seconds = self._times[-1] - self._times[0]
         self.info = VideoInfo(
             width=picture.width,
             height=picture.height,
-            fps=fps,
-            time_base=1 / fps,
+            fps=len(self._files) / seconds if told else fps,
+            time_base=Fraction(1, 1_000_000) if told else 1 / fps,
             frames=len(self._files),
-            duration=float(len(self._files) / fps),
+            duration=float(seconds),
             bits=picture.bits,
-            pix_fmt="gbrp" if picture.bits == 8 else "gbrp16le",
+            pix_fmt=f"gbr{'p' if picture.alpha is None else 'ap'}{'' if picture.bits == 8 else '16le'}",
             codec=picture.format[1:],
-            colour=Colour(matrix=0, full_range=True),
+            colour=colour_of(picture),
+            pixel_aspect=aspect_of(picture),
+            variable_rate=told is not None,
+            light=light_of_picture(picture),
         )
+        self.holdings = [part.holding for part in picture.parts]
 
     def __enter__(self) -> "FolderReader":
         return self
@@ -53,26 +81,44 @@ class FolderReader:
         pass
 
     def __iter__(self) -> Iterator[Frame]:
-        for index, file in enumerate(self._files):
+        base = self.info.time_base
+        for file, time, length in zip(self._files, self._times, lengths(self._times)):
             picture = read_image(file)
             if (picture.height, picture.width) != (self.info.height, self.info.width):
                 sizes = f"{picture.width} x {picture.height} pixels, not {self.info.width} x {self.info.height}"
                 raise MediaError(f"{file}: has {sizes} as the frames before")
-            yield Frame(picture.pixels, index, self.info.time_base, duration=1, name=file.stem)
+            begin, ticks = round((time - self._times[0]) / base), max(1, round(length / base))
+            alpha, others = picture.alpha, without_pixels(picture)
+            yield Frame(picture.pixels, begin, base, duration=ticks, name=file.stem, alpha=alpha, picture=others)
 
 
 class FolderWriter:
-    """Writes frames as pictures named by number, or as their source was; what `write_video` returns for a folder."""
+    """Writes frames as pictures named by number, or as their source was; what `write_video` returns for a folder.
 
-    def __init__(self, target: str | os.PathLike, info: VideoInfo) -> None:
+    A frame that was a picture keeps what its file held; one of a clip gets what the clip says of all. Where their rate
+    varies, a timestamps file lies beside them.
+    """
+
+    codec_id = None  # pictures have formats
+
+    def __init__(
+        self, target: str | os.PathLike, source, *, strict: bool = False, keep: bool = True, left_out: Collection[str] = ()
+    ) -> None:
         name = Path(target).name
         self._pattern = name if _PATTERN.search(name) else None
         self.path = Path(target).parent if self._pattern else Path(target)
-        self.info = info
-        self.warnings: list[str] = []
+        self.info: VideoInfo = getattr(source, "info", source)
         self._names: list[str] = []
+        self._times: list[tuple[Fraction, Fraction]] = []
+        self._strict = strict
+        xmp = read_xmp(source.path) if keep and hasattr(source, "container_tags") else None
+        self._parts = parts_of_frame(self.info, xmp) if keep else ()
         if self._pattern:
             check_can_hold(target, Picture(np.zeros((1, 1, 3), np.float32)))
+        told = source if keep and not isinstance(source, FolderReader) else self.info  # pictures tell of themselves
+        format = format_of(name) if self._pattern else "png"
+        self.fates = Fates(self.path, format, told, None, True, strict, left_out)
+        self.warnings: list[str] = []
 
     def __enter__(self) -> "FolderWriter":
         self._part = self.path.parent / f".ebr-{secrets.token_hex(6)}.part"
@@ -91,15 +137,27 @@ class FolderWriter:
             name = f"{(frame and frame.name) or f'{number:06d}'}.png"
         if name in self._names[-1:]:
             raise MediaError(f"{self.path}: two frames would both be written to {name}")
-        write_image(self._part / name, Picture(np.asarray(pixels, np.float32), bits=8 if self.info.bits == 8 else 16))
+        self._write(self._part / name, np.asarray(pixels, np.float32), frame)
         self._names.append(name)
+        self._times.append(in_time(frame, number - 1, self.info.fps))
+
+    def _write(self, path: Path, pixels: np.ndarray, frame: Frame | None) -> None:
+        alpha = None if frame is None else self.fates.alpha(frame.alpha, pixels.shape[:2])
+        bits = 8 if self.info.bits == 8 else 16
+        if frame is not None and frame.picture is not None:
+            picture = replace(frame.picture, pixels=pixels, alpha=alpha, bits=bits)
+        else:
+            picture = Picture(pixels, alpha, bits=bits, parts=self._parts)
+            if frame is not None:
+                self.fates.messages(frame.messages)
+        self.fates.add(write_image(path, picture, strict=self._strict))
 
     @property
     def frames(self) -> int:
         """How many have been written."""
         return len(self._names)
 
-    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+    def prepare(self, pixels: np.ndarray, frame: Frame | None = None) -> np.ndarray:
         """As `VideoWriter.prepare`; pictures need no preparation."""
         return pixels
 
@@ -116,8 +174,11 @@ class FolderWriter:
                 self.path.mkdir(exist_ok=True)
                 for name in self._names:
                     os.replace(self._part / name, self.path / name)
+                if self._times:
+                    write_times(self.path, self._times, self.info.fps)
         finally:
             shutil.rmtree(self._part, ignore_errors=True)
+            self.warnings += self.fates.warnings()
 
 
 def names_frames(path: str | os.PathLike) -> bool:

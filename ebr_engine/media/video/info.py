@@ -1,11 +1,14 @@
 """What a video is, apart from its pixels; and a frame."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
 
-from ebr_engine.media.images import MediaError
+from ebr_engine.media.decoding import MediaError
+from ebr_engine.media.images import Picture
+from ebr_engine.media.video.light import Light
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,14 @@ class VideoInfo:
     has_audio: bool = False
     has_subtitles: bool = False
     chapters: int = 0
+    light: Light = field(default_factory=Light)
+    profile: str = ""  # of the codec, in FFmpeg's words
+    pictures: bool = True  # a folder of pictures or an animation, not a video; or nothing is known of it
+
+    @property
+    def alpha(self) -> bool:
+        """Whether the stored format has transparency."""
+        return self.pix_fmt.startswith(("yuva", "gbrap", "ya", "rgba", "bgra", "argb", "abgr", "ayuv", "vuya"))
 
     @property
     def expected_frames(self) -> int | None:
@@ -57,6 +68,9 @@ class Frame:
     time_base: Fraction
     duration: int | None = None  # ticks
     name: str | None = None  # of the picture file that it comes from, without suffix
+    alpha: np.ndarray | None = None  # [H, W] float32 in [0, 1]
+    messages: Mapping[str, bytes] = field(default_factory=dict)  # that came with it in the stream: captions and others
+    picture: Picture | None = None  # what else its file held, without its pixels
 
     @property
     def time(self) -> Fraction:

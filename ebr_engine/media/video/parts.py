@@ -6,14 +6,16 @@ them in float32. A part is written when its work took ten seconds, so a short cl
 the clip takes unpacked (at 4:2:0 in 8 bit 1.5 bytes a pixel), in memory not more than `MOST_BYTES`.
 """
 
+import base64
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -48,7 +50,7 @@ class Parts:
         for file in self._files:
             head, body = self._load(file) or ({"frames": []}, b"")
             at = 0
-            for pts, duration in head["frames"]:
+            for pts, duration, *messages in head["frames"]:
                 picture = pyav().VideoFrame(width, height, pixel_format)
                 for plane, (rows, stride) in zip(picture.planes, head["planes"]):
                     stored = np.frombuffer(body, np.uint8, rows * stride, at).reshape(rows, stride)
@@ -56,15 +58,19 @@ class Parts:
                     both = min(stride, own.shape[1])  # what a row holds beyond the picture may differ
                     own[:, :both] = stored[:, :both]
                     at += rows * stride
-                yield picture, Frame(_NO_PIXELS, pts, time_base, duration)
+                yield picture, Frame(_NO_PIXELS, pts, time_base, duration, messages=_decoded(*messages))
 
     def tail(self, time_base: Fraction) -> list[Frame]:
         """Restored frames of the earlier run that its last chunk held back."""
         if self._tail is None:
             return []
         head, body = self._load(self._tail)
-        pixels = np.frombuffer(body, np.float32).reshape(head["shape"])
-        return [Frame(picture, pts, time_base, duration) for picture, (pts, duration) in zip(pixels, head["frames"])]
+        channels = np.frombuffer(body, np.float32).reshape(head["shape"])
+        frames = []
+        for picture, (pts, duration, *messages) in zip(channels, head["frames"]):
+            alpha = picture[..., 3] if picture.shape[-1] == 4 else None
+            frames.append(Frame(picture[..., :3], pts, time_base, duration, alpha=alpha, messages=_decoded(*messages)))
+        return frames
 
     def add(self, picture: Any, frame: Frame) -> None:
         """A frame that the encoder has got."""
@@ -77,7 +83,7 @@ class Parts:
                 self._give_up(f"they would take {size / 1e9:.1f} GB of {free / 1e9:.1f} GB that are free")
                 return
         self._bodies += [bytes(plane)[: rows * stride] for plane, (rows, stride) in zip(picture.planes, self._planes)]
-        self._times.append([frame.pts, frame.duration])
+        self._times.append(_times(frame))
 
     def settle(self, chunks: int, tail: Sequence[Frame]) -> None:
         """All frames of so many chunks have been added, but for `tail`; writes a part if there is enough for one."""
@@ -89,9 +95,9 @@ class Parts:
             self.folder.mkdir(exist_ok=True)
             file, behind = (self.folder / f"{kind}-{number:06}" for kind in ("part", "tail"))
             if tail:
-                head = {"frames": [[frame.pts, frame.duration] for frame in tail]}
-                head["shape"] = [len(tail), *tail[0].pixels.shape]
-                self._save(behind, head, [np.ascontiguousarray(frame.pixels, np.float32) for frame in tail])
+                pixels = [_channels(frame) for frame in tail]
+                head = {"frames": [_times(frame) for frame in tail], "shape": [len(tail), *pixels[0].shape]}
+                self._save(behind, head, pixels)
             head = {"chunks": chunks, "frames": self._times, "planes": self._planes, "tail": len(tail)}
             self._save(file, head, self._bodies)
             if self._tail is not None:
@@ -109,7 +115,7 @@ class Parts:
 
     def _forget(self) -> None:
         self._bodies: list[bytes] = []
-        self._times: list[list[int | None]] = []
+        self._times: list[list] = []
         self._planes: list[list[int]] = []
         self._since = time.monotonic()
 
@@ -177,6 +183,22 @@ def forget_finished(target: Path) -> None:
 def _folder_of(target: Path) -> Path:
     name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]  # a long name leaves no room for an addition
     return target.with_name(f".ebr-{name}.parts")
+
+
+def _times(frame: Frame) -> list:
+    """When a frame is shown, and the messages that came with it."""
+    messages = {kind: base64.b64encode(data).decode() for kind, data in frame.messages.items()}
+    return [frame.pts, frame.duration, *([messages] if messages else [])]
+
+
+def _decoded(messages: Mapping[str, str] = MappingProxyType({})) -> dict[str, bytes]:
+    return {kind: base64.b64decode(data) for kind, data in messages.items()}
+
+
+def _channels(frame: Frame) -> np.ndarray:
+    """[H, W, 3 or 4]: a frame's pixels and, where it has one, its alpha."""
+    channels = [frame.pixels] if frame.alpha is None else [frame.pixels, frame.alpha[..., None]]
+    return np.concatenate(channels, axis=2, dtype=np.float32)
 
 
 _NO_PIXELS = np.empty((0, 0, 3), np.float32)

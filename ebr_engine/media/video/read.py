@@ -1,8 +1,6 @@
 """Frames of a video file: upright RGB in float32 with exact timestamps, decoded one at a time."""
 
 import math
-import os
-import stat
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import chain, dropwhile
@@ -10,12 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from ebr_engine.media.images import MAX_MEGAPIXELS, MediaError
-from ebr_engine.media.video.colour import RGB, layout_of, matrix_for, to_rgb
+from ebr_engine.media.decoding import MediaError
+from ebr_engine.media.holdings.dolby import DolbyVision, dolby_vision
+from ebr_engine.media.holdings.video import Watch, first_timecode, video_inventory
+from ebr_engine.media.images import MAX_MEGAPIXELS
+from ebr_engine.media.video.colour import RGB, alpha_of, layout_of, matrix_for, to_rgb
+from ebr_engine.media.video.container import decoder_for, duration_of, first_video, frames_of, open_container
 from ebr_engine.media.video.info import Colour, Frame, VideoInfo, pyav
+from ebr_engine.media.video.light import light_of
+from ebr_engine.media.video.messages import TIMECODE, messages_of, timecode_after, timecode_text
+from ebr_engine.media.video.views import View, view_of
 
 _CENTRED_CHROMA = ("mjpeg", "mjpegb", "mpeg1video")  # PyAV does not tell the siting; these have it by standard
-_PQ, _HLG = 16, 18
+_ANIMATIONS = ("gif", "apng", "webp_anim")
+_PQ, _HLG, _UNSPECIFIED = 16, 18, 2
 _FULL = 2
 _TOLERANCE = Fraction(1, 2000)  # seconds: containers round a file's beginning, and people write 0.33
 _SEEK_MARGINS = (0, 5, 30)  # seconds: where a container has no index, seeking may land too late
@@ -26,7 +32,7 @@ class VideoReader:
 
     `info` describes the frames as they come; `warnings` grows while reading. `origin` is the moment of the source, in
     seconds, that the frames' timestamps are counted from; `exhausted` tells whether all of its frames have been read;
-    `tags` are the video stream's own.
+    `tags` are the video stream's own, `holdings` all that the file holds beside its frames.
     """
 
     def __init__(
@@ -83,7 +89,9 @@ class VideoReader:
                     ticks = last + 1
             last, count = ticks, count + 1
             duration = round(decoded.duration * decoded.time_base / self.info.time_base) if decoded.duration else None
-            yield Frame(self._upright(decoded), ticks, self.info.time_base, duration)
+            alpha = self._upright(alpha_of(decoded)) if self._alpha else None
+            pixels = self._upright(to_rgb(decoded, self.info.colour, self._centred))
+            yield Frame(pixels, ticks, self.info.time_base, duration, alpha=alpha, messages=messages_of(decoded))
             if count == self._limit:
                 break
         else:
@@ -94,13 +102,15 @@ class VideoReader:
         """Open the file at its beginning."""
         self._container = open_container(self.path)
         try:
-            self._stream = _video_stream(self.path, self._container)
+            self._stream = first_video(self.path, self._container)
             self._check_size(self._stream.codec_context)
         except BaseException:
             self.close()
             raise
-        self._stream.thread_type = "AUTO"
-        self._stream.codec_context.options = {"max_pixels": str(int(self._max_megapixels * 1e6))}  # where sizes change later
+        self._decoder = decoder_for(self._stream)
+        self._watch = Watch(self._stream)
+        self._decoder.thread_type = "AUTO"
+        self._decoder.options = {"max_pixels": str(int(self._max_megapixels * 1e6))}  # where sizes change later
 
     def _check_size(self, picture) -> None:
         megapixels = picture.width * picture.height / 1e6
@@ -109,9 +119,7 @@ class VideoReader:
             raise MediaError(f"{self.path}: {picture.width} x {picture.height} pixels are {limit}")
 
     def _open(self, start: float | None, deinterlace: bool) -> None:
-        streams = len(self._container.streams.video)
-        if streams > 1:
-            self.warnings.append(f"{self.path}: has {streams} video streams or cover pictures; only the first video is kept")
+        self._dolby = self._base_layer()
         begin = Fraction(max(0, self._container.start_time or 0), pyav().time_base)
         frames = self._decode() if start is None else self._decode_from(begin + Fraction(start))
         first = next(frames, None)
@@ -120,6 +128,8 @@ class VideoReader:
                 raise MediaError(f"{self.path}: has no frame at or after {start:g} s")
             raise MediaError(f"{self.path}: no frame of it can be decoded; the data is damaged or cut short")
         self._check_size(first)
+        self.holdings = video_inventory(self.path, self._container, self._watch.found)
+        self._check_base_layer()
         stream = self._stream
         if first.interlaced_frame and not deinterlace:
             raise MediaError(f"{self.path}: is interlaced; deinterlace it by --deinterlace")
@@ -127,27 +137,40 @@ class VideoReader:
         if deinterlace:
             frames = _deinterlaced(frames, first, stream.time_base)
         self.tags = dict(stream.metadata)
+        self.container_tags = dict(self._container.metadata)
+        self.view: View = view_of(first)
         self._decoded = frames
         self._deinterlace = deinterlace
         self._stored_size = (first.width, first.height)
         self._swap, self._flip_rows, self._flip_columns = _orientation(first)
+        self._alpha = layout_of(first.format).alpha
         self._centred = stream.codec_context.name in _CENTRED_CHROMA
         begin = begin if start is None else (self._ticks(first) or 0) * stream.time_base
         self._origin_ticks = math.floor(begin / stream.time_base)
         self.origin = self._origin_ticks * stream.time_base
         self.info = self._describe(first, start)
+        entered = start is not None and stream.codec_context.name in ("mpeg1video", "mpeg2video")
+        self._group_timecode = first_timecode(self.path) if entered else self._watch.timecode
+        self.timecode = self._timecode(first)
         self._step = max(1, round(1 / (self.info.fps * self.info.time_base)))
         if self.info.colour.transfer in (_PQ, _HLG):
-            self.warnings.append(f"{self.path}: is HDR; its values are restored as they are, mastering data is not kept")
-        if any(component.is_alpha for component in first.format.components):
-            self.warnings.append(f"{self.path}: its transparency is left out")
+            self.warnings.append(f"{self.path}: is HDR; its values are restored as they are")
+
+    def _timecode(self, first) -> str | None:
+        """That of the first frame that is read: the tags' own, which count from the beginning, or a message's."""
+        if (message := messages_of(first).get(TIMECODE)) is not None:
+            return timecode_text(message)
+        tags = {key.lower(): value for key, value in (self.container_tags | self.tags).items()}
+        begin = Fraction(max(0, self._container.start_time or 0), pyav().time_base)
+        text = tags.get("timecode") or self._group_timecode
+        return timecode_after(text, self.origin - begin, self.info.fps)
 
     def _describe(self, first, start: float | None) -> VideoInfo:
         stream, container = self._stream, self._container
         width, height = (first.height, first.width) if self._swap else (first.width, first.height)
         fps = next((Fraction(r) for r in (stream.average_rate, stream.guessed_rate, stream.base_rate) if r), Fraction(25))
-        seconds = _duration(stream, container)
-        frames = stream.frames or None
+        seconds = duration_of(stream, container)
+        frames = frames_of(stream, container, fps)
         if start is not None:
             frames = None
             seconds = seconds and max(0.0, seconds - start)
@@ -174,11 +197,37 @@ class VideoReader:
             has_audio=bool(container.streams.audio),
             has_subtitles=bool(container.streams.subtitles),
             chapters=len(container.chapters()),
+            light=light_of(first),
+            profile=stream.codec_context.profile or "",
+            pictures=container.format.name in _ANIMATIONS,
         )
+
+    def _base_layer(self) -> DolbyVision | None:
+        """Dolby Vision's record, where there is one."""
+        try:
+            return dolby_vision(self.path)
+        except OSError:  # whoever reads it next says why
+            return None
+
+    def _check_base_layer(self) -> None:
+        """MediaError where Dolby Vision's base layer is no picture by itself; without a record, where nothing says that it is."""
+        found, context = self._dolby, self._stream.codec_context
+        doubtful = found is None and context.name == "hevc" and context.color_trc == _UNSPECIFIED
+        bare = doubtful and any(holding.kind == "Dolby Vision" for holding in self.holdings)
+        if bare or (found is not None and not found.plain):
+            what = f"of {found}, " if found is not None else ""
+            way = "convert it to HDR10 first, as by ffmpeg -i IN -vf libplacebo=colorspace=bt2020nc:color_primaries=bt2020"
+            way += ":color_trc=smpte2084:format=yuv420p10 -c:v libx265 -crf 14 OUT"
+            raise MediaError(f"{self.path}: is Dolby Vision {what}without a base layer in plain colours; {way}")
 
     def _colour(self, first) -> Colour:
         context = self._stream.codec_context
         declared = {"primaries": context.color_primaries, "transfer": context.color_trc}
+        if self._dolby is not None and (base := self._dolby.colours) != tuple(declared.values()):
+            if _UNSPECIFIED not in declared.values():
+                told = "its colour tags are not those of its Dolby Vision base layer"
+                self.warnings.append(f"{self.path}: {told} ({self._dolby.base}), which are taken")
+            declared = {"primaries": base[0], "transfer": base[1]}
         layout = layout_of(first.format)
         if layout.rgb:
             return Colour(**declared, matrix=RGB, full_range=True)
@@ -202,8 +251,9 @@ class VideoReader:
                 return
             if packet is None:
                 return
+            self._watch.see(packet)
             try:
-                decoded = self._stream.decode(packet)
+                decoded = self._decoder.decode(packet)
             except errors.EOFError:
                 return
             except errors.FFmpegError:
@@ -223,6 +273,7 @@ class VideoReader:
                 break
             try:
                 self._container.seek(offset, stream=self._stream)
+                self._decoder.flush_buffers()
             except pyav().error.FFmpegError:
                 break
             frames = dropwhile(lambda frame: not frame.key_frame, self._decode())
@@ -238,15 +289,18 @@ class VideoReader:
         return ticks is not None and ticks < target
 
     def _ticks(self, frame) -> int | None:
-        ticks = frame.pts if frame.pts is not None else frame.dts
+        if self._container.format.name == "avi":  # of one constant rate, which knows when a picture is decoded, not shown
+            ticks = frame.dts
+        else:
+            ticks = frame.pts if frame.pts is not None else frame.dts
         if ticks is None or frame.time_base == self._stream.time_base:
             return ticks
         return round(ticks * frame.time_base / self._stream.time_base)
 
-    def _upright(self, decoded) -> np.ndarray:
-        pixels = to_rgb(decoded, self.info.colour, self._centred)
+    def _upright(self, pixels: np.ndarray) -> np.ndarray:
+        """[H, W] or [H, W, 3] as it is shown."""
         if self._swap:
-            pixels = pixels.transpose(1, 0, 2)
+            pixels = pixels.swapaxes(0, 1)
         rows, columns = (slice(None, None, -1 if flip else 1) for flip in (self._flip_rows, self._flip_columns))
         return np.ascontiguousarray(pixels[rows, columns])
 
@@ -259,50 +313,6 @@ class VideoReader:
             self.warnings.append(f"{self.path}: {self._interlaced} frames are interlaced; consider --deinterlace")
         if self.exhausted and self.info.frames is not None and count < self.info.frames:
             self.warnings.append(f"{self.path}: ends after {count} of {self.info.frames} frames")
-
-
-def open_container(path: Path):
-    """Open a media file for reading, which follows no links to other files or hosts; MediaError with the reason."""
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):  # opening a FIFO would wait for ever
-            raise MediaError(f"{path}: not a regular file")
-        if not path.stat().st_size:
-            raise MediaError(f"{path}: the file is empty")
-        with open(path, "rb"):
-            pass
-    except OSError as error:
-        raise MediaError(f"{path}: {error.strerror or error}") from error
-    av = pyav()
-    try:
-        options = {"protocol_whitelist": "file"}
-        container = av.open(f"file:{os.fspath(path)}", "r", container_options=options, metadata_errors="replace")
-    except UnicodeEncodeError as error:
-        raise MediaError(f"{str(path)!a}: its name is not valid text; rename it") from error
-    except (av.error.FFmpegError, ValueError) as error:
-        raise MediaError(f"{path}: not a video, or damaged beyond reading") from error
-    kind = container.format.name
-    if kind == "tty" or kind == "image2" or kind.endswith("_pipe"):
-        container.close()
-        raise MediaError(f"{path}: {'a text' if kind == 'tty' else 'a single picture'}, not a video")
-    return container
-
-
-def _video_stream(path: Path, container):
-    from av.stream import Disposition
-
-    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not videos:
-        raise MediaError(f"{path}: has no video stream")
-    if videos[0].codec_context is None:
-        raise MediaError(f"{path}: there is no decoder for its video")
-    return videos[0]
-
-
-def _duration(stream, container) -> float | None:
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
-    return container.duration / pyav().time_base if container.duration else None
 
 
 def _orientation(frame) -> tuple[bool, bool, bool]:

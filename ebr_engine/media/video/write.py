@@ -9,36 +9,32 @@ from pathlib import Path
 
 import numpy as np
 
-from ebr_engine.media.images import MediaError
-from ebr_engine.media.video.colour import RGB, from_rgb, layout_of, matrix_for
+from ebr_engine.media.decoding import MediaError
+from ebr_engine.media.holdings import format_of
+from ebr_engine.media.holdings.boxes import add_to_video_track, add_xmp, read_xmp
+from ebr_engine.media.seen import stored_values
+from ebr_engine.media.video.colour import RGB, from_rgb, layout_of
+from ebr_engine.media.video.fates import Fates
 from ebr_engine.media.video.folder import FolderReader
+from ebr_engine.media.video.formats import CONTAINERS, CRF, choose_encoder, choose_format
+from ebr_engine.media.video.frame_files import profile_of
 from ebr_engine.media.video.info import Colour, Frame, VideoInfo, pyav
+from ebr_engine.media.video.light import Light
+from ebr_engine.media.video.matroska_video import add_to_video, display_size, filled, projection
+from ebr_engine.media.video.messages import insert
+from ebr_engine.media.video.profiles import to_srgb
 from ebr_engine.media.video.read import VideoReader
-from ebr_engine.media.video.streams import StreamCopier, copy_tags
+from ebr_engine.media.video.streams import StreamCopier, copy_tags, needs_keys
+from ebr_engine.media.video.threads import THREADS, own_settings
+from ebr_engine.media.video.views import view_boxes
 
-CONTAINERS = {  # FFmpeg's muxers by suffix
-    ".mp4": "mp4",
-    ".mkv": "matroska",
-    ".mov": "mov",
-    ".webm": "webm",
-    ".avi": "avi",
-    ".m4v": "mp4",
-    ".mpg": "mpeg",
-    ".mpeg": "mpeg",
-    ".ts": "mpegts",
-    ".m2ts": "mpegts",
-    ".mts": "mpegts",
-}
-_CODECS = {".webm": ("libvpx-vp9", "libvpx-vp9"), ".mpg": ("mpeg2video", "mpeg2video"), ".mpeg": ("mpeg2video", "mpeg2video")}
-_CRF = {"libx264": 17, "libx264rgb": 17, "libx265": 18, "libvpx-vp9": 20, "libsvtav1": 20, "libaom-av1": 20}
 _CONSTANT_RATE = ("mpeg1video", "mpeg2video", "mpeg4")  # encoders with few clocks
+_GROUPS = ("mpeg1video", "mpeg2video")  # of pictures, with a timecode each
 _SCALE = {"mpeg1video": 2, "mpeg2video": 2, "mpeg4": 2, "mjpeg": 2}  # quantiser; their default is a bit rate for telephones
 _LAMBDA = 118  # FFmpeg's unit of it
-_MATCH_SOURCE = (  # encoders for editors and archives, which are given what the source holds
-    *("ffv1", "prores_ks", "prores", "prores_aw", "dnxhd"),
-    *("huffyuv", "ffvhuff", "utvideo", "mjpeg", "rawvideo", "v210"),
-)
+_MATRICES = {5: 5, 6: 6, 9: 9}  # that RGB of these primaries is coded by; else BT.709's
 _LIMITED, _FULL = 1, 2
+_NO_WORD = "the container has no word for this kind of it"
 _HOUR = 3600  # seconds
 
 
@@ -58,6 +54,8 @@ class VideoWriter:
         copy_subtitles: bool,
         size: tuple[int, int] | None,
         commit: Callable[[Path, Path], None] | None = None,
+        strict: bool = False,
+        keep: bool = True,
     ) -> None:
         self.path = path
         self._commit = commit or os.replace
@@ -71,13 +69,23 @@ class VideoWriter:
             raise MediaError(f"{path}: cannot write {suffix or 'a file without suffix'}; choose from {' '.join(CONTAINERS)}")
         self._format = CONTAINERS[suffix]
         self.height, self.width = size or (self.info.height, self.info.width)
-        high = self.info.bits > 8
-        self.codec = codec or _CODECS.get(suffix, ("libx264", "libx265"))[high]
-        self._options = {str(key): str(value) for key, value in options.items()}
+        choice = choose_encoder(self._format, self.info, pix_fmt, crf)
+        self.codec = codec or choice.encoder
+        told = [f"{path}: {choice.told}"] if choice.told and codec is None else []
+        preset = choice.options if codec is None and pix_fmt is None else {}
+        self._options = {**preset, **{str(key): str(value) for key, value in options.items()}}
         self._crf = crf
-        self._copy = {"audio": copy_audio, "subtitles": copy_subtitles}
+        self._copy = {"sound": copy_audio, "subtitles": copy_subtitles}
         self._encoder = self._find_encoder()
-        self._pixel_format = pyav().VideoFormat(self._choose_format(pix_fmt), self.width, self.height)
+        self.codec_id = self._encoder.canonical_name  # FFmpeg's name of what is written
+        name, lost = choose_format(path, self._encoder, self.info, (self.height, self.width), pix_fmt)
+        self._pixel_format = pyav().VideoFormat(name, self.width, self.height)
+        self.warnings += told + lost
+        self._keep = keep and self._reader is not None
+        self._light = self.info.light if keep else Light()
+        has_alpha, left_out = layout_of(self._pixel_format).alpha, [kind for kind, kept in self._copy.items() if not kept]
+        told = source if keep else self.info
+        self.fates = Fates(path, format_of(path), told, self.codec_id, has_alpha, strict, left_out)
 
     def __enter__(self) -> "VideoWriter":
         # Not tempfile: it would make the result unreadable to others, whatever the umask says.
@@ -85,11 +93,12 @@ class VideoWriter:
         self._output = self._copier = None
         try:
             try:
-                self._start(**self._copy)
+                self._start(*self._copy.values())
             except _StreamsRefused:
                 self._close()
-                self.warnings = [f"{self.path}: {self._format} does not take the other streams; they are left out"]
-                self._start(audio=False, subtitles=False)
+                for index in self._copier_streams:
+                    self.fates.lose_stream(index, f"{self._format} does not take it")
+                self._start(False, False)
         except BaseException:
             self._abandon()
             raise
@@ -102,15 +111,18 @@ class VideoWriter:
 
     def write(self, pixels: np.ndarray, frame: Frame | None = None) -> None:
         """Encode [H, W, 3] float32 RGB in [0, 1], shown at the time of `frame`, or after the one before without."""
-        self.write_prepared(self.prepare(pixels), frame)
+        self.write_prepared(self.prepare(pixels, frame), frame)
 
-    def prepare(self, pixels: np.ndarray):
-        """[H, W, 3] float32 RGB in [0, 1] as the encoder gets it."""
+    def prepare(self, pixels: np.ndarray, frame: Frame | None = None):
+        """[H, W, 3] float32 RGB in [0, 1], with the alpha of `frame`, as the encoder gets it."""
         if pixels.shape != (self.height, self.width, 3):
             raise ValueError(f"the video is made for {(self.height, self.width, 3)}, not {pixels.shape}")
         if not np.isfinite(pixels).all():
             raise MediaError(f"{self.path}: not written: frame {self.frames + 1} has values that are not finite numbers")
-        return from_rgb(pixels, self._pixel_format, self._colour, centred=self._centred)
+        if frame is not None and frame.picture is not None and (profile := profile_of(frame.picture)) is not None:
+            pixels = to_srgb(stored_values(pixels, frame.picture.seen), profile)
+        alpha = None if frame is None else self.fates.alpha(frame.alpha, (self.height, self.width))
+        return from_rgb(pixels, self._pixel_format, self._colour, centred=self._centred, alpha=alpha)
 
     def write_prepared(self, picture, frame: Frame | None = None) -> None:
         """Encode what `prepare` made."""
@@ -122,6 +134,8 @@ class VideoWriter:
         length = frame.duration * frame.time_base if frame is not None and frame.duration else 1 / self.info.fps
         self._durations[picture.pts] = max(1, round(length / self._time_base))
         self._last, self._end = picture.pts, time + length
+        if frame is not None and (kept := self.fates.messages(frame.messages)):
+            self._messages[picture.pts] = kept
         self._encode(picture)
         self.frames += 1
 
@@ -137,25 +151,38 @@ class VideoWriter:
                 self._finish()
         finally:
             self._abandon()
+            self.warnings += self.fates.warnings()
 
     def _start(self, audio: bool, subtitles: bool) -> None:
         av = pyav()
         try:
             open(self._part, "wb").close()  # FFmpeg would find out later, and not say why
-            name, reproducible = f"file:{os.fspath(self._part)}", {"fflags": "+bitexact"}  # no random identifiers
-            self._output = av.open(name, "w", format=self._format, container_options=reproducible)
+            name, settings = f"file:{os.fspath(self._part)}", {"fflags": "+bitexact"}  # no random identifiers
+            if self._keep and self._format in ("mp4", "mov") and needs_keys(self._reader.container_tags, self._format):
+                settings["movflags"] = "+use_metadata_tags"
+            self._output = av.open(name, "w", format=self._format, container_options=settings)
         except UnicodeEncodeError as error:
             raise MediaError(f"{str(self.path)!a}: its name is not valid text; choose another") from error
         except OSError as error:
             raise MediaError(f"{self.path}: cannot write there: {error.strerror}") from error
         self._add_video()
         if self._reader is not None:
-            self._copier = StreamCopier(self._reader, self._output, audio=audio, subtitles=subtitles)
+            self._copier = StreamCopier(self._reader, self._output, audio=audio, subtitles=subtitles, tags=self._keep)
+            self._copier_streams = self._copier.streams
+            for index, why in self._copier.refused.items():
+                self.fates.lose_stream(index, why)
             copy_tags(self._reader.tags, self._stream.metadata)
+        if self._keep:
+            self._say_timecode()
+            if self._format in ("matroska", "webm"):
+                self._say_stereo_mode()
+        self._video_elements = self._elements() if self._format in ("matroska", "webm") else b""
+        if self._video_elements:
+            self._stream.metadata["title"] = filled(self._stream.metadata.get("title", ""))
         try:
             self._output.start_encoding()
         except av.error.FFmpegError as error:
-            if self._copier is not None and self._copier.copies:
+            if self._copier is not None and self._copier.streams:
                 raise _StreamsRefused from error
             raise MediaError(f"{self.path}: {self._format} does not take {self.codec} with these settings") from error
 
@@ -167,13 +194,16 @@ class VideoWriter:
         except ValueError as error:
             raise MediaError(f"{self.path}: {self._format} cannot hold {self.codec}; choose another suffix or codec") from error
         constant = self._format == "avi" or self.codec in _CONSTANT_RATE
-        if constant and self.info.variable_rate:
+        if constant and self.info.variable_rate and not any(each.holding.kind == "frame times" for each in self.fates.outcomes):
             self.warnings.append(f"{self.path}: the frame rate varies, which {self._format} or {self.codec} cannot keep")
         self._time_base = 1 / rate if constant else self.info.time_base
         self._colour = self._output_colour()
         self._centred = self.codec in ("mjpeg", "mpeg1video")
-        self._last, self._end, self._durations = None, Fraction(0), {}
+        self._last, self._end, self._durations, self._messages = None, Fraction(0), {}, {}
         context = stream.codec_context
+        context.thread_count = THREADS
+        if "264" in self.codec:
+            context.thread_type = "FRAME"  # else it cuts each picture into slices
         context.width, context.height, context.pix_fmt = self.width, self.height, self._pixel_format.name
         context.time_base = stream.time_base = self._time_base
         context.sample_aspect_ratio = self.info.pixel_aspect
@@ -194,17 +224,26 @@ class VideoWriter:
 
     def _encoder_options(self) -> dict[str, str]:
         options = {"bf": "0"} if self._format == "avi" else {}  # AVI holds one timestamp a frame
+        own = self._light.options(self.codec)
         if self.codec in _SCALE and not {"b", "global_quality"} & set(self._options):
             options |= {"flags": "+qscale", "global_quality": str(_SCALE[self.codec] * _LAMBDA)}
-        crf = _CRF.get(self.codec) if self._crf is None and not {"b", "qp", "crf"} & set(self._options) else self._crf
+        crf = CRF.get(self.codec) if self._crf is None and not {"b", "qp", "crf"} & set(self._options) else self._crf
         if crf is not None:
             options["crf"] = f"{crf:g}"
+        if self.codec == "libvpx" and layout_of(self._pixel_format).alpha:
+            options["auto-alt-ref"] = "0"  # else it refuses
         if crf == 0 and self.codec == "libvpx-vp9":
             options["lossless"] = "1"
+        if self.codec in _GROUPS and self._keep and self._reader.timecode and self._counts(self._reader.timecode):
+            options["gop_timecode"] = self._reader.timecode
         options |= self._options
-        if self.codec == "libx265":
-            own = ["log-level=error", *(["lossless=1"] if crf == 0 else [])]  # it writes to the terminal
-            options["x265-params"] = ":".join([*own, *filter(None, [self._options.get("x265-params")])])
+        own |= own_settings(self.codec)
+        if self.codec == "libx265":  # it writes to the terminal
+            own |= {"log-level": "error"} | ({"lossless": "1"} if crf == 0 else {})
+        if own:
+            name = {"libx265": "x265-params", "libsvtav1": "svtav1-params"}.get(self.codec, "x264-params")
+            told = [f"{key}={value}" for key, value in own.items()]
+            options[name] = ":".join([*told, *filter(None, [self._options.get(name)])])
         return options
 
     def _find_encoder(self):
@@ -219,44 +258,11 @@ class VideoWriter:
             raise MediaError(f"{self.codec} is no video encoder")
         return encoder
 
-    def _choose_format(self, wanted: str | None) -> str:
-        """The pixel format: the one that is asked for, or the encoder's nearest to what the source or players want."""
-        av = pyav()
-        offered = {f.name: f for f in self._encoder.video_formats or [] if f.components}  # else one on a graphics card
-        odd = self.width % 2 or self.height % 2
-        size = f"{self.width} x {self.height} pixels"
-        if wanted is not None:
-            try:
-                layout = layout_of(av.VideoFormat(wanted))
-            except ValueError as error:
-                raise MediaError(f"unknown pixel format {wanted!r}") from error
-            if offered and wanted not in offered:
-                raise MediaError(f"{self.codec} does not take {wanted}; choose from {' '.join(sorted(offered))}")
-            if odd and any(layout.shifts):
-                raise MediaError(f"{self.path}: {wanted} needs even sides, and {size} are not; use a 4:4:4 format")
-            return wanted
-        if self.codec in _MATCH_SOURCE:
-            ideal = layout_of(av.VideoFormat(self.info.pix_fmt)).name
-        else:
-            ideal = "yuv420p" if self.info.bits == 8 else "yuv420p10le"
-        if odd and any(layout_of(av.VideoFormat(ideal)).shifts):
-            depth = layout_of(av.VideoFormat(ideal)).bits
-            ideal = "yuv444p" if depth == 8 else f"yuv444p{depth}le"
-            self.warnings.append(f"{self.path}: {size} are odd, so it is written as 4:4:4, which some players cannot show")
-        if not offered or ideal in offered:
-            return ideal
-        target = layout_of(av.VideoFormat(ideal))
-        layouts = {name: layout_of(f) for name, f in offered.items()}
-        fitting = [name for name, layout in layouts.items() if not (odd and any(layout.shifts))]
-        if not fitting:
-            raise MediaError(f"{self.path}: {self.codec} needs even sides, and {size} are not")
-        return min(fitting, key=lambda name: _distance(layouts[name], target, name))
-
     def _output_colour(self) -> Colour:
         source, layout = self.info.colour, layout_of(self._pixel_format)
         if layout.rgb:
             return Colour(source.primaries, source.transfer, RGB, full_range=True)
-        matrix = matrix_for(2, 1280, 720) if source.matrix == RGB else source.matrix
+        matrix = _MATRICES.get(source.primaries, 1) if source.matrix == RGB else source.matrix
         full = self.codec == "mjpeg" or (source.full_range and source.matrix != RGB)
         return Colour(source.primaries, source.transfer, matrix, full)
 
@@ -270,9 +276,19 @@ class VideoWriter:
                     packet.dts = packet.pts  # x265 gives a random one to clips of one or two frames
                 if self._copier is not None:
                     self._copier.advance(packet.dts * packet.time_base)
-                self._output.mux_one(packet)
+                self._output.mux_one(self._with_messages(packet))
         except error_type as error:
             raise MediaError(f"{self.path}: could not be written: {error.strerror}") from error
+
+    def _with_messages(self, packet):
+        """The packet with the messages of its picture, which encoders do not take from us."""
+        messages = self._messages.pop(packet.pts, None)
+        if not messages:
+            return packet
+        made = pyav().Packet(insert(bytes(packet), self.codec_id, messages))
+        for name in ("pts", "dts", "time_base", "duration", "is_keyframe", "stream"):
+            setattr(made, name, getattr(packet, name))
+        return made
 
     def _finish(self) -> None:
         if not self.frames:
@@ -284,7 +300,51 @@ class VideoWriter:
             self._output.close()
         except pyav().error.FFmpegError as error:
             raise MediaError(f"{self.path}: could not be written: {error.strerror}") from error
+        if self._format in ("mp4", "mov"):
+            self._add_boxes()
+        elif self._video_elements and not add_to_video(self._part, self._video_elements):
+            self.fates.lose_kinds(("pixel aspect", "spherical"), "the file's header is too large")
         self._commit(self._part, self.path)
+
+    def _counts(self, timecode: str) -> bool:
+        """Whether a timecode goes with the rate; FFmpeg refuses to leave out numbers at others than 30 and 60."""
+        return timecode[8] == ":" or round(self.info.fps) % 30 == 0
+
+    def _say_timecode(self) -> None:
+        timecode = self._reader.timecode
+        if timecode is None or self._format == "avi":
+            return
+        if not self._counts(timecode):
+            self.fates.lose_kinds(("timecode", "timecode message"), "it leaves out numbers as 30 frames a second do")
+        else:
+            self._stream.metadata["timecode"] = timecode
+
+    def _say_stereo_mode(self) -> None:
+        mode = self._reader.tags.get("stereo_mode", self._reader.view.stereo_mode)
+        if mode is None:
+            self.fates.lose_kinds(("stereo view",), _NO_WORD)
+        else:
+            self._stream.metadata["stereo_mode"] = mode
+
+    def _elements(self) -> bytes:
+        """What FFmpeg's Matroska muxer does not take from us."""
+        aspect = self.info.pixel_aspect
+        size = display_size(self.width, self.height, aspect) if aspect != 1 else b""
+        sphere = projection(self._reader.view) if self._keep else b""
+        if not sphere:
+            self.fates.lose_kinds(("spherical",), _NO_WORD)
+        return size + sphere
+
+    def _add_boxes(self) -> None:
+        """What FFmpeg's muxer of MP4 and QuickTime does not take from us."""
+        in_entry, in_track = view_boxes(self._reader.path, self._reader.view) if self._keep else (b"", b"")
+        lost = [kind for kind, box in (("spherical", b"sv3d"), ("stereo view", b"st3d")) if box not in in_entry]
+        self.fates.lose_kinds([kind for kind in lost if kind != "spherical" or not in_track], _NO_WORD)
+        in_entry += self._light.boxes()
+        if (in_entry or in_track) and not add_to_video_track(self._part, in_entry, in_track):
+            self.fates.lose_kinds(("spherical", "stereo view"), "the file's header is too large")
+        if self._keep and (packet := read_xmp(self._reader.path)) is not None:
+            add_xmp(self._part, packet)
 
     def _close(self) -> None:
         if self._copier is not None:
@@ -302,12 +362,3 @@ class VideoWriter:
 
 class _StreamsRefused(Exception):
     """The container takes the video, but not what is to be copied beside it."""
-
-
-def _distance(layout, target, name: str) -> tuple:
-    """How much worse than a target a pixel format is: lost depth, colour model, lost chroma, then what is wasted."""
-    coarser = sum(max(0, a - b) for a, b in zip(layout.shifts, target.shifts))
-    finer = sum(max(0, b - a) for a, b in zip(layout.shifts, target.shifts))
-    lost, spare = max(0, target.bits - layout.bits), max(0, layout.bits - target.bits)
-    model = layout.grey and not target.grey, layout.rgb != target.rgb
-    return lost, *model, coarser, spare, finer, layout.alpha, name != layout.name
