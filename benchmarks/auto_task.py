@@ -19,8 +19,8 @@ from torch import Tensor
 
 from benchmarks.report import columns, provenance, told, write_json
 from ebr_engine.engine.classify import Classifier, bundled, diagnose, load_classifier
+from ebr_engine.evaluation.metrics import psnr
 from ebr_engine.evaluation.photos import NAMES, STRENGTH, load_photo, square
-from ebr_engine.evaluation.quality import psnr
 from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.training.classifier import as_stored, spoil
 from ebr_engine.training.degradations import degrade, seeds

@@ -37,8 +37,8 @@ def measure(size: int, quick: bool) -> list[dict[str, Any]]:
     import torch
 
     from ebr_engine.engine.restorer import Restorer
+    from ebr_engine.evaluation.metrics import psnr
     from ebr_engine.evaluation.photos import NAMES, make_case
-    from ebr_engine.evaluation.quality import psnr
     from ebr_engine.prompts.catalogue import TASKS
 
     restorer = Restorer("mini", device="cpu", precision="fp32")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.gpu_clock import Run, milliseconds, relative_rms
 from benchmarks.gpu_models import T0, Model, free, random_model
-from ebr_engine.backbones.loading import Backbone
+from ebr_engine.backbones.base import Backbone
 from ebr_engine.bridge.sampler import draw_noise, make_table
 from ebr_engine.engine.execute import CudaRecorder, Graphs, Runner
 from ebr_engine.engine.plan import Plan

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from benchmarks.gpu_clock import Run, captured, ceilings, milliseconds, relative_rms
 from benchmarks.roofline import FLUX_TEXT, WAN_TEXT, Workload, analyse, workload
 from benchmarks.training_memory import learning_memory
+from ebr_engine.backbones.base import Backbone
 from ebr_engine.backbones.flux.model import FluxConditioner, FluxConfig, FluxTrunk
 from ebr_engine.backbones.layers import quantize_trunk
-from ebr_engine.backbones.loading import Backbone
 from ebr_engine.backbones.wan.model import WanConditioner, WanTrunk
 from ebr_engine.bridge.sampler import draw_noise, make_table, sample
 from ebr_engine.kernels import backend

@@ -54,7 +54,7 @@ def restorer_of(case: Case) -> Any:
     import diffusers
     import torch
 
-    from ebr_engine.backbones.loading import Backbone
+    from ebr_engine.backbones.base import Backbone
     from ebr_engine.backbones.registry import CONFIGS
     from ebr_engine.backbones.wan.codec import WanCodec
     from ebr_engine.backbones.wan.model import WanConditioner, WanTrunk

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.report import columns, plot_lines, provenance, spread, told, write_json
 from ebr_engine import Restorer
-from ebr_engine.engine.fallback import precision
+from ebr_engine.engine.costs import precision
 from ebr_engine.engine.measure import synchronise, watched
 
 TASK = "haze"

@@ -24,7 +24,7 @@ from benchmarks.peers import PRECISIONS, SEED, Case, mini_case, random_case
 from benchmarks.released import set_wan_prompts, wan_velocity
 from benchmarks.report import columns, provenance, spread, told, write_json
 from benchmarks.training_memory import memory_table
-from ebr_engine.backbones.loading import Backbone
+from ebr_engine.backbones.base import Backbone
 from ebr_engine.backbones.mini.codec import PixelCodec
 from ebr_engine.bridge.process import training_state
 from ebr_engine.training.config import LearnConfig

@@ -8,31 +8,21 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ebr_engine.backbones.flux.model import FluxConditioner, FluxConfig, FluxTrunk
-from ebr_engine.backbones.flux.weights import load_flux
+from ebr_engine.backbones.base import Config
 from ebr_engine.backbones.hub import HUB_ID, fetch
-from ebr_engine.backbones.original_names import OriginalState, flux_sizes, wan_sizes
-from ebr_engine.backbones.parameters import TensorFiles
-from ebr_engine.backbones.wan.model import WanConditioner, WanConfig, WanTrunk
-from ebr_engine.backbones.wan.weights import load_wan
+from ebr_engine.backbones.parameters import OriginalNames, OriginalState, State, TensorFiles
+from ebr_engine.backbones.registry import published, spec
+from ebr_engine.backbones.text import Encoder
 from ebr_engine.errors import BackboneError
 
-DEFAULT_MODELS = {"wan": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "flux": "black-forest-labs/FLUX.1-dev"}
-CLASSES = {"wan": "WanTransformer3DModel", "flux": "FluxTransformer2DModel"}  # diffusers' names, in config.json
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")  # of the transformer, in files that hold other models too
-LAYOUTS = {  # what some keys of every such file begin with: the backbone, and whether the layout is the original one
-    r"blocks\.\d+\.attn1\.": ("wan", False),
-    r"blocks\.\d+\.self_attn\.": ("wan", True),
-    r"(single_)?transformer_blocks\.\d+\.attn\.": ("flux", False),
-    r"(double_blocks\.\d+\.img_attn|single_blocks\.\d+\.linear1)\.": ("flux", True),
-}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = ".index.json"
 SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
@@ -41,15 +31,25 @@ READABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 LORA = re.compile(r"lora_(A|B|up|down)|\.lora\.|\.(hada|lokr)_")
 QUANTISED = re.compile(r"(scale_weight|weight_scale(_inv)?|scale_input|input_scale|scaled_fp8|absmax|quant_map|qweight|SCB)$")
 
-Config = WanConfig | FluxConfig
-State = TensorFiles | OriginalState
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """How the published models of a backbone are found and read."""
+
+    default: str  # hub id
+    transformer: str  # diffusers' name of its class, in config.json
+    layouts: Mapping[str, bool]  # what some keys of every file begin with: whether the layout is the original one
+    original: OriginalNames
+    sizes: Callable[[State, dict], dict]  # diffusers' settings from the shapes of tensors and the original ones
+    load: Callable[[Config, Mapping[str, Tensor], torch.device | str, torch.dtype], tuple[nn.Module, nn.Module]]
+    text_encoders: tuple[Encoder, ...]  # in the order of the model folder's text_encoder, text_encoder_2
 
 
 @dataclass(frozen=True)
 class ModelFiles:
     """A model on disk: its sizes, and where its parts are."""
 
-    backbone: str  # wan or flux
+    backbone: str
     config: Config
     state: Mapping[str, Tensor]  # diffusers' names; a tensor is read when it is asked for
     identity: str  # "org/name@commit" of the hub, "name@hash of the sizes" of local files
@@ -68,7 +68,7 @@ def find_model(
 ) -> ModelFiles:
     """Find a model, fetching what is not here, without reading a weight.
 
-    Args: `backbone`: `wan` or `flux`. `source`: a folder, a .safetensors file or a hub id; None is the backbone's default.
+    Args: `backbone`: its name. `source`: a folder, a .safetensors file or a hub id; None is the backbone's default.
     `revision`: commit, branch or tag of a hub id. `offline`: never ask the hub, use what it has cached. `parts`: of
     `transformer`, `vae`, `text_encoder`, `tokenizer`, those to fetch; without `transformer` the state is empty.
     Raises: `BackboneError` for a source that is missing, damaged, of another model or of a format that is not supported.
@@ -76,7 +76,7 @@ def find_model(
     path, hub_id = locate(backbone, source, revision, offline, parts)
     root, home = model_folders(path)
     settings = read_settings(home / "config.json", backbone)
-    sized = settings.get("_class_name") == CLASSES[backbone]
+    sized = settings.get("_class_name") == spec(backbone).checkpoints.transformer
     state = open_state(home if path.is_dir() else path, backbone) if "transformer" in parts or not sized else {}
     try:
         config = read_config(backbone, settings, state)
@@ -105,9 +105,10 @@ def locate(
     backbone: str, source: str | Path | None, revision: str | None, offline: bool, parts: Collection[str]
 ) -> tuple[Path, str | None]:
     """The absolute path of a model on this machine, and its hub id if it was fetched."""
-    if backbone not in DEFAULT_MODELS:
-        raise BackboneError(f"the {backbone!r} backbone has no checkpoints of its own; there is: {', '.join(DEFAULT_MODELS)}")
-    default = DEFAULT_MODELS[backbone]
+    if spec(backbone).bundled:
+        names = ", ".join(one.name for one in published())
+        raise BackboneError(f"the {backbone!r} backbone has no checkpoints of its own; there is: {names}")
+    default = spec(backbone).checkpoints.default
     hub_id = default if source is None else Path(source).as_posix()
     path = Path(os.path.abspath(Path(hub_id).expanduser()))  # resolve() would leave the hub's folders for its store
     if source is not None and path.exists():
@@ -122,9 +123,7 @@ def locate(
     return path, hub_id
 
 
-def load_backbone(
-    files: ModelFiles, device: torch.device | str, dtype: torch.dtype
-) -> tuple[WanConditioner, WanTrunk] | tuple[FluxConditioner, FluxTrunk]:
+def load_halves(files: ModelFiles, device: torch.device | str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
     """Build both halves, frozen, tensor by tensor: the trunk in `dtype` on `device`, the conditioner on the CPU.
 
     Wan's conditioner is float32, FLUX's stays as it is stored. Raises `BackboneError` for missing or unexpected keys and for
@@ -132,27 +131,10 @@ def load_backbone(
     """
     if not files.state:
         raise BackboneError(f"{files.identity} was found without its transformer")
-    load = load_wan if files.backbone == "wan" else load_flux
     try:
-        return load(files.config, files.state, device, dtype)
+        return spec(files.backbone).checkpoints.load(files.config, files.state, device, dtype)
     except BackboneError as error:
         raise BackboneError(f"{files.identity}: {error}") from error
-
-
-def memory(config: Config, dtype: torch.dtype) -> dict[str, int]:
-    """Parameters and bytes of the `trunk` in `dtype` on the device, and of the `conditioner`, which never gets there.
-
-    Keys: `trunk_parameters`, `trunk_bytes`, `conditioner_parameters`, `conditioner_bytes`; FLUX's conditioner stays as it is
-    stored, which is taken to be bf16, as released.
-    """
-    wan = isinstance(config, WanConfig)
-    with torch.device("meta"):
-        conditioner, trunk = (WanConditioner(config), WanTrunk(config)) if wan else (FluxConditioner(config), FluxTrunk(config))
-    sizes = {}
-    for name, half, kind in (("trunk", trunk, dtype), ("conditioner", conditioner, torch.float32 if wan else torch.bfloat16)):
-        count = sum(parameter.numel() for parameter in half.parameters())
-        sizes |= {f"{name}_parameters": count, f"{name}_bytes": count * kind.itemsize}
-    return sizes
 
 
 def model_folders(path: Path) -> tuple[Path, Path]:
@@ -164,37 +146,35 @@ def model_folders(path: Path) -> tuple[Path, Path]:
 
 
 def read_settings(path: Path, backbone: str) -> dict:
-    """What a configuration file says, {} where there is none; `BackboneError` when it is of the other backbone."""
+    """What a configuration file says, {} where there is none; `BackboneError` when it is of another backbone."""
     if not path.is_file():
         return {}
     settings = read_json(path)
     if settings.get("quantization_config"):
         raise BackboneError(f"{path.parent} is quantised, which is not supported; use the bf16 checkpoint")
-    name = settings.get("_class_name")
-    for other in CLASSES.keys() - {backbone}:
-        if name == CLASSES[other]:
-            raise other_backbone(path.parent, other, backbone)
+    for other in published():
+        if other.name != backbone and settings.get("_class_name") == other.checkpoints.transformer:
+            raise other_backbone(path.parent, other.name, backbone)
     return settings
 
 
 def read_config(backbone: str, settings: dict, state: State | dict) -> Config:
     """The sizes of a model from diffusers' settings or, where there are none, from the shapes of its tensors."""
-    name = settings.get("_class_name")
-    if name != CLASSES[backbone]:
+    chosen, name = spec(backbone), settings.get("_class_name")
+    if name != chosen.checkpoints.transformer:
         if name is not None and not isinstance(state, OriginalState):
-            raise BackboneError(f"its config.json is of {name}; a {backbone} model has {CLASSES[backbone]}")
-        settings = wan_sizes(state, settings) if backbone == "wan" else flux_sizes(state)
-    config_class = WanConfig if backbone == "wan" else FluxConfig
+            raise BackboneError(f"its config.json is of {name}; a {backbone} model has {chosen.checkpoints.transformer}")
+        settings = chosen.checkpoints.sizes(state, settings)
     try:
-        config = config_class.from_diffusers(settings)
+        config = chosen.config.from_diffusers(settings)
     except TypeError as error:
         raise BackboneError(f"its config.json is damaged: {error}") from error
     for field, value in vars(config).items():
         counts = isinstance(value, int) and not isinstance(value, bool)
-        if not isinstance(value, type(getattr(config_class, field))) or (counts and value < 1):
+        if not isinstance(value, type(getattr(chosen.config, field))) or (counts and value < 1):
             raise BackboneError(f"its config.json is damaged: {field}={value!r}")
-    if backbone == "wan" and config.in_channels != config.out_channels:
-        found = f"in_channels={config.in_channels} and out_channels={config.out_channels}"
+    if (out := vars(config).get("out_channels", config.in_channels)) != config.in_channels:
+        found = f"in_channels={config.in_channels} and out_channels={out}"
         raise BackboneError(f"it has {found}: models with extra image inputs (image-to-video) are not supported")
     return config
 
@@ -215,10 +195,11 @@ def open_state(path: Path, backbone: str) -> State:
     found, original = layout(files)
     if found is None:
         some = ", ".join(sorted(files)[:3]) or "none"
-        raise BackboneError(f"{paths[0]} holds no transformer of Wan or FLUX; its first keys are: {some}")
+        titles = " or ".join(one.title for one in published())
+        raise BackboneError(f"{paths[0]} holds no transformer of {titles}; its first keys are: {some}")
     if found != backbone:
         raise other_backbone(path, found, backbone)
-    return OriginalState(backbone, files) if original else files
+    return OriginalState(spec(backbone).checkpoints.original, files) if original else files
 
 
 def without_prefix(files: TensorFiles) -> TensorFiles:
@@ -227,9 +208,12 @@ def without_prefix(files: TensorFiles) -> TensorFiles:
 
 
 def layout(keys: Collection[str]) -> tuple[str | None, bool]:
-    """The backbone whose transformer has such keys (None: neither), and whether they are those of the original layout."""
-    found = (kind for pattern, kind in LAYOUTS.items() if any(re.match(pattern, key) for key in keys))
-    return next(found, (None, False))
+    """The backbone whose transformer has such keys (None: no one's), and whether they are those of the original layout."""
+    for one in published():
+        for pattern, original in one.checkpoints.layouts.items():
+            if any(re.match(pattern, key) for key in keys):
+                return one.name, original
+    return None, False
 
 
 def weight_files(path: Path) -> list[Path]:

@@ -1,6 +1,7 @@
-"""fp8 linear layers in a trunk."""
+"""What the trunks share: fp8 and packed linear layers, and the position tables that they keep."""
 
 import copy
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -14,6 +15,22 @@ from ebr_engine.kernels.quantize_fp8 import Quantized, quantize_fp8
 from ebr_engine.kernels.scaled_linear import bound_ref, scaled_linear
 
 LAYERS = ("qkv", "out", "up", "down")
+ROTARY_KEPT = 4  # grids whose position tables a trunk keeps: those of a picture's tiles and of its small version, twice
+RotaryCache = dict[Hashable, tuple[Tensor, Tensor]]
+
+
+def kept_rotary(cache: RotaryCache, key: Hashable, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """cos and sin of `key` (a grid, a device), made where they are not among those that were used last.
+
+    A graph keeps them if they are there when it is compiled, and computes them in every run otherwise.
+    """
+    if torch.compiler.is_compiling():  # a graph that changes the cache would be compiled again when it has changed
+        return cache[key] if key in cache else make()
+    tables = cache.pop(key) if key in cache else make()
+    while len(cache) >= ROTARY_KEPT:
+        del cache[next(iter(cache))]
+    cache[key] = tables
+    return tables
 
 
 class Fp8Linear(nn.Module):
@@ -87,14 +104,10 @@ def quantize_trunk(trunk: nn.Module) -> int:
     The first and last layers keep their precision, because their errors are not averaged over blocks, and so does Wan's
     cross-attention, whose q and out are small beside the rest. FLUX's text stream is quantised like its image stream.
     """
-    parts = [trunk.blocks] if hasattr(trunk, "blocks") else [trunk.double_blocks, trunk.single_blocks]
-    count = 0
-    for block in (block for blocks in parts for block in blocks):
-        for part in (block.text, block.image) if hasattr(block, "image") else (block,):
-            for name in filter(part._modules.__contains__, LAYERS):
-                setattr(part, name, Fp8Linear(getattr(part, name)))
-                count += 1
-    return count
+    found = [(part, name) for part in trunk.modules() if part is not trunk for name in LAYERS if name in part._modules]
+    for part, name in found:
+        setattr(part, name, Fp8Linear(getattr(part, name)))
+    return len(found)
 
 
 def has_fp8_layers(trunk: nn.Module) -> bool:

@@ -1,7 +1,10 @@
 """What every backbone's loader does: read tensors from files, check them against the model, put them in place."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -56,6 +59,105 @@ class TensorFiles(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+KINDS = {"weight": "weight", "bias": "bias", "scale": "weight"}  # of a layer's tensors, originally and in diffusers
+Shares = Mapping[str, str | Mapping[str, int]]
+
+
+class Piece(NamedTuple):
+    """Where a tensor lies in the original layout: rows first/of to last/of of the tensor `key`, their halves swapped or not."""
+
+    key: str
+    first: int = 0
+    last: int = 1
+    of: int = 1
+    swapped: bool = False
+
+
+@dataclass(frozen=True)
+class OriginalNames:
+    """The names of layers in a model's original layout, and diffusers'.
+
+    A fused layer has several: diffusers' layers in the order of its rows, and the share of the rows that each has.
+    """
+
+    ends: Shares
+    blocks: Mapping[str, tuple[str, Shares]]  # by the word before a block's number: diffusers' word, and the names within
+    swapped: str = ""  # diffusers' name of a layer whose halves are the other way round
+
+    def pieces(self, key: str) -> Iterator[tuple[str, Piece]]:
+        """What diffusers makes of an original tensor: its name there and the piece; nothing for a key that is not known."""
+        names, prefix, rest = self.ends, "", key
+        numbered = re.fullmatch(r"(\w+)\.(\d+)\.(.+)", key)
+        if numbered and numbered[1] in self.blocks:
+            block, names = self.blocks[numbered[1]]
+            prefix, rest = f"{block}.{numbered[2]}.", numbered[3]
+        layer, _, kind = rest.rpartition(".")
+        layer, suffix = (layer, f".{KINDS[kind]}") if kind in KINDS else (rest, "")
+        found = names.get(layer, {})
+        shares = {found: 1} if isinstance(found, str) else found
+        first, of = 0, sum(shares.values())
+        for name, share in shares.items():
+            yield f"{prefix}{name}{suffix}", Piece(key, first, first + share, of, swapped=name == self.swapped)
+            first += share
+
+
+class OriginalState(Mapping[str, Tensor]):
+    """The tensors of files in an original layout, under diffusers' names; fused ones are sliced in the file.
+
+    Keys that the model does not have keep their name. Raises `BackboneError` for a fused tensor that cannot be split.
+    """
+
+    def __init__(self, names: OriginalNames, files: TensorFiles):
+        self.files = files
+        self.pieces = {name: piece for key in files for name, piece in (list(names.pieces(key)) or [(key, Piece(key))])}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor that is not read."""
+        piece = self.pieces[name]
+        whole = self.files.shape(piece.key)
+        if piece.of == 1:
+            return whole
+        rows, *rest = whole or (0,)
+        if rows % piece.of:
+            raise BackboneError(f"{piece.key} has {rows} rows, which are not {piece.of} equal parts")
+        return rows // piece.of * (piece.last - piece.first), *rest
+
+    def __getitem__(self, name: str) -> Tensor:
+        piece = self.pieces[name]
+        if piece.of == 1:
+            whole = self.files[piece.key]
+            return torch.cat(whole.chunk(2)[::-1]) if piece.swapped else whole
+        share = self.shape(name)[0] // (piece.last - piece.first)
+        return self.files.rows(piece.key, share * piece.first, share * piece.last)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.pieces)
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+
+State = TensorFiles | OriginalState
+
+
+def shapes(state: State) -> Callable[[str, int], tuple[int, ...]]:
+    """A function that gives the shape of a tensor with a number of axes; `BackboneError` when it is missing or other."""
+
+    def shape(name: str, axes: int) -> tuple[int, ...]:
+        if name not in state:
+            raise BackboneError(f"checkpoint misses {name}")
+        if len(found := state.shape(name)) != axes or 0 in found:
+            raise BackboneError(f"{name} has shape {found} in the checkpoint, {axes} axes are expected")
+        return found
+
+    return shape
+
+
+def count_blocks(state: Mapping[str, Tensor], word: str) -> int:
+    """How many blocks the highest number after `word` stands for."""
+    return 1 + max((int(name.split(".", 2)[1]) for name in state if re.match(rf"{word}\.\d+\.", name)), default=-1)
 
 
 class CheckedState(Mapping[str, Tensor]):

@@ -1,21 +1,68 @@
-"""Named configurations of the backbones."""
+"""The backbones by name. What one is and does is said by its folder's `spec` module, which is imported when it is asked for."""
 
-from ebr_engine.backbones.flux.model import FluxConfig
-from ebr_engine.backbones.mini.model import MINI
-from ebr_engine.backbones.wan.model import WanConfig
+from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from ebr_engine.errors import BackboneError
 
-CONFIGS: dict[str, WanConfig | FluxConfig] = {
-    "mini": MINI,
-    "wan-1.3b": WanConfig(num_attention_heads=12, ffn_dim=8960, num_layers=30),
-    "wan-14b": WanConfig(num_attention_heads=40, ffn_dim=13824, num_layers=40),
-    "flux-dev": FluxConfig(guidance_embeds=True),
-    "flux-schnell": FluxConfig(),
+if TYPE_CHECKING:
+    import torch
+
+    from ebr_engine.backbones.base import Backbone, Config, ModelSource, Spec
+
+BACKBONES = {  # a line each: the module with its SPEC
+    "mini": "ebr_engine.backbones.mini.spec",
+    "wan": "ebr_engine.backbones.wan.spec",
+    "flux": "ebr_engine.backbones.flux.spec",
 }
 
 
-def named_config(name: str) -> WanConfig | FluxConfig:
-    """The configuration of a name; `BackboneError` lists the names there are."""
-    if name not in CONFIGS:
-        raise BackboneError(f"unknown configuration {name!r}; there is: {', '.join(CONFIGS)}")
-    return CONFIGS[name]
+def spec(name: str) -> "Spec":
+    """What the engine knows of a backbone; `BackboneError` for a name that there is not."""
+    if name not in BACKBONES:
+        near = get_close_matches(name, BACKBONES, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise BackboneError(f"unknown backbone {name!r}; {hint}choose one of {', '.join(BACKBONES)}")
+    return import_module(BACKBONES[name]).SPEC
+
+
+def published() -> "list[Spec]":
+    """The backbones whose weights are read from checkpoints."""
+    return [one for one in map(spec, BACKBONES) if not one.bundled]
+
+
+def named_configs() -> "dict[str, tuple[Spec, Config]]":
+    """All published sizes by name, with their backbone's spec."""
+    return {name: (one, config) for one in map(spec, BACKBONES) for name, config in one.configs.items()}
+
+
+def named_config(name: str) -> "Config":
+    """The configuration of a published size; `BackboneError` lists the names there are."""
+    if name not in (configs := named_configs()):
+        raise BackboneError(f"unknown configuration {name!r}; there is: {', '.join(configs)}")
+    return configs[name][1]
+
+
+def load_backbone(
+    name: str,
+    source: "ModelSource",
+    device: "torch.device",
+    precision: str,
+    runs_on: "torch.device | None" = None,
+) -> "Backbone":
+    """Load a backbone by name, its trunk in `precision` on `device`.
+
+    `runs_on`: where it will compute, if its weights wait elsewhere: what `auto` means goes by that.
+
+    Raises `BackboneError` for a model that is missing, damaged or of another kind, and for a source that names what the
+    backbone does not take.
+    """
+    from ebr_engine.backbones.layers import quantize_trunk, trunk_dtype
+
+    chosen = spec(name)
+    chosen.check_source(source)
+    backbone = chosen.load(source, device, trunk_dtype(precision, runs_on or device))
+    if precision == "fp8":
+        quantize_trunk(backbone.trunk)
+    return backbone

@@ -1,4 +1,4 @@
-"""The empty text: what the text encoders of Wan and FLUX make of "", computed once and kept as a small file.
+"""The empty text: what a backbone's text encoders make of "", computed once and kept as a small file.
 
 The text never changes, so neither does its context: UMT5-XXL (11 GB) or T5-XXL with CLIP (10 GB) run for one text and
 are never loaded again. Source: `WanPipeline` and `FluxPipeline` of diffusers, as the released code calls them.
@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ebr_engine.backbones.registry import published, spec
 from ebr_engine.errors import BackboneError, EbrError
 from ebr_engine.settings import cache_dir
 from ebr_engine.tensor_files import write_tensors
@@ -51,16 +52,6 @@ class Encoder:
     @property
     def shape(self) -> str:
         return "[D]" if self.pooled else f"[{self.tokens}, D]"
-
-
-# By backbone, in the order of the model folder's text_encoder, text_encoder_2.
-ENCODERS = {
-    "wan": (Encoder("context", "UMT5EncoderModel", "AutoTokenizer", ("umt5",), 226, 1, masked=True),),
-    "flux": (
-        Encoder("pooled", "CLIPTextModel", "CLIPTokenizer", ("clip_text_model", "clip"), 77, 2),
-        Encoder("context", "T5EncoderModel", "T5TokenizerFast", ("t5",), 512, 1),
-    ),
-}
 
 
 def empty_context(
@@ -159,9 +150,10 @@ def encode_empty(
 
 
 def _encoders(backbone: str) -> tuple[Encoder, ...]:
-    if backbone not in ENCODERS:
-        raise BackboneError(f"the {backbone} backbone has no text encoder to run; those that have: {', '.join(ENCODERS)}")
-    return ENCODERS[backbone]
+    if spec(backbone).bundled:
+        names = ", ".join(one.name for one in published())
+        raise BackboneError(f"the {backbone} backbone has no text encoder to run; those that have: {names}")
+    return spec(backbone).checkpoints.text_encoders
 
 
 def _check(tensors: dict[str, Tensor], backbone: str, where: str) -> None:

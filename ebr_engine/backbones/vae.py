@@ -1,4 +1,4 @@
-"""A VAE run in bounded memory without visible seams: what the codecs of Wan 2.1 and FLUX.1 have in common.
+"""A VAE from a folder, and run in bounded memory without visible seams: what the codecs of Wan 2.1 and FLUX.1 share.
 
 Either network has two halves. The fine half, at the picture's resolution, takes nearly all memory and work and looks no
 further than a hundred pixels. The coarse half, at the latent's, holds the attention over all positions. A large picture
@@ -9,18 +9,21 @@ Time goes frame group by frame group (one frame, then `temporal` at a time), wit
 carried over, which is exact.
 """
 
+import json
 import logging
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ebr_engine.backbones.base import check_latent, check_pixels
+from ebr_engine.backbones.registry import spec
 from ebr_engine.errors import BackboneError, EbrError
 from ebr_engine.media.windows import Window, plan_windows
 
@@ -48,7 +51,7 @@ class Stream:
 
 
 class VaeCodec(ABC):
-    """A VAE of diffusers behind the interface `codecs.Codec`; `vae.load_codec` makes one.
+    """A VAE of diffusers behind the interface `base.Codec`; `load_codec` makes one.
 
     `dtype`: of the networks; None is bf16 on CUDA and float32 elsewhere. `sample_latents`: draw from the posterior with a CPU
     generator seeded by `seed`, anew for every clip, rather than take its mode. `tile` and `overlap`: pixels, multiples of
@@ -281,3 +284,40 @@ def _cache(entries: Cache | None = None) -> Cache:
 
 def _finite(x: Tensor) -> bool:
     return bool(torch.stack(x.aminmax()).isfinite().all())
+
+
+def load_codec(
+    backbone: str,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    sample_latents: bool = False,
+    seed: int = 42,
+    tile: int | None = None,
+    overlap: int | None = None,
+) -> VaeCodec:
+    """The codec of a backbone, by its name, from a folder in diffusers' layout (config.json and safetensors), on the CPU.
+
+    Options as for `VaeCodec`. Raises `BackboneError` for a folder that is missing, incomplete, damaged or of another model.
+    """
+    folder, codec = Path(folder), spec(backbone).codec
+    try:
+        import diffusers
+    except ImportError as error:
+        raise BackboneError(f"the VAE of {backbone} needs diffusers: pip install 'ebr-engine[models]'") from error
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+    except (OSError, ValueError, AttributeError) as error:
+        raise BackboneError(f"{folder} is no VAE in diffusers' layout: config.json is missing or no JSON object") from error
+    if found != codec.published:
+        raise BackboneError(f"{folder} holds a model of class {found}, but {backbone} takes {codec.published}")
+    try:
+        vae, report = getattr(diffusers, codec.published).from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise BackboneError(f"cannot load the VAE in {folder}: {' '.join(str(error).split())}") from error
+    for kind in ("missing", "unexpected"):
+        if names := sorted(report[f"{kind}_keys"]):
+            raise BackboneError(f"the VAE in {folder} does not fit its config.json: {kind} tensors {', '.join(names[:3])} …")
+    return codec(vae, dtype=dtype, sample_latents=sample_latents, seed=seed, tile=tile, overlap=overlap)

@@ -161,15 +161,3 @@ def mean_velocity(trunk: Velocity) -> Velocity:
         return torch.stack([trunk(state, step) for step in steps]).mean(0)
 
     return velocity
-
-
-def released_timesteps(times: tuple[float, ...], backbone: str) -> Tensor:
-    """What the released code feeds the transformer at each evaluation of `times` (the last, 0, is not fed), [N] float32.
-
-    It takes the nearest entry of a 1000-entry scheduler table. Wan: sigmas 0.000999·k, timesteps floor(0.999·k): 399, 378,
-    … 20, 0. FLUX: sigmas k/1000, timesteps k: 400, 379, … 21, 1 (diffusers' class is given a thousandth).
-    """
-    t = torch.tensor(times[:-1], dtype=torch.float64)
-    if backbone == "wan":
-        return ((t / 0.000999).round().clamp(min=1) * 0.999).floor().float()
-    return (t * 1000).round().clamp(min=1).float()

@@ -51,7 +51,7 @@ def bench(
 
 def dtype(restorer: Any) -> str:
     """The transformer's precision by name."""
-    from ebr_engine.engine.fallback import precision
+    from ebr_engine.engine.costs import precision
 
     return precision(restorer.backbone)
 

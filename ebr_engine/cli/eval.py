@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from ebr_engine.bridge.schedules import SCHEDULES
 from ebr_engine.cli.options import takes
 from ebr_engine.errors import EbrError
 from ebr_engine.evaluation.choices import FORMS, METRICS, PROTOCOLS
-from ebr_engine.request import SCHEDULES, RestoreRequest
+from ebr_engine.request import RestoreRequest
 
 _bundled = partial(typer.Option, rich_help_panel="Bundled benchmark")
 _files = partial(typer.Option, rich_help_panel="Your files")

@@ -55,6 +55,7 @@ def evaluate_files(
         raise EbrError(f"nothing here has a target; give --target, or --metrics that need none: {learned}")
     restoring = _restoring(request, items, tasks, prompts, how)
 
+    from ebr_engine.backbones.registry import spec
     from ebr_engine.evaluation.pictures import write_sheets
     from ebr_engine.evaluation.protocols import protocol_for
     from ebr_engine.evaluation.provenance import data_facts, provenance, restoration_facts
@@ -63,7 +64,7 @@ def evaluate_files(
     from ebr_engine.evaluation.summary import notes, score_table, write_summary
     from ebr_engine.version import __version__
 
-    backbone = how["backbone"] if how["backbone"] != "mini" else None
+    backbone = how["backbone"] if spec(how["backbone"]).released_size else None
     folder = request.weights_dir and str(request.weights_dir)
     settings = Settings(request.protocol, names, restoring, backbone, folder, request.empty)
     kinds = dict.fromkeys((item.source or item.restored).clip for item in items)

@@ -88,9 +88,7 @@ def export(
     if out.exists() and not overwrite:
         raise EbrError(f"{out} exists; add --overwrite to replace it")
 
-    from ebr_engine.engine.layout import DEFAULT_CHUNK, DEFAULT_TILE
     from ebr_engine.export.exporting import ExportOptions, check_request, export_trunk
-    from ebr_engine.prompts.catalogue import RELEASED_SIZES
 
     check_request(out, chosen)
     from ebr_engine.engine.restorer import Restorer
@@ -99,8 +97,9 @@ def export(
     request = request.with_(device=device, precision=precision.value)
     restorer = Restorer.from_request(request)
     plan = restorer.plan_for(request)
-    height, width = sides or RELEASED_SIZES.get(request.backbone, 2 * (DEFAULT_TILE[request.backbone],))
-    length = frames or (DEFAULT_CHUNK[request.backbone][0] if restorer.codec.temporal > 1 else 1)
+    spec = restorer.backbone.spec
+    height, width = sides or spec.released_size or (spec.tile, spec.tile)
+    length = frames or (spec.chunk[0] if spec.knows_time else 1)
     fixed = bool(sides) if dynamic is None else not dynamic
     taken = ExportOptions((length, height, width), fixed, opset, workspace)
     files = export_trunk(out, restorer.backbone, plan, chosen, taken, about_plan(request, names, len(plan.table)))

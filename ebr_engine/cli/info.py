@@ -87,39 +87,36 @@ def _backbones() -> dict[str, dict[str, int]]:
     """Parameters and bytes of every backbone's halves, the trunk in bf16."""
     import torch
 
-    from ebr_engine.backbones.checkpoint import memory
-    from ebr_engine.backbones.registry import CONFIGS
+    from ebr_engine.backbones.registry import named_configs
 
-    return {name: memory(config, torch.bfloat16) for name, config in CONFIGS.items()}
+    return {name: spec.parameters(config, torch.bfloat16) for name, (spec, config) in named_configs().items()}
 
 
 def _memory() -> dict[str, dict[str, int]]:
     """Bytes that a run of every backbone's default size needs on a GPU, by the memory model: as it is, and at the least."""
-    from ebr_engine.backbones.registry import CONFIGS
-    from ebr_engine.engine.fallback import costs
-    from ebr_engine.engine.layout import DEFAULT_CHUNK, DEFAULT_OVERLAP, DEFAULT_TILE
-    from ebr_engine.engine.memory import Rung, Work, gentle, ladder, peak
-    from ebr_engine.prompts.catalogue import RELEASED_SIZES
+    from ebr_engine.backbones.registry import named_configs
+    from ebr_engine.engine.costs import costs
+    from ebr_engine.engine.memory import Fallback, Work, fallbacks, last_with_view, peak
 
     needs = {}
-    for name, config in CONFIGS.items():
-        family = name.partition("-")[0]
-        height, width = RELEASED_SIZES.get(family, (DEFAULT_TILE[family], DEFAULT_TILE[family]))
-        frames = DEFAULT_CHUNK[family][0] if family == "wan" else 1
-        model = costs(family, config, "bf16", "cuda")
-        rungs = ladder(Rung(DEFAULT_TILE[family], DEFAULT_OVERLAP, frames=frames), model)
+    for name, (spec, config) in named_configs().items():
+        height, width = spec.released_size or (spec.tile, spec.tile)
+        frames = spec.chunk[0] if spec.knows_time else 1
+        model = costs(spec, config, "bf16", "cuda")
+        ways = fallbacks(Fallback(spec.tile, spec.overlap, frames=frames), model)
         work = Work(1, frames, height, width)
-        chosen = {"bytes": rungs[0], "low_bytes": rungs[gentle(rungs)], "least_bytes": rungs[-1]}
+        chosen = {"bytes": ways[0], "low_bytes": ways[last_with_view(ways)], "least_bytes": ways[-1]}
         needs[name] = {"frames": frames, "height": height, "width": width}
-        needs[name] |= {key: peak(model, rung, work) for key, rung in chosen.items()}
+        needs[name] |= {key: peak(model, way, work) for key, way in chosen.items()}
     return needs
 
 
 def _needs(frames: int, height: int, width: int, bytes: int, low_bytes: int, least_bytes: int) -> str:
-    from ebr_engine.engine.memory import told
+    from ebr_engine.engine.memory import format_size
 
     size = f"{width} x {height}" + (f", {frames} frames" if frames > 1 else "")
-    return f"{size}: {told(bytes)}; {told(low_bytes)} with --low-memory, {told(least_bytes)} at the least (--max-memory)"
+    whole, low, least = map(format_size, (bytes, low_bytes, least_bytes))
+    return f"{size}: {whole}; {low} with --low-memory, {least} at the least (--max-memory)"
 
 
 def _sizes(trunk_parameters: int, trunk_bytes: int, conditioner_parameters: int, conditioner_bytes: int) -> str:

@@ -24,7 +24,8 @@ def list_prompts() -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from ebr_engine.prompts.catalogue import ASSETS, BACKBONES, prompt_files
+    from ebr_engine.backbones.registry import BACKBONES
+    from ebr_engine.prompts.catalogue import ASSETS, prompt_files
 
     columns = ("backbone", "task", "T0", "steps", "tokens", "origin", "file")
     table, damaged = Table(*columns, box=None, header_style="bold", pad_edge=False), False
@@ -133,11 +134,8 @@ def _load(file: Path, backbone: str | None) -> "Prompt":
 
 def _model(prompt: "Prompt") -> str | None:
     """The published model that a prompt's sizes fit; None if there is no such."""
-    from ebr_engine.backbones.flux.model import FluxConfig
-    from ebr_engine.backbones.registry import CONFIGS
+    from ebr_engine.backbones.registry import spec
 
-    for name, config in CONFIGS.items():
-        blocks = config.blocks if isinstance(config, FluxConfig) else config.num_layers
-        if name.startswith(prompt.backbone) and (config.width, blocks) == (prompt.residual.shape[-1], len(prompt.alpha)):
-            return name
-    return None
+    sizes = prompt.residual.shape[-1], len(prompt.alpha)
+    named = spec(prompt.backbone).configs.items()
+    return next((name for name, config in named if (config.width, config.blocks) == sizes), None)

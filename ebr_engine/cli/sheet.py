@@ -43,7 +43,8 @@ def sheet(
 
     [bold]ebr-engine sheet photo.jpg -o sheet.png -t haze -t rain+haze -t rain+haze:0.5[/]
     """
-    from ebr_engine.prompts.catalogue import BACKBONES, find_prompts, prompt_files
+    from ebr_engine.backbones.registry import BACKBONES
+    from ebr_engine.prompts.catalogue import find_prompts, prompt_files
 
     if request.backbone not in BACKBONES:
         raise EbrError(f"unknown backbone {request.backbone!r}; choose one of {', '.join(BACKBONES)}")

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ebr_engine import settings
+from ebr_engine.backbones.base import Backbone
 from ebr_engine.backbones.layers import pack_trunk
-from ebr_engine.backbones.loading import Backbone
 from ebr_engine.bridge.sampler import Callback, Velocity, sample
 from ebr_engine.engine.devices import synchronise
 from ebr_engine.engine.layout import tiled
@@ -280,7 +280,8 @@ class Runner:
 
         shared.plan.steps  # noqa: B018 (placed outside of the graph's memory)
         key = ("run", plan.kind, tuple(degraded.shape))
-        result = self.graphs.run(key, (degraded.float(), noise.to(degraded.device)), run, warm, shared)
+        reads = shared, self.backbone.prepare(degraded, shared.plan.tables[0][0])
+        result = self.graphs.run(key, (degraded.float(), noise.to(degraded.device)), run, warm, reads)
         if callback is not None:
             callback(len(plan.table), len(plan.table))
         return result
@@ -296,7 +297,8 @@ class Runner:
                 return shared.plan.velocity(self.velocity)(state, step)
 
             key = ("steps", plan.kind, tuple(state.shape))
-            return self.graphs.run(key, (state,), evaluate, evaluate, shared, part=i)
+            reads = shared, self.backbone.prepare(state, shared.plan.tables[0][0])
+            return self.graphs.run(key, (state,), evaluate, evaluate, reads, part=i)
 
         return velocity
 

@@ -1,69 +1,36 @@
-"""Fitting runs into memory: the rung of the ladder that a limit allows, and the next one when memory runs out after all."""
+"""Fitting runs into memory: the way to run that a limit allows, and the next one when memory runs out after all."""
 
 import ctypes
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ebr_engine.backbones.checkpoint import memory
-from ebr_engine.backbones.flux.codec import FluxCodec
-from ebr_engine.backbones.flux.model import MLP_RATIO, PACK, FluxConfig
-from ebr_engine.backbones.layers import has_fp8_layers, safer_trunk
-from ebr_engine.backbones.loading import Backbone
-from ebr_engine.backbones.mini.codec import BLOCK
-from ebr_engine.backbones.wan.codec import WanCodec
-from ebr_engine.backbones.wan.model import WanConfig
+from ebr_engine.backbones.base import Backbone
+from ebr_engine.backbones.layers import safer_trunk
+from ebr_engine.engine.costs import precision
 from ebr_engine.engine.execute import Runner, Tiling
 from ebr_engine.engine.memory import (
-    FLOAT,
     Costs,
-    Rung,
+    Fallback,
     Work,
-    below,
     choose,
-    gentle,
-    ladder,
+    fallbacks,
+    first_within,
+    last_with_view,
     limits_of,
     peak,
     size_of,
-    token_bytes,
     unseen,
 )
-from ebr_engine.engine.offload import BLOCK_LISTS, inner
 from ebr_engine.engine.plan import Plan
 from ebr_engine.errors import EngineError, out_of_memory, warn
 
 Result = TypeVar("Result")
-CELL = 8  # pixels that a latent cell of either VAE spans
-FEATURES = 4  # times the channels at full resolution: those between a VAE's halves
 M_MMAP_THRESHOLD, LARGE = -3, 2**17  # of glibc's malloc.h; bytes
-FLUX_TEXT = 512  # rows of FLUX's empty text, which run beside a picture's tokens
-
-
-@dataclass(frozen=True)
-class Vae:
-    """What a VAE needs, counted as in `memory.py`: bytes of a pixel coded at once, for every channel at full resolution and
-    byte of an element; and the published one's channels and parameters."""
-
-    encode: float
-    decode: float
-    whole: int  # pixels coded in one piece in a two-byte dtype
-    tile: int
-    temporal: int
-    width: int
-    parameters: int
-
-
-VAES = {
-    "wan": Vae(50, 56, WanCodec.whole_area, WanCodec.default_tile, 4, 96, 126_892_531),
-    "flux": Vae(5, 8, FluxCodec.whole_area, FluxCodec.default_tile, 1, 128, 83_819_683),
-}
-MINI_CODEC = (24, 12)  # bytes that `mini`'s codec needs of a pixel to encode and to decode
-OVERHEAD = {"cpu": 2**25, "cuda": 2**29}  # beside what is computed: libraries, their workspaces, a GPU's context
 
 
 class Fitting:
@@ -84,93 +51,28 @@ class Fitting:
         """A new file begins: it is tried as it was asked for, so that its picture does not depend on the files before it."""
         self.reached, self.seen = unseen(self.reached), ""
 
-    def rung(self, rungs: list[Rung], costs: Costs, work: Work) -> int:
-        """Number of the rung to run on; `EngineError` says the least memory that would do."""
-        return choose(rungs, costs, work, self.limit, max(below(rungs, self.reached), gentle(rungs) if self.low else 0))
+    def choose(self, ways: list[Fallback], costs: Costs, work: Work) -> int:
+        """Number of the way to run; `EngineError` says the least memory that would do."""
+        first = max(first_within(ways, self.reached), last_with_view(ways) if self.low else 0)
+        return choose(ways, costs, work, self.limit, first)
 
-    def next(self, rungs: list[Rung], costs: Costs, work: Work, index: int) -> int | None:
-        """The next rung on which this work needs less; None on the smallest."""
-        need = peak(costs, rungs[index], work)
-        return next((i for i in range(index + 1, len(rungs)) if peak(costs, rungs[i], work) < need), None)
+    def next(self, ways: list[Fallback], costs: Costs, work: Work, index: int) -> int | None:
+        """The next way in which this work needs less; None after the smallest."""
+        need = peak(costs, ways[index], work)
+        return next((i for i in range(index + 1, len(ways)) if peak(costs, ways[i], work) < need), None)
 
-    def descend(self, rungs: list[Rung], index: int, work: Work) -> None:
-        """Memory has run out: go on with rung `index`, and say so."""
-        warn(f"not enough memory for {work}; going on with {rungs[index]}")
-        found = limits_of(rungs, index)
+    def descend(self, ways: list[Fallback], index: int, work: Work) -> None:
+        """Memory has run out: go on with way `index`, and say so."""
+        warn(f"not enough memory for {work}; going on with {ways[index]}")
+        found = limits_of(ways, index)
         self.reached = tuple(map(min, self.reached or found, found))
         if unseen(self.reached) != self.reached:
-            self.seen = str(rungs[index])
+            self.seen = str(ways[index])
 
 
-def rungs_of(backbone: Backbone, start: Rung, costs: Costs, compiled: bool) -> list[Rung]:
-    """The ladder of a loaded backbone; what is compiled cannot wait on the CPU block by block, nor can an exported one."""
-    return ladder(start, costs, isinstance(backbone.trunk, nn.Module) and not compiled, backbone.fixed is not None)
-
-
-def costs_of(backbone: Backbone) -> Costs:
-    """What a loaded backbone costs; see `memory.Costs`."""
-    codec = inner(backbone.codec)
-    module = isinstance(backbone.trunk, nn.Module)
-    lists = [getattr(backbone.trunk, name) for name in BLOCK_LISTS if hasattr(backbone.trunk, name)] if module else []
-    blocks = [_bytes(block) for blocks in lists for block in blocks]
-    vae = None if backbone.name == "mini" else (codec.width, codec.dtype.itemsize)
-    waiting = max(0, sum(blocks) - 2 * max(blocks, default=0))
-    trunk = (_bytes(backbone.trunk), waiting) if module else (0, 0)
-    made = costs(backbone.name, backbone.trunk.config, precision(backbone), backbone.device.type, vae, trunk)
-    beside = _bytes(backbone.conditioner) if backbone.conditioner is not None and not made.cuda else 0
-    return replace(made, trunk=made.trunk + beside, codec=codec.parameters_bytes)
-
-
-def costs(
-    name: str,
-    config: WanConfig | FluxConfig,
-    kind: str,
-    device: str,
-    vae: tuple[int, int] | None = None,
-    trunk: tuple[int, int] | None = None,
-) -> Costs:
-    """What a backbone costs by its sizes: `mini`, `wan` or `flux` in precision `kind` on a `device` (cpu or cuda).
-
-    `vae`: channels at full resolution and bytes an element of its codec, the published one in bf16 by default.
-    `trunk`: bytes of the transformer's weights, and of those that can wait; by its sizes where it is not there.
-    """
-    wan = isinstance(config, WanConfig)
-    hidden = config.ffn_dim if wan else MLP_RATIO * config.width
-    blocks = config.num_layers if wan else config.blocks
-    if trunk is None:
-        weights = memory(config, torch.float32 if kind == "fp32" else torch.bfloat16)["trunk_bytes"]
-        weights //= 2 if kind == "fp8" else 1  # nearly all of them are in the layers that fp8 takes
-        trunk = weights, weights * (blocks - 2) // blocks
-    fields = {
-        "trunk": trunk[0] + OVERHEAD[device],
-        "waiting": trunk[1],
-        "token": token_bytes("wan" if wan else "flux", device, kind, config.width, hidden),
-        "text": 0 if wan else FLUX_TEXT,
-        "channels": config.in_channels if wan else config.latent_channels,
-        "patch": config.patch_size[-1] if wan else PACK,
-        "cuda": device == "cuda",
-    }
-    if name == "mini":
-        codec = {"codec": 0, "encode": MINI_CODEC[0], "decode": MINI_CODEC[1], "feature": 0.0, "codec_whole": 0, "codec_tile": 0}
-        return Costs(**fields, **codec, spatial=BLOCK, temporal=1, multiple=BLOCK * fields["patch"])
-    about = VAES[name]
-    width, element = vae or (about.width, torch.bfloat16.itemsize)
-    return Costs(
-        **fields,
-        codec=about.parameters * element,
-        encode=about.encode * width * element,
-        decode=about.decode * width * element,
-        feature=FEATURES * width * FLOAT / CELL**2,
-        codec_whole=about.whole * torch.bfloat16.itemsize // element,
-        codec_tile=about.tile,
-        spatial=CELL,
-        temporal=about.temporal,
-        multiple=CELL * fields["patch"],
-    )
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in module.state_dict().values())
+def fallbacks_of(backbone: Backbone, start: Fallback, costs: Costs, compiled: bool) -> list[Fallback]:
+    """The ways to run a loaded backbone; what is compiled cannot wait on the CPU block by block, nor can an exported one."""
+    return fallbacks(start, costs, isinstance(backbone.trunk, nn.Module) and not compiled, backbone.fixed is not None)
 
 
 def load_with_offload(make: Callable[[str], Result], device: torch.device, offload: str, movable: bool) -> Result:
@@ -208,9 +110,6 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 class Safety:
@@ -251,8 +150,3 @@ class Safety:
                 self._made.append(Runner(replace(before, trunk=trunk, dtype=next(trunk.parameters()).dtype), "off"))
             yield self._made[made]
             made += 1
-
-
-def precision(backbone: Backbone) -> str:
-    """The name of a backbone's precision, as `--precision` takes it."""
-    return "fp8" if isinstance(backbone.trunk, nn.Module) and has_fp8_layers(backbone.trunk) else NAMES[backbone.dtype]

@@ -8,16 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.loading import Backbone
+from ebr_engine.backbones.base import Backbone
 from ebr_engine.bridge.sampler import Callback, Velocity, draw_noise
-from ebr_engine.engine.memory import Rung
 from ebr_engine.errors import EngineError
 from ebr_engine.media.sizes import pad_frames, reduced, resized
 from ebr_engine.media.tiling import Tiles, pad_to, pad_to_multiple, plan_tiles
 
-DEFAULT_TILE = {"mini": 512, "wan": 832, "flux": 1024}  # the sizes that the backbones know
-DEFAULT_OVERLAP = 64
-DEFAULT_CHUNK = {"mini": (4, 0), "wan": (33, 8), "flux": (1, 0)}  # frames restored together, and what neighbours share
 SMALLEST_GUIDE = 256  # pixels a side: less does not show what is in the picture
 
 
@@ -32,12 +28,12 @@ class Geometry:
         multiple, fixed = self.backbone.multiple, self.backbone.fixed
         if fixed and tile is not None:
             raise EngineError(f"this graph runs tiles of {fixed[1]} x {fixed[2]} pixels only; leave the tile size out")
-        tile = (min(fixed[1:]) if fixed else DEFAULT_TILE[self.backbone.name]) if tile is None else tile
+        tile = (min(fixed[1:]) if fixed else self.backbone.spec.tile) if tile is None else tile
         if tile < 0 or tile % multiple:
             raise EngineError(f"the tile size must be a multiple of {multiple} pixels, got {tile}")
         if tile == 0:
             return 0, 0
-        overlap = min(DEFAULT_OVERLAP, tile // 2) if overlap is None else overlap
+        overlap = min(self.backbone.spec.overlap, tile // 2) if overlap is None else overlap
         if not 0 <= overlap < tile:
             raise EngineError(f"the tile overlap must be at least 0 and less than the tile of {tile} pixels, got {overlap}")
         return tile, overlap
@@ -60,7 +56,7 @@ class Geometry:
 
         Raises `EngineError` for a length that the codec does not take.
         """
-        length, shared = DEFAULT_CHUNK[self.backbone.name]
+        length, shared = self.backbone.spec.chunk
         codec = self.backbone.codec
         if self.backbone.fixed and codec.temporal > 1:
             length = self.backbone.fixed[0]
@@ -77,9 +73,9 @@ class Geometry:
         _, _, *sides = few_sizes((1, 3, 1, *sides), multiple, self.backbone.codec.temporal, tile)
         return tuple(min(side, tile or side) // self.backbone.codec.spatial for side in sides)
 
-    def pieces(self, padded: Tensor, rung: Rung) -> int:
+    def pieces(self, padded: Tensor, tile: int, overlap: int) -> int:
         """Into how many tiles padded pixels [B, 3, F, H, W] are cut."""
-        return len(self.tiles(*padded.shape[-2:], rung.tile, rung.overlap))
+        return len(self.tiles(*padded.shape[-2:], tile, overlap))
 
     def ready(self, pixels: Tensor, seed: int, first: int, tile: int, few: bool) -> tuple[Tensor, Tensor]:
         """Pixels [B, 3, F, H, W] extended to a shape that is run, and the noise for their latent.

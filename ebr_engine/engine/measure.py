@@ -9,28 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.wan.model import WanConfig
-
 if TYPE_CHECKING:
     from ebr_engine.engine.restorer import Restorer
 
 STAGES = ("bake", "encode", "denoise", "decode")
-
-
-def run_flop(config: WanConfig, latent: Tensor, step: Any) -> int:
-    """Floating-point operations of one run of the trunk on `latent` [B, C, F, H, W] with `step`'s tables."""
-    tokens = latent[0, 0].numel() // config.patch_volume
-    prompts, rows = step.prompt_key.shape[1], step.prompt_key.shape[3]
-    return latent.shape[0] * trunk_flop(config, tokens, step.text_key.shape[3] + prompts * rows)
-
-
-def trunk_flop(config: WanConfig, tokens: int, context: int) -> int:
-    """Linear layers and attention of one sample, a multiply-add as two; `context`: rows that cross-attention reads."""
-    width, volume = config.width, config.patch_volume
-    ends = volume * (config.in_channels + config.out_channels) * width
-    linears = 6 * width**2 + 2 * width * config.ffn_dim  # QKV, out; cross q and out; up and down
-    attention = 2 * (tokens + context) * width  # scores and values, a number each
-    return 2 * tokens * (ends + config.num_layers * (linears + attention))
 
 
 @contextmanager
@@ -66,11 +48,10 @@ def watched(restorer: "Restorer") -> Iterator[dict[str, list[float]]]:
             delattr(owner, "run" if name == "denoise" else name)
 
 
-def plan_flop(restorer: "Restorer", plan: Any, latent: Tensor) -> float:
-    """Operations of a run of `plan` on `latent` in one piece; NaN for transformers whose operations are not counted here."""
-    if not isinstance(restorer.trunk.config, WanConfig):
-        return float("nan")
-    return sum(run_flop(restorer.trunk.config, latent, tables[0]) for tables in plan.tables) * len(plan.table)
+def plan_flop(restorer: "Restorer", plan: Any, latent: Tensor) -> int:
+    """Operations of a run of `plan` on `latent` in one piece."""
+    flop, config = restorer.backbone.spec.flop, restorer.trunk.config
+    return sum(flop(config, latent.shape, tables[0]) for tables in plan.tables) * len(plan.table)
 
 
 def synchronise(device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""How much memory a run takes, computed from sizes alone, and the ladder of ways to run, from the fastest to the smallest.
+"""How much memory a run takes, computed from sizes alone, and the ways to run, from the fastest to the smallest.
 
 Everything here is arithmetic. What a transformer needs for a token and a codec for a pixel was counted from what is alive at
 the worst moment of a forward pass; `benchmarks/memory.py` holds the sums against measured peaks on a CPU. For a GPU they are
@@ -11,28 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ebr_engine.engine.layout import few_sizes
 from ebr_engine.errors import EngineError
 
+GRAPHS = 8  # CUDA graphs that are kept (`execute.KEPT`); they share the memory of their runs
 FLOAT = 4  # bytes: latents, the state and pixels are float32
 PIXEL = 3 * FLOAT
 SMALLER_TILES = (1024, 768, 512, 384, 256, 192, 128)  # pixels
 SMALLER_CHUNKS = (33, 17, 9, 5, 1)  # frames
 CODEC_TILE = 256  # pixels; below, what tiles throw away is most of what they compute
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# Bytes that live at the worst moment of a forward pass, a token: of the width, and of the feed-forward layer's width.
-# Each is a list, of which the largest counts. On a CPU the kernels are plain torch, with float32 copies.
-TOKEN = {
-    ("wan", "cpu", "fp32"): ((44, 0), (20, 8)),
-    ("wan", "cpu", "bf16"): ((30, 0), (10, 4)),
-    ("wan", "cpu", "fp8"): ((41, 0), (10, 12)),
-    ("wan", "cuda", "bf16"): ((20, 0), (10, 4)),
-    ("wan", "cuda", "fp8"): ((20, 0), (10, 3)),
-    ("flux", "cpu", "fp32"): ((72, 0),),
-    ("flux", "cpu", "bf16"): ((56, 0),),
-    ("flux", "cpu", "fp8"): ((80, 0),),
-    ("flux", "cuda", "bf16"): ((26, 0), (10, 4)),
-    ("flux", "cuda", "fp8"): ((26, 0), (10, 3)),
-}
 
 
 @dataclass(frozen=True)
@@ -43,6 +31,7 @@ class Costs:
     waiting: int  # of those, what can wait on the CPU but for two blocks (`offload` blocks)
     codec: int  # the codec's weights
     token: float  # of one token at the worst moment of a step
+    rotary: int  # of one token in the position tables that the trunk keeps
     text: int  # tokens beside the picture's
     encode: float  # of one pixel that is coded at once, for as many frames as a latent frame spans
     decode: float
@@ -55,6 +44,8 @@ class Costs:
     patch: int
     multiple: int  # pixels that a tile's side has to be a multiple of
     cuda: bool = False
+    few_sizes: bool = False  # pictures are extended to one of a few sizes (`layout.few_sizes`)
+    graphs: bool = False  # runs are recorded as CUDA graphs, whose memory stays
 
     @property
     def tiles_codec(self) -> bool:
@@ -63,7 +54,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Rung:
+class Fallback:
     """One way to run: pixels a tile's side (0: never tiled) and its overlap, `latent` or `pixel` blending, tiles at once,
     frames together, the side of the codec's tiles (None: its own choice), and what waits on the CPU."""
 
@@ -105,7 +96,7 @@ def size_of(text: str | int) -> int:
     return size
 
 
-def told(size: float) -> str:
+def format_size(size: float) -> str:
     """A size for people: 1.5 GB (of 2³⁰ bytes, as graphics cards have them), rounded up: so much is enough."""
     for unit in ("G", "M", "K"):
         if (count := size / UNITS[unit]) >= 1:
@@ -114,71 +105,69 @@ def told(size: float) -> str:
     return f"{math.ceil(size)} bytes"
 
 
-def token_bytes(family: str, device: str, precision: str, width: int, hidden: int) -> float:
-    """Bytes of a token at the worst moment of a step of Wan's (`mini`'s too) or FLUX's transformer.
-
-    `device`: cpu or cuda; `precision`: fp32, fp16, bf16 or fp8; `hidden`: width of the feed-forward layer.
-    """
-    wide = precision == "fp32" and device == "cuda"
-    kind = "bf16" if wide or precision == "fp16" else precision
-    bytes_ = max(of_width * width + of_hidden * hidden for of_width, of_hidden in TOKEN[family, device, kind])
-    return 2 * bytes_ if wide else bytes_
-
-
-def peak(costs: Costs, rung: Rung, work: Work) -> int:
+def peak(costs: Costs, way: Fallback, work: Work) -> int:
     """Bytes at the worst moment of a run, weights included: of the device, and on a CPU of all that it holds."""
-    frames = min(work.frames, rung.frames)
-    height, width = (math.ceil(side / costs.multiple) * costs.multiple for side in (work.height, work.width))
-    sides = [min(side, rung.tile or side) for side in (height, width)]
-    count = math.prod(_tiles(side, rung.tile, rung.overlap) for side in (height, width)) if rung.tile else 1
+    batch, frames, height, width = _run_size(costs, way, work)
+    sides = [min(side, way.tile or side) for side in (height, width)]
+    count = math.prod(_tiles(side, way.tile, way.overlap) for side in (height, width)) if way.tile else 1
     whole, part = (
-        _phases(costs, rung, work.batch, frames, *size, at_once)
-        for size, at_once in (((height, width), min(rung.at_once, count)), (tuple(sides), 1))
+        _phases(costs, way, batch, frames, *size, at_once)
+        for size, at_once in (((height, width), min(way.at_once, count)), (tuple(sides), 1))
     )
-    pixels = PIXEL * work.batch * frames * height * width
+    pixels = PIXEL * batch * frames * height * width
     given = 0 if costs.cuda else PIXEL * math.prod((work.batch, work.frames, work.height, work.width)) + pixels
     if count == 1:
         run = whole
-    elif rung.blend == "pixel":
-        run = part + (0 if costs.cuda else pixels) + _latent(costs, work.batch, frames, height, width)
+    elif way.blend == "pixel":
+        run = part + (0 if costs.cuda else pixels) + _latent(costs, batch, frames, height, width)
     else:
         run = whole
     matched = 0 if costs.cuda or count == 1 else 4 * pixels
-    return _weights(costs, rung) + given + max(run, matched)
+    return _weights(costs, way) + given + max(run, matched)
 
 
-def choose(rungs: list[Rung], costs: Costs, work: Work, limit: int | None, first: int = 0) -> int:
-    """The first rung from `first` on that fits into `limit` bytes (None: any); `EngineError` says the least that would do."""
+def _run_size(costs: Costs, way: Fallback, work: Work) -> tuple[int, int, int, int]:
+    """Batch, frames, height and width in which work is run, with what is added at the borders."""
+    frames = min(work.frames, way.frames)
+    height, width = (math.ceil(side / costs.multiple) * costs.multiple for side in (work.height, work.width))
+    if not costs.few_sizes or way.offload == "blocks":  # nothing is compiled or recorded then
+        return work.batch, frames, height, width
+    frames = 1 + costs.temporal * (_latent_frames(costs, frames) - 1)
+    return few_sizes((work.batch, 3, frames, height, width), costs.multiple, costs.temporal, way.tile)
+
+
+def choose(ways: list[Fallback], costs: Costs, work: Work, limit: int | None, first: int = 0) -> int:
+    """The first way from `first` on that fits into `limit` bytes (None: any); `EngineError` says the least that would do."""
     if limit is None:
         return first
-    needs = [peak(costs, rung, work) for rung in rungs[first:]]
+    needs = [peak(costs, way, work) for way in ways[first:]]
     for index, need in enumerate(needs, first):
         if need <= limit:
             return index
-    raise EngineError(f"{work} need {told(min(needs))} at least, more than the {told(limit)} that are allowed")
+    raise EngineError(f"{work} need {format_size(min(needs))} at least, more than the {format_size(limit)} that are allowed")
 
 
-def ladder(start: Rung, costs: Costs, blocks: bool = True, fixed: bool = False) -> list[Rung]:
-    """The ways to run below `start`, fastest first: the first ones change nothing but time, the last ones what is seen too.
+def fallbacks(start: Fallback, costs: Costs, blocks: bool = True, fixed: bool = False) -> list[Fallback]:
+    """The ways to run from `start` on, fastest first: the first ones change nothing but time, the last ones what is seen too.
 
     `blocks`: whether the transformer's blocks can wait on the CPU; `fixed`: it takes tiles and chunks of one size only.
     """
-    rungs = [start]
+    ways = [start]
     for change in _changes(start, costs, blocks, fixed):
-        rung = replace(rungs[-1], **change)
-        if rung != rungs[-1]:
-            rungs.append(rung)
-    return rungs
+        way = replace(ways[-1], **change)
+        if way != ways[-1]:
+            ways.append(way)
+    return ways
 
 
-def below(rungs: list[Rung], limits: tuple[float, ...]) -> int:
-    """The first rung that keeps to the `limits_of` rungs of other ladders; the last where there is none."""
-    return next((i for i, rung in enumerate(rungs) if all(a <= b for a, b in zip(_asks(rung), limits))), len(rungs) - 1)
+def first_within(ways: list[Fallback], limits: tuple[float, ...]) -> int:
+    """The first way that keeps to the `limits_of` other lists of fallbacks; the last where there is none."""
+    return next((i for i, way in enumerate(ways) if all(a <= b for a, b in zip(_demands(way), limits))), len(ways) - 1)
 
 
-def limits_of(rungs: list[Rung], index: int) -> tuple[float, ...]:
-    """What a rung has less of than the ladder's first, and infinity for the rest."""
-    return tuple(after if after < before else math.inf for before, after in zip(_asks(rungs[0]), _asks(rungs[index])))
+def limits_of(ways: list[Fallback], index: int) -> tuple[float, ...]:
+    """What a fallback has less of than the first, and infinity for the rest."""
+    return tuple(after if after < before else math.inf for before, after in zip(_demands(ways[0]), _demands(ways[index])))
 
 
 def unseen(limits: tuple[float, ...]) -> tuple[float, ...]:
@@ -186,20 +175,20 @@ def unseen(limits: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(limit if index in (2, 4, 5) else math.inf for index, limit in enumerate(limits))
 
 
-def _asks(rung: Rung) -> tuple[float, ...]:
-    """All that a rung can have less of."""
-    tile, codec_tile = rung.tile or math.inf, rung.codec_tile or math.inf
-    keeps = rung.offload == "none", rung.offload != "blocks", rung.blend == "latent"
-    return tile, codec_tile, rung.at_once, rung.frames, *keeps
+def _demands(way: Fallback) -> tuple[float, ...]:
+    """All that a way to run can have less of."""
+    tile, codec_tile = way.tile or math.inf, way.codec_tile or math.inf
+    keeps = way.offload == "none", way.offload != "blocks", way.blend == "latent"
+    return tile, codec_tile, way.at_once, way.frames, *keeps
 
 
-def gentle(rungs: list[Rung]) -> int:
-    """The last rung that sees as much of a picture and of a clip at once as the first."""
-    first = rungs[0]
-    return max(i for i, rung in enumerate(rungs) if (rung.tile, rung.frames) in ((first.tile, first.frames), (first.tile, 1)))
+def last_with_view(ways: list[Fallback]) -> int:
+    """The last fallback that sees as much of a picture and of a clip at once as the first."""
+    first = ways[0]
+    return max(i for i, way in enumerate(ways) if (way.tile, way.frames) in ((first.tile, first.frames), (first.tile, 1)))
 
 
-def _changes(start: Rung, costs: Costs, blocks: bool, fixed: bool) -> Iterator[dict[str, Any]]:
+def _changes(start: Fallback, costs: Costs, blocks: bool, fixed: bool) -> Iterator[dict[str, Any]]:
     if costs.temporal == 1:
         yield {"frames": 1}  # they do not see each other
     for at_once in (2, 1):
@@ -222,7 +211,7 @@ def _changes(start: Rung, costs: Costs, blocks: bool, fixed: bool) -> Iterator[d
             yield {"tile": tiles[i], "overlap": _overlap(start, tiles[i], costs.multiple)}
 
 
-def _overlap(start: Rung, tile: int, multiple: int) -> int:
+def _overlap(start: Fallback, tile: int, multiple: int) -> int:
     wanted = start.overlap if start.tile else 64
     return min(wanted, tile // 2) // multiple * multiple
 
@@ -231,11 +220,11 @@ def _tiles(side: int, tile: int, overlap: int) -> int:
     return 1 if side <= tile else math.ceil((side - overlap) / (tile - overlap))
 
 
-def _weights(costs: Costs, rung: Rung) -> int:
+def _weights(costs: Costs, way: Fallback) -> int:
     if not costs.cuda:
         return costs.trunk + costs.codec
-    trunk = costs.trunk - (costs.waiting if rung.offload == "blocks" else 0)
-    return trunk + (costs.codec if rung.offload == "none" else 0)
+    trunk = costs.trunk - (costs.waiting if way.offload == "blocks" else 0)
+    return trunk + (costs.codec if way.offload == "none" else 0)
 
 
 def _latent(costs: Costs, batch: int, frames: int, height: int, width: int) -> int:
@@ -247,27 +236,28 @@ def _latent_frames(costs: Costs, frames: int) -> int:
     return 1 + math.ceil((frames - 1) / costs.temporal)
 
 
-def _phases(costs: Costs, rung: Rung, batch: int, frames: int, height: int, width: int, at_once: int) -> int:
+def _phases(costs: Costs, way: Fallback, batch: int, frames: int, height: int, width: int, at_once: int) -> int:
     """The worst of encoding, sampling and decoding; what goes in is not counted, what comes out is."""
     latent = _latent(costs, batch, frames, height, width)
-    side_h, side_w = (min(side, rung.tile or side) for side in (height, width))
-    if rung.blend == "pixel":
+    side_h, side_w = (min(side, way.tile or side) for side in (height, width))
+    if way.blend == "pixel":
         side_h, side_w = height, width
     span = costs.spatial * costs.patch
     tokens = _latent_frames(costs, frames) * (side_h // span) * (side_w // span) + costs.text
-    encode, decode = _coding(costs, rung, batch, frames, height, width)
-    waits = costs.codec if rung.offload != "none" and costs.cuda else 0
+    encode, decode = _coding(costs, way, batch, frames, height, width)
+    waits = costs.codec if way.offload != "none" and costs.cuda else 0
     out = PIXEL * batch * frames * height * width
-    sampling = max(9 * latent, 6 * latent + at_once * batch * tokens * costs.token)
-    return int(max(waits + encode + 2 * latent, sampling, waits + 3 * latent + decode + out))
+    sampling = max(9 * latent, 6 * latent + at_once * batch * tokens * costs.token) + costs.rotary * tokens
+    pool = sampling + GRAPHS * 3 * latent if costs.graphs and way.offload != "blocks" else 0  # with their inputs and results
+    return int(max(pool + waits + encode + 2 * latent, sampling, pool + waits + 3 * latent + decode + out))
 
 
-def _coding(costs: Costs, rung: Rung, batch: int, frames: int, height: int, width: int) -> tuple[float, float]:
+def _coding(costs: Costs, way: Fallback, batch: int, frames: int, height: int, width: int) -> tuple[float, float]:
     """Bytes that encoding and decoding need beside what goes in and out."""
     if not costs.tiles_codec:  # all at once
         return costs.encode * batch * frames * height * width, costs.decode * batch * frames * height * width
     group = 1.0 if frames > 1 else 1 / costs.temporal
-    side = rung.codec_tile
+    side = way.codec_tile
     if side is None:
         side = 0 if height * width <= costs.codec_whole else costs.codec_tile
     tiled = bool(side) and max(height, width) > side

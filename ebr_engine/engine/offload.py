@@ -10,10 +10,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from ebr_engine.backbones.base import Codec
-    from ebr_engine.backbones.loading import Backbone
-
-BLOCK_LISTS = ("blocks", "double_blocks", "single_blocks")
+    from ebr_engine.backbones.base import Backbone, Codec
 
 
 def offloaded(backbone: "Backbone", device: torch.device, mode: str) -> "Backbone":
@@ -25,12 +22,17 @@ def offloaded(backbone: "Backbone", device: torch.device, mode: str) -> "Backbon
         return backbone
     codec = OffloadedCodec(backbone.codec, device)
     if mode == "blocks":
-        lists = [getattr(backbone.trunk, name) for name in BLOCK_LISTS if hasattr(backbone.trunk, name)]
+        lists = block_lists(backbone.trunk)
         for child in backbone.trunk.children():
             if not any(child is blocks for blocks in lists):
                 child.to(device)
         BlockOffload(list(chain(*lists)), device)
     return replace(backbone, codec=codec, device=device)
+
+
+def block_lists(trunk: nn.Module) -> list[nn.ModuleList]:
+    """The transformer's blocks, in the lists that run one after the other."""
+    return [part for part in trunk.children() if isinstance(part, nn.ModuleList)]
 
 
 class OffloadedCodec:
@@ -42,14 +44,14 @@ class OffloadedCodec:
         self.frames = codec.frames
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """See `codecs.Codec`."""
+        """See `base.Codec`."""
         try:
             return self.codec.to(self.device).encode(pixels)
         finally:
             self.codec.to("cpu")
 
     def decode(self, latent: Tensor) -> Tensor:
-        """See `codecs.Codec`."""
+        """See `base.Codec`."""
         try:
             return self.codec.to(self.device).decode(latent)
         finally:

@@ -1,19 +1,19 @@
 """What of a run does not depend on a pixel."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.loading import Backbone
-from ebr_engine.bridge.sampler import Steps, StepTable, Velocity, make_table, mean_velocity, place, released_timesteps
+from ebr_engine.backbones.base import Backbone
+from ebr_engine.bridge.sampler import Steps, StepTable, Velocity, make_table, mean_velocity, place
 from ebr_engine.bridge.schedules import SCHEDULES
 from ebr_engine.errors import EngineError, check_choice
-from ebr_engine.prompts.catalogue import RELEASED_SIZES, TASKS
-from ebr_engine.prompts.mixing import chosen_prompts, mix_for, mixed_weights
+from ebr_engine.prompts.catalogue import TASKS
+from ebr_engine.prompts.mixing import chosen_prompts, mixed_weights
 from ebr_engine.prompts.prompt import Prompt
 from ebr_engine.request import RestoreRequest
 
@@ -52,7 +52,7 @@ class Plan:
     @cached_property
     def kind(self) -> Hashable:
         """Equal for plans whose runs are the same work on other numbers: schedule, and shapes and dtypes of the tables."""
-        shapes = tuple((tuple(x.shape), x.dtype) for tables in self.tables for x in tensors_of(tables))
+        shapes = tuple((tuple(x.shape), x.dtype) for tables in self.tables for x in tables.to_tensors().values())
         coefficients = tuple(map(tuple, self.table.coefficients.tolist()))
         return self.table.t0, self.table.times, coefficients, self.shifts, len(self.tables), shapes
 
@@ -73,22 +73,22 @@ class Plan:
 
     def copy(self) -> "Plan":
         """The same run with tables of its own, whose numbers `load` replaces."""
-        return replace(self, tables=[_mapped(torch.clone, tables) for tables in self.tables])
+        return replace(self, tables=[tables.map(torch.clone) for tables in self.tables])
 
     def load(self, other: "Plan") -> None:
         """Take the numbers of another plan of the same kind, in place."""
         for own, new in zip(self.tables, other.tables):
-            for target, source in zip(tensors_of(own), tensors_of(new)):
-                target.copy_(source)
+            for name, table in own.to_tensors().items():
+                table.copy_(getattr(new, name))
 
 
 def alternating(backbone: Backbone, steps: int) -> tuple[tuple[int, int], ...]:
-    """A shift a step, so that the borders of patches lie elsewhere in each; none but for `mini`, whose patches are seen.
+    """A shift a step, so that the borders of patches lie elsewhere in each; none for a backbone whose patches are not seen.
 
     A transformer that decides patch by patch leaves their grid in the picture; over shifted grids it averages out (cycle
     spinning: Coifman and Donoho, "Translation-invariant de-noising", 1995), here at no further evaluation. The last step's is 0.
     """
-    if backbone.name != "mini":
+    if not backbone.spec.alternates:
         return ()
     half = backbone.patch // 2
     ways = ((0, 0), (half, 0), (0, half), (half, half))
@@ -133,27 +133,12 @@ class _Part:
         return (self.whole[step] for step in range(self.count))
 
 
-def tensors_of(conditioning: Any) -> list[Tensor]:
-    """All tensors of a backbone's tables, in order."""
-    values = (getattr(conditioning, field.name) for field in fields(conditioning))
-    return [x for value in values for x in (value if isinstance(value, tuple) else (value,))]
-
-
-def _mapped(function: Callable[[Tensor], Tensor], conditioning: Any) -> Any:
-    """The same tables with `function` of every tensor."""
-    values = {field.name: getattr(conditioning, field.name) for field in fields(conditioning)}
-    return replace(
-        conditioning,
-        **{name: tuple(map(function, value)) if isinstance(value, tuple) else function(value) for name, value in values.items()},
-    )
-
-
 def make_plan(backbone: Backbone, request: RestoreRequest) -> Plan:
     """The plan of a request, whose task is not auto; errors as those of `Restorer.restore`."""
     prompts = [(one, weight * request.strength) for one, weight in chosen_prompts(backbone, request.task, request.prompt)]
     if not prompts and request.t0 is None:
         raise EngineError(f"say what to repair: a task ({', '.join(TASKS)}) or a prompt")
-    looked_up = backbone.name != "mini" and SCHEDULES[request.schedule].released
+    looked_up = backbone.spec.released_timesteps if SCHEDULES[request.schedule].released else None
 
     def run_of(prompts: list[tuple[Prompt, float]], mix: str) -> Plan:
         t0 = prompts[0][0].t0 if request.t0 is None else request.t0
@@ -161,9 +146,9 @@ def make_plan(backbone: Backbone, request: RestoreRequest) -> Plan:
             table = make_table(request.schedule, t0, request.steps, request.order)
         except ValueError as error:
             raise EngineError(str(error)) from error
-        return bake(backbone, prompts, table, mix, released_timesteps(table.times, backbone.name) if looked_up else None)
+        return bake(backbone, prompts, table, mix, looked_up(table.times) if looked_up else None)
 
-    mix = mix_for(backbone.name) if request.mix == "auto" else request.mix
+    mix = backbone.spec.mix if request.mix == "auto" else request.mix
     if mix != "turn":
         return run_of(prompts, mix)
     first, *others = [run_of([one], "residual") for one in prompts] or [run_of([], "residual")]
@@ -178,9 +163,9 @@ def of_file(file: Any, device: torch.device) -> Plan:
 
 def released_size(backbone: Backbone) -> tuple[int, int]:
     """Height and width of the published protocol; `EngineError` for a backbone that has none."""
-    if backbone.name not in RELEASED_SIZES:
+    if backbone.spec.released_size is None:
         raise EngineError(f"{backbone.name} has no published size; leave the size at native")
-    return RELEASED_SIZES[backbone.name]
+    return backbone.spec.released_size
 
 
 @torch.no_grad()

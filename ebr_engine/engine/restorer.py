@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.loading import Backbone, ModelSource, load_backbone
+from ebr_engine.backbones.base import Backbone, Codec, ModelSource
+from ebr_engine.backbones.registry import load_backbone
 from ebr_engine.bridge.sampler import Callback, StepTable
 from ebr_engine.engine import plan as planning
 from ebr_engine.engine.batches import AT_ONCE, groups, one_item
@@ -24,7 +25,7 @@ from ebr_engine.kernels import backend
 from ebr_engine.media.arrays import to_tensor
 from ebr_engine.media.sizes import resized
 from ebr_engine.media.tiling import crop
-from ebr_engine.prompts.catalogue import AUTO, BACKBONES
+from ebr_engine.prompts.catalogue import AUTO
 from ebr_engine.prompts.prompt import Prompt
 from ebr_engine.request import CLIP, FILE, LOAD, PLAN, RUN, RestoreRequest, check_names, names_of
 
@@ -47,7 +48,6 @@ class Restorer:
     def __init__(self, backbone: str = "mini", **options: Any):
         check_names(options, names_of(LOAD))
         request = RestoreRequest.of(backbone=backbone, **options)
-        check_choice("backbone", request.backbone, BACKBONES)
         check_choice("EBR_KERNELS", backend.ASKED, backend.CHOICES)
         paths = (Path(path).expanduser() if path else None for path in (request.context, request.vae))
         source = ModelSource(request.model, request.revision, request.offline, *paths, request.sample_latents)
@@ -55,7 +55,7 @@ class Restorer:
 
         def load(offload: str) -> Engine:
             resident = torch.device("cpu") if offload == "blocks" else device
-            loaded = load_backbone(request.backbone, source, resident, request.precision, runs_on=device)
+            loaded = load_backbone(request.backbone, source, resident, request.precision, device)
             return Engine(loaded, device, offload, request.compile, fitting)
 
         self.engine = load_with_offload(load, device, request.offload, request.compile != "on")
@@ -126,7 +126,7 @@ class Restorer:
         return self.backbone.trunk
 
     @property
-    def codec(self) -> Any:
+    def codec(self) -> Codec:
         """Pixels ↔ latents."""
         return self.backbone.codec
 
@@ -330,7 +330,7 @@ class Restorer:
     @property
     def asks_per_frame(self) -> bool:
         """Whether a clip is restored frame by frame only where that is asked for."""
-        return self.backbone.name == "flux"
+        return self.backbone.spec.asks_for_frames
 
     def chunk_size(
         self, frames: int | None, overlap: int | None, size: tuple[int, int] | None = None, tile: int | None = None

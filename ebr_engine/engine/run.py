@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ebr_engine.backbones.base import Backbone
 from ebr_engine.backbones.layers import unpack_trunk
-from ebr_engine.backbones.loading import Backbone
 from ebr_engine.bridge.sampler import Callback
+from ebr_engine.engine.costs import costs_of
 from ebr_engine.engine.execute import Runner, Tiling
-from ebr_engine.engine.fallback import Fitting, Safety, costs_of, release, rungs_of
-from ebr_engine.engine.layout import DEFAULT_CHUNK, Geometry, in_chunks, in_pixels, share
-from ebr_engine.engine.memory import Rung, Work
+from ebr_engine.engine.fallback import Fitting, Safety, fallbacks_of, release
+from ebr_engine.engine.layout import Geometry, in_chunks, in_pixels, share
+from ebr_engine.engine.memory import Costs, Fallback, Work
 from ebr_engine.engine.offload import inner, offloaded
 from ebr_engine.engine.plan import Plan
 from ebr_engine.errors import out_of_memory
@@ -33,13 +34,19 @@ class Engine:
     def __init__(self, backbone: Backbone, device: torch.device, offload: str, compile: str, fitting: Fitting):
         self.fitting, self.asked_offload = fitting, offload
         self._place(offloaded(backbone, device, offload), offload, compile)
-        self.costs = costs_of(self.backbone)
+        self._costs = costs_of(self.backbone)
 
     def _place(self, backbone: Backbone, offload: str, compile: str) -> None:
         self.backbone, self.offload = backbone, offload
         self.runner = Runner(backbone, compile, offload == "blocks")
         self.safety = Safety(backbone, offload == "blocks")
         self.geometry = Geometry(backbone)
+
+    @property
+    def costs(self) -> Costs:
+        """What a run costs, as the runner runs it now."""
+        graphs = self.runner.graphs is not None
+        return replace(self._costs, few_sizes=graphs or self.runner.compile == "on", graphs=graphs)
 
     def begin(self) -> None:
         """A new file begins; see `Fitting.begin`."""
@@ -65,32 +72,32 @@ class Engine:
 
         Raises what the way that needs least raises.
         """
-        rungs, work = self.rungs(pixels.shape, tile, tile_overlap, tile_blend)
-        index = self.fitting.rung(rungs, self.costs, work)
+        ways, work = self.fallbacks(pixels.shape, tile, tile_overlap, tile_blend)
+        index = self.fitting.choose(ways, self.costs, work)
         while True:
             try:
-                self.apply(rungs[index])
-                attempt = Attempt(self.backbone, self.geometry, self.runner, self.safety, plan, rungs[index], seed)
+                self.apply(ways[index])
+                attempt = Attempt(self.backbone, self.geometry, self.runner, self.safety, plan, ways[index], seed)
                 return attempt.run(pixels, first, callback)
             except (MemoryError, RuntimeError) as error:
-                lower = self.fitting.next(rungs, self.costs, work, index)
+                lower = self.fitting.next(ways, self.costs, work, index)
                 if not out_of_memory(error) or lower is None:
                     raise
             # Outside of the handler: the error's traceback held what the attempt had made.
             self._place(self.backbone, self.offload, self.runner.compile)  # graphs, compiled code, other precisions
             release()
-            self.fitting.descend(rungs, lower, work)
+            self.fitting.descend(ways, lower, work)
             index = lower
 
-    def rungs(self, shape: Sequence[int], tile: int | None, overlap: int | None, blend: str) -> tuple[list[Rung], Work]:
+    def fallbacks(self, shape: Sequence[int], tile: int | None, overlap: int | None, blend: str) -> tuple[list[Fallback], Work]:
         """The ways to restore pixels [B, 3, F, H, W], from the one that is asked for down, and what there is to do."""
         batch, _, frames, height, width = shape
         if self.backbone.codec.temporal == 1:  # a clip is a batch of pictures
             batch, frames = 1, batch * frames
         codec_tile = getattr(inner(self.backbone.codec), "asked_tile", None)
         sides = self.geometry.tile_size(tile, overlap)
-        start = Rung(*sides, blend, TILES_AT_ONCE, frames, codec_tile, self.asked_offload)
-        return rungs_of(self.backbone, start, self.costs, self.runner.compile == "on"), Work(batch, frames, height, width)
+        start = Fallback(*sides, blend, TILES_AT_ONCE, frames, codec_tile, self.asked_offload)
+        return fallbacks_of(self.backbone, start, self.costs, self.runner.compile == "on"), Work(batch, frames, height, width)
 
     def chunk_size(
         self, frames: int | None, overlap: int | None, size: tuple[int, int] | None = None, tile: int | None = None
@@ -98,20 +105,20 @@ class Engine:
         """See `Restorer.chunk_size`."""
         length, shared = self.geometry.chunk_size(frames)
         if size is not None and self.backbone.codec.temporal > 1 and not self.backbone.fixed:
-            rungs, work = self.rungs((1, 3, length, *size), tile, None, "latent")
-            length = rungs[self.fitting.rung(rungs, self.costs, work)].frames
+            ways, work = self.fallbacks((1, 3, length, *size), tile, None, "latent")
+            length = ways[self.fitting.choose(ways, self.costs, work)].frames
         return length, min(shared, length - 1) if overlap is None else overlap
 
-    def apply(self, rung: Rung) -> None:
-        """Have codec and blocks be where a rung says, and the codec take tiles of its size."""
-        if OFFLOADS.index(rung.offload) > OFFLOADS.index(self.offload):
-            if rung.offload == "blocks":
+    def apply(self, way: Fallback) -> None:
+        """Have codec and blocks be where a way to run says, and the codec take tiles of its size."""
+        if OFFLOADS.index(way.offload) > OFFLOADS.index(self.offload):
+            if way.offload == "blocks":
                 unpack_trunk(self.backbone.trunk)
                 self.backbone.trunk.to("cpu")
             backbone = replace(self.backbone, codec=inner(self.backbone.codec))
-            self._place(offloaded(backbone, self.backbone.device, rung.offload), rung.offload, self.runner.compile)
+            self._place(offloaded(backbone, self.backbone.device, way.offload), way.offload, self.runner.compile)
         if self.costs.tiles_codec:
-            inner(self.backbone.codec).set_tile(rung.codec_tile)
+            inner(self.backbone.codec).set_tile(way.codec_tile)
 
 
 @dataclass(frozen=True)
@@ -123,45 +130,45 @@ class Attempt:
     runner: Runner
     safety: Safety
     plan: Plan
-    rung: Rung
+    way: Fallback
     seed: int
 
     def run(self, pixels: Tensor, first: int = 0, callback: Callback | None = None) -> Tensor:
         """Clips [B, 3, F, H, W] that begin with frame `first` of theirs → restored ones, float32 on the CPU."""
         batch, _, frames, height, width = pixels.shape
-        if self.backbone.codec.temporal == 1 and (frames > 1 or batch > self.rung.frames):
+        if self.backbone.codec.temporal == 1 and (frames > 1 or batch > self.way.frames):
             return self._frame_by_frame(pixels, callback)
-        if frames > self.rung.frames:
-            shared = min(DEFAULT_CHUNK[self.backbone.name][1], self.rung.frames - 1)
+        if frames > self.way.frames:
+            shared = min(self.backbone.spec.chunk[1], self.way.frames - 1)
 
             def run(chunk: Tensor, start: int, callback: Callback | None) -> Tensor:
                 return self.run(chunk, first + start, callback)
 
-            return in_chunks(run, pixels, self.rung.frames, shared, callback)
-        padded, noise = self._ready(pixels, first, self.rung.tile)
-        if self.geometry.pieces(padded, self.rung) == 1:
+            return in_chunks(run, pixels, self.way.frames, shared, callback)
+        padded, noise = self._ready(pixels, first, self.way.tile)
+        if self.geometry.pieces(padded, self.way.tile, self.way.overlap) == 1:
             restored = self._whole(padded, noise, callback)
         else:
             restored = self._tiled(padded, noise, first, callback)
         return crop(restored.clamp(0, 1), height, width)[:batch, :, :frames]
 
     def _frame_by_frame(self, pixels: Tensor, callback: Callback | None) -> Tensor:
-        """Clips of a backbone that knows no time: pictures, as many together as the rung allows, all with the same noise."""
-        groups = pixels.transpose(1, 2).flatten(0, 1).unsqueeze(2).split(self.rung.frames)
+        """Clips of a backbone that knows no time: pictures, as many together as the way allows, all with the same noise."""
+        groups = pixels.transpose(1, 2).flatten(0, 1).unsqueeze(2).split(self.way.frames)
         parts = [self.run(x, 0, share(callback, i, len(groups))) for i, x in enumerate(groups)]
         return torch.cat(parts).squeeze(2).unflatten(0, (len(pixels), -1)).transpose(1, 2)
 
     def _tiled(self, padded: Tensor, noise: Tensor, first: int, callback: Callback | None) -> Tensor:
         """How much haze or light there is shows in the whole picture only: it gives the tones, the tiles add the detail."""
-        tiles = self.geometry.tiles(*padded.shape[-2:], self.rung.tile, self.rung.overlap)
+        tiles = self.geometry.tiles(*padded.shape[-2:], self.way.tile, self.way.overlap)
         cell = self.backbone.codec.spatial
         side = cell * max(tiles.tile_height, tiles.tile_width)
         small = self.geometry.guide(padded, side)
         guide = crop(self._whole(*self._ready(small, first, 0)), *small.shape[-2:])
-        if self.rung.blend == "pixel":
+        if self.way.blend == "pixel":
             restored = in_pixels(self._whole, padded, noise, tiles, cell, callback)
         else:
-            restored = self._whole(padded, noise, callback, Tiling(tiles, self.rung.at_once))
+            restored = self._whole(padded, noise, callback, Tiling(tiles, self.way.at_once))
         by_frame = (x.transpose(1, 2).flatten(0, 1) for x in (restored, guide))
         matched = match_tones(*by_frame, side // TONE_CELLS)
         return matched.unflatten(0, (len(padded), -1)).transpose(1, 2)

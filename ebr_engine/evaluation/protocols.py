@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ebr_engine.backbones.registry import BACKBONES, spec
 from ebr_engine.errors import EbrError
 from ebr_engine.evaluation.choices import PROTOCOLS
 from ebr_engine.evaluation.paired import Item
-from ebr_engine.prompts.catalogue import RELEASED_SIZES
 
 METRIC_SIDE = 512
 SICE, SICE_LAST = "SICE", 3  # a data set of exposures, and the last that counts
@@ -70,8 +70,9 @@ class Protocol:
 def protocol_for(name: str, backbone: str | None, clip: bool) -> Protocol:
     """The protocol of a name for a picture or a clip; wan and flux have a size each, without them the kind of file decides."""
     if name == "released":
-        backbone = backbone if backbone in RELEASED_SIZES else "wan" if clip else "flux"
-        height, width = RELEASED_SIZES[backbone]
+        known = {name: one for name in BACKBONES if (one := spec(name)).released_size}
+        model = known.get(backbone) or next(one for one in known.values() if one.knows_time == clip)
+        height, width = model.released_size
         frames = RELEASED_FRAMES if clip else None
         about = f"released: {height}x{width}{f', first {frames} frames' if frames else ''}, measured at "
         about += f"{METRIC_SIDE}x{METRIC_SIDE} (bicubic, no antialiasing), RGB"

@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 
-from ebr_engine.backbones.checkpoint import DEFAULT_MODELS, locate
+from ebr_engine.backbones.checkpoint import locate
 from ebr_engine.backbones.layers import trunk_dtype
+from ebr_engine.backbones.registry import spec
 from ebr_engine.bridge.sampler import make_table
 from ebr_engine.engine.devices import choose_device, device_name
 from ebr_engine.evaluation.paired import Item
 from ebr_engine.evaluation.run import Restoring
 from ebr_engine.export.engine_file import read_about
 from ebr_engine.prompts.catalogue import ASSETS, find_prompts
-from ebr_engine.prompts.mixing import mix_for
 from ebr_engine.prompts.prompt import load_prompt
 from ebr_engine.version import __version__
 
@@ -97,7 +97,7 @@ def joint_hash(hashes: Iterable[str]) -> str:
 
 def weights(backbone: str, model: str | None, revision: str | None = None, offline: bool = True) -> dict[str, Any]:
     """Where a transformer's weights came from, and their hash: of the file, or of the hashes of several."""
-    if backbone not in DEFAULT_MODELS:
+    if spec(backbone).bundled:
         files, source = [Path(model) if model else ASSETS / backbone / f"{backbone}.safetensors"], None
     else:
         path, source = locate(backbone, model, revision, offline, ("transformer",))
@@ -137,7 +137,7 @@ def restoration_facts(restoring: Restoring, device: str) -> dict[str, Any]:
     chosen = find_prompts(restoring.backbone, restoring.task) if restoring.task else restoring.prompts
     prompts = [prompt_facts(path, weight) for path, weight in chosen]
     starts = [prompt["t0"] for prompt in prompts] if restoring.t0 is None else [restoring.t0] * len(prompts)
-    mix = mix_for(restoring.backbone) if restoring.mix == "auto" else restoring.mix
+    mix = spec(restoring.backbone).mix if restoring.mix == "auto" else restoring.mix
     tables = [
         make_table(restoring.schedule, t0, restoring.steps, restoring.order) for t0 in starts[: None if mix == "turn" else 1]
     ]

@@ -1,25 +1,23 @@
 """The engine file (`.ebr`): a trunk in its final precision and layout, the tables of one run, and what it was made of.
 
 One safetensors file: `trunk.*` the trunk's state, `tables.N.*` the conditioning of the N-th velocity, `steps.*` the sampler's
-table, `codec.*` mini's statistics (other backbones name their VAE in the metadata). It is mapped into memory, so that on a CPU
-nothing is read before it is used. An exported trunk (`haze.onnx`) has such a file without `trunk.*` beside it.
+table, `codec.*` the codec of a bundled backbone (others name their VAE in the metadata). It is mapped into memory, so that on a
+CPU nothing is read before it is used. An exported trunk (`haze.onnx`) has such a file without `trunk.*` beside it.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ebr_engine.backbones.flux.conditioning import FluxConditioning
-from ebr_engine.backbones.flux.model import FluxConfig, FluxTrunk
+from ebr_engine.backbones.base import Backbone, Config, Spec
 from ebr_engine.backbones.layers import Fp8Linear
-from ebr_engine.backbones.loading import Backbone, find_codec
-from ebr_engine.backbones.mini.codec import PixelCodec
-from ebr_engine.backbones.wan.model import WanConditioning, WanConfig, WanStep, WanTrunk
+from ebr_engine.backbones.pretrained import find_codec
+from ebr_engine.backbones.registry import spec
 from ebr_engine.bridge.sampler import StepTable
 from ebr_engine.errors import EngineError
 from ebr_engine.export.graph import SUFFIXES, TABLES, Graph, load_trunk
@@ -27,7 +25,6 @@ from ebr_engine.tensor_files import write_tensors
 from ebr_engine.version import __version__
 
 FORMAT = "ebr-engine engine 1"
-CONTEXT = tuple(WanStep._fields[2:])
 
 
 @dataclass(frozen=True)
@@ -50,11 +47,11 @@ def save_engine(path: Path, backbone: Backbone, table: StepTable, tables: list, 
     trunk = {} if graph else backbone.trunk.state_dict()
     tensors = {f"trunk.{name}": tensor for name, tensor in trunk.items()}
     for i, conditioning in enumerate(tables):
-        tensors |= {f"tables.{i}.{name}": tensor for name, tensor in _fields(conditioning).items()}
+        tensors |= {f"tables.{i}.{name}": tensor for name, tensor in conditioning.to_tensors().items()}
     tensors["steps.times"] = torch.tensor(table.times, dtype=torch.float64)
     tensors["steps.coefficients"] = table.coefficients
-    if backbone.name == "mini":
-        tensors |= {"codec.mean": backbone.codec.mean, "codec.scale": backbone.codec.scale}
+    if backbone.spec.bundled:
+        tensors |= {f"codec.{name}": tensor for name, tensor in backbone.codec.to_tensors().items()}
     # Views of one storage (a conditioning shares its text between steps) are written once each, on their own.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = {
@@ -85,30 +82,33 @@ def load_engine(path: Path, device: torch.device, vae: Path | None = None, verif
     if verify and digest(tensors, metadata) != metadata.get("digest"):
         raise EngineError(f"{_tables_of(path)} is damaged: its content does not match its digest; build it again")
     try:
-        name, config = metadata["backbone"], json.loads(metadata["config"])
+        family = spec(metadata["backbone"])
+        config = family.config.from_diffusers(json.loads(metadata["config"]))
         source, about = json.loads(metadata["codec"]), json.loads(metadata["about"])
         times = tuple(tensors.pop("steps.times").tolist())
         table = StepTable(float(metadata["t0"]), times, tensors.pop("steps.coefficients"))
-        kept = [_conditioning(name, _part(tensors, f"tables.{i}.")) for i in range(1 + max(_indices(tensors)))]
+        kept = [family.conditioning(**_part(tensors, f"tables.{i}.")) for i in range(1 + max(_indices(tensors)))]
         if graph := json.loads(metadata.get("graph", "null")):
             graph = Graph.from_json(graph)
-            dtype, config = getattr(torch, graph.dtype), (FluxConfig if name == "flux" else WanConfig).from_diffusers(config)
+            dtype = getattr(torch, graph.dtype)
             trunk = load_trunk(path, graph, config, kept[0][0], device)
         elif path.suffix in SUFFIXES:
             raise EngineError(f"{_tables_of(path)} is an engine file of its own, not the tables of {path.name}; export again")
         else:
-            trunk = _trunk(name, config, _part(tensors, "trunk."), device)
+            trunk = _trunk(family, config, _part(tensors, "trunk."), device)
             dtype = next(p.dtype for p in trunk.parameters())
-        codec = PixelCodec(tensors["codec.mean"], tensors["codec.scale"]) if name == "mini" else None
+        codec = family.codec(**_part(tensors, "codec.")) if family.bundled else None
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, StopIteration, ArithmeticError) as error:
         if isinstance(error, EngineError):
             raise
         raise EngineError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if codec is None:
-        codec = find_codec(name, vae, source)
+        codec = find_codec(family.name, vae, source)
+    elif vae is not None:
+        raise EngineError(f"{path} holds the codec of {family.name}, which takes no VAE; leave {vae} out")
     fixed = graph.clip if graph else None
-    parts = Backbone(name, None, trunk, codec.to(device), {}, device, dtype, metadata["identity"], source, fixed)
-    return EngineFile(parts, table, [tables.to(device, dtype) for tables in kept], about)
+    backbone = Backbone(family, None, trunk, codec.to(device), {}, device, dtype, metadata["identity"], source, fixed)
+    return EngineFile(backbone, table, [tables.to(device, dtype) for tables in kept], about)
 
 
 def read_about(path: Path) -> dict:
@@ -172,22 +172,9 @@ def _indices(tensors: dict[str, Tensor]) -> list[int]:
     return [int(name.split(".")[1]) for name in tensors if name.startswith("tables.")]
 
 
-def _fields(conditioning: WanConditioning | FluxConditioning) -> dict[str, Tensor]:
-    if isinstance(conditioning, FluxConditioning):
-        return {field.name: getattr(conditioning, field.name) for field in fields(FluxConditioning)}
-    return {"modulation": conditioning.modulation, "head": conditioning.head, **dict(zip(CONTEXT, conditioning.context))}
-
-
-def _conditioning(name: str, tensors: dict[str, Tensor]) -> WanConditioning | FluxConditioning:
-    if name == "flux":
-        return FluxConditioning(**tensors)
-    return WanConditioning(tensors["modulation"], tensors["head"], tuple(tensors[field] for field in CONTEXT))
-
-
-def _trunk(name: str, config: dict, tensors: dict[str, Tensor], device: torch.device) -> nn.Module:
+def _trunk(family: Spec, config: Config, tensors: dict[str, Tensor], device: torch.device) -> nn.Module:
     with torch.device("meta"):
-        flux = name == "flux"
-        trunk = FluxTrunk(FluxConfig.from_diffusers(config)) if flux else WanTrunk(WanConfig.from_diffusers(config))
+        trunk = family.trunk(config)
     for layer in [name.removesuffix(".scale") for name in tensors if name.endswith(".scale")]:
         owner, _, attribute = layer.rpartition(".")
         parts = (tensors.pop(f"{layer}.{part}").to(device) for part in ("weight", "scale", "bias"))

@@ -5,11 +5,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from ebr_engine.backbones.loading import Backbone
+from ebr_engine.backbones.base import Backbone
 from ebr_engine.errors import EngineError
 from ebr_engine.export import aoti, onnx, tensorrt
 from ebr_engine.export.engine_file import save_engine
-from ebr_engine.export.graph import SUFFIXES, TABLES, Graph, needed, patches, rotary_grid, token_grid
+from ebr_engine.export.graph import SUFFIXES, TABLES, Graph, needed, rotary_grid, token_grid
 
 if TYPE_CHECKING:
     from ebr_engine.engine.plan import Plan
@@ -52,13 +52,13 @@ def export_trunk(path: Path, backbone: Backbone, plan: "Plan", format: str, opti
     else:
         sizes = None if options.fixed else tensorrt.open_sizes(_shapes(backbone), _shapes(backbone, latent))
         with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            graph = Path(folder) / "trunk.onnx"
-            onnx.write_onnx(graph, backbone.trunk, steps[0], exact, frames, options.opset)
-            tensorrt.write_plan(path, graph, tensorrt.PlanOptions(options.workspace, sizes))
+            file = Path(folder) / "trunk.onnx"
+            onnx.write_onnx(file, backbone.trunk, steps[0], exact, frames, options.opset)
+            tensorrt.write_plan(path, file, tensorrt.PlanOptions(options.workspace, sizes))
     clip = options.clip if options.fixed else None
-    told = Graph(format, str(backbone.dtype).removeprefix("torch."), exact, clip)
+    graph = Graph(format, str(backbone.dtype).removeprefix("torch."), exact, clip)
     tables = path.with_name(path.name + TABLES)
-    save_engine(tables, backbone, plan.table, plan.tables, about, asdict(told))
+    save_engine(tables, backbone, plan.table, plan.tables, about, asdict(graph))
     weights = path.with_name(f"{path.name}.data")
     return [path, *([weights] if format == "onnx" and weights.is_file() else []), tables]
 
@@ -85,12 +85,12 @@ def latent_size(backbone: Backbone, clip: tuple[int, int, int]) -> tuple[int, ..
     if codec.frames(frames) != frames:
         raise EngineError(f"{backbone.name} takes clips of 4n + 1 frames, not {frames}; use {codec.frames(frames)}")
     cells = [side // codec.spatial for side in sides]
-    return (codec.channels, *cells) if backbone.name == "flux" else (codec.channels, 1 + (frames - 1) // codec.temporal, *cells)
+    return codec.channels, 1 + (frames - 1) // codec.temporal, *cells
 
 
 def _shapes(backbone: Backbone, latent: tuple[int, ...] | None = None) -> dict[str, tuple[int, ...]]:
     """Shapes, without a batch, of the inputs that depend on the size, for a latent; by default the smallest."""
     config = backbone.trunk.config
-    latent = latent or (backbone.codec.channels, *patches(config))
+    latent = latent or (backbone.codec.channels, *config.patch)
     table = tuple(rotary_grid(config, token_grid(config, (1, *latent)))[0].shape)
     return {"latent": latent, "cos": table, "sin": table}

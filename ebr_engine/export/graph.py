@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.flux import model as flux
-from ebr_engine.backbones.wan import model as wan
+from ebr_engine.backbones.base import Config
+from ebr_engine.backbones.layers import RotaryCache, kept_rotary
 from ebr_engine.errors import EngineError
 
 TABLES = ".tables"  # follows the name of a graph's file
@@ -24,8 +24,7 @@ SUFFIXES = {".onnx": "onnx", ".plan": "tensorrt", ".pt2": "aoti"}
 LARGEST_BATCH = 4  # of a graph of dynamic size
 OUTPUT = "velocity"
 
-Config = wan.WanConfig | flux.FluxConfig
-Step = wan.WanStep | flux.FluxStep
+Step = Any  # one step of a backbone's tables, a named tuple
 Runner = Callable[[dict[str, Tensor]], Tensor]  # the graph's inputs by name → velocity
 
 
@@ -50,21 +49,14 @@ def input_names(step: Step) -> list[str]:
     return ["latent", "cos", "sin", *step._fields]
 
 
-def patches(config: Config) -> tuple[int, ...]:
-    """Latent cells that a token spans along each dimension of the grid."""
-    return (flux.PACK, flux.PACK) if isinstance(config, flux.FluxConfig) else config.patch_size
+def token_grid(config: Config, shape: Sequence[int]) -> tuple[int, int, int]:
+    """The tokens of a latent of `shape` [B, C, F, H, W] along frames, height and width."""
+    return tuple(size // patch for size, patch in zip(shape[2:], config.patch))
 
 
-def token_grid(config: Config, shape: Sequence[int]) -> tuple[int, ...]:
-    """The tokens of a latent of `shape` [B, C, ...] along each of its dimensions."""
-    return tuple(size // patch for size, patch in zip(shape[2:], patches(config)))
-
-
-def rotary_grid(config: Config, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def rotary_grid(config: Config, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
     """cos and sin [*grid, head_dim/2] float32 of the latent's tokens."""
-    is_flux = isinstance(config, flux.FluxConfig)
-    tables = flux.rotary_tables(config, grid, 0) if is_flux else wan.rotary_tables(config, grid)
-    return tuple(table.unflatten(0, grid) for table in tables)
+    return tuple(table.unflatten(0, grid) for table in config.rotary(grid))
 
 
 class ExportedTrunk:
@@ -72,17 +64,18 @@ class ExportedTrunk:
 
     def __init__(self, run: Runner, config: Config, graph: Graph):
         self.run, self.config, self.graph = run, config, graph
-        self._rotary: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._rotary: RotaryCache = {}
 
     def __call__(self, latent: Tensor, step: Step) -> Tensor:
-        """Velocity of `latent` [B, C, ...], float32; `EngineError` for a size that the graph does not take."""
+        """Velocity of `latent` [B, C, F, H, W], float32; `EngineError` for a size that the graph does not take."""
         if self.graph.latent and latent.shape[1:] != self.graph.latent:
             made, found = (" x ".join(map(str, size)) for size in (self.graph.latent, latent.shape[1:]))
             raise EngineError(f"the graph was made for latents of {made}, not {found}")
-        key = (token_grid(self.config, latent.shape), latent.device)
-        if key not in self._rotary:
-            self._rotary[key] = tuple(table.to(latent.device) for table in rotary_grid(self.config, key[0]))
-        given = dict(zip(("cos", "sin"), self._rotary[key])) | step._asdict()
+        grid, device = token_grid(self.config, latent.shape), latent.device
+        tables = kept_rotary(
+            self._rotary, (grid, device), lambda: tuple(table.to(device) for table in rotary_grid(self.config, grid))
+        )
+        given = dict(zip(("cos", "sin"), tables)) | step._asdict()
         parts = latent.float().split(1 if self.graph.latent else LARGEST_BATCH)
         return torch.cat([self.run({"latent": part} | given) for part in parts])
 

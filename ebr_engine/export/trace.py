@@ -12,26 +12,28 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
-from ebr_engine.backbones.flux import model as flux
-from ebr_engine.backbones.wan import model as wan
+from ebr_engine.backbones.base import Config
 from ebr_engine.errors import EngineError
-from ebr_engine.export.graph import Config, Step, patches, rotary_grid, token_grid
+from ebr_engine.export.graph import Step, rotary_grid, token_grid
 from ebr_engine.kernels import backend
 
 
 class TrunkGraph(nn.Module):
-    """A trunk as a function of tensors alone; its modules are copies that share the trunk's parameters."""
+    """A trunk as a function of tensors alone; its modules are copies that share the trunk's parameters.
 
-    def __init__(self, trunk: nn.Module):
+    `step`: the class of the tables' steps.
+    """
+
+    def __init__(self, trunk: nn.Module, step: type[Step]):
         super().__init__()
         shared = {id(tensor): tensor for tensor in chain(trunk.parameters(), trunk.buffers())}
         self.trunk = copy.deepcopy(trunk, shared)
-        self.flux = isinstance(trunk.config, flux.FluxConfig)
+        self.step = step
 
     def forward(self, latent: Tensor, cos: Tensor, sin: Tensor, fields: Sequence[Tensor]) -> Tensor:
         """Velocity of `latent` at the step with these fields; `cos`, `sin` [*grid, head_dim/2] as of `rotary_grid`."""
-        step = (flux.FluxStep if self.flux else wan.WanStep)(*fields)
-        tokens = (step.text.shape[0] if self.flux else 0, 0)  # text is at position 0, where cos is 1 and sin is 0
+        step = self.step(*fields)
+        tokens = (step.text_rows, 0)  # text is at position 0, where cos is 1 and sin is 0
         cos, sin = (F.pad(table.flatten(0, -2), (0, 0, *tokens), value=at_0) for table, at_0 in ((cos, 1.0), (sin, 0.0)))
         self.trunk.rotary = lambda *_: (cos, sin)  # in place of the trunk's own, which are constants of one grid
         return self.trunk(latent, step)
@@ -59,17 +61,14 @@ def trace(graph: TrunkGraph, step: Step, latent: Sequence[int] | None, frames: b
 
 def _example(config: Config, frames: bool) -> tuple[int, ...]:
     """A latent size, without the batch, for tracing: any, but no 1 along what is to stay open."""
-    if isinstance(config, flux.FluxConfig):
-        return config.latent_channels, 3 * flux.PACK, 4 * flux.PACK
-    time, *side = config.patch_size
-    return config.in_channels, (5 if frames else 1) * time, 3 * side[0], 4 * side[1]
+    time, *side = config.patch
+    return config.latent_channels, (5 if frames else 1) * time, 3 * side[0], 4 * side[1]
 
 
 def _dynamic(config: Config, frames: bool, fields: int) -> tuple:
     """torch.export's description of the dimensions that stay open."""
-    names = ("frames", "rows", "columns")[-len(patches(config)) :]
-    dims = [Dim(name) if frames or name != "frames" else None for name in names]
-    latent = {i + 2: patch * dim if patch > 1 else dim for i, (patch, dim) in enumerate(zip(patches(config), dims)) if dim}
+    dims = [Dim("frames") if frames else None, Dim("rows"), Dim("columns")]
+    latent = {i + 2: patch * dim if patch > 1 else dim for i, (patch, dim) in enumerate(zip(config.patch, dims)) if dim}
     table = {i: dim for i, dim in enumerate(dims) if dim}
     return {0: Dim("batch"), **latent}, table, table, [None] * fields
 

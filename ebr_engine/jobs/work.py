@@ -69,7 +69,8 @@ def prompts_of(request: RestoreRequest) -> Sequence[tuple[Path, float]]:
 
     Raises `EbrError` unless there is a task or a prompt, and `PromptError` for a task that has none.
     """
-    from ebr_engine.prompts.catalogue import AUTO, BACKBONES, TASKS, find_prompts, prompt_files
+    from ebr_engine.backbones.registry import BACKBONES
+    from ebr_engine.prompts.catalogue import AUTO, TASKS, find_prompts, prompt_files
 
     if request.engine:
         if request.part(PLAN) != RestoreRequest().part(PLAN):

@@ -1,18 +1,16 @@
-"""What can be asked for by name: backbones, tasks, and the prompt files behind them; imports nothing heavy."""
+"""What can be asked for by name: tasks, and the prompt files behind them; imports nothing heavy."""
 
 import math
 from pathlib import Path
 
+from ebr_engine.backbones.registry import spec
 from ebr_engine.errors import PromptError
 from ebr_engine.settings import prompt_dir
 
-BACKBONES = ("mini", "wan", "flux")
 # In the order in which they come to a picture: the air, what falls through it, the lens, the exposure.
 TASKS = ("haze", "rain", "snow", "blur", "lowlight")
-RELEASED_SIZES = {"wan": (480, 832), "flux": (1024, 1024)}  # height and width of the published protocol
 AUTO = "auto"  # in a task's place: whatever the classifier sees
 ASSETS = Path(__file__).parents[1] / "assets"
-PUBLISHED = "github.com/sudraj2002/YPT, folder ckpts"  # for wan and flux; without a licence, so never bundled
 
 
 def prompt_files(backbone: str) -> dict[str, Path]:
@@ -31,8 +29,8 @@ def find_prompt(backbone: str, task: str) -> Path:
     files = prompt_files(backbone)
     if task not in files:
         line = f"unknown task {task!r}: {backbone} has no prompt for it; there is: {', '.join(files) or 'none'}"
-        if backbone in ("wan", "flux"):
-            line += f". The authors publish theirs ({PUBLISHED}); add one with: ebr-engine prompts add FILE.pt --task {task}"
+        if published := spec(backbone).published_prompts:
+            line += f". The authors publish theirs ({published}); add one with: ebr-engine prompts add FILE.pt --task {task}"
         raise PromptError(line)
     return files[task]
 

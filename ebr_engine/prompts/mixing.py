@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ebr_engine.backbones.loading import Backbone
+from ebr_engine.backbones.base import Backbone
 from ebr_engine.prompts.catalogue import find_prompts
 from ebr_engine.prompts.prompt import Prompt, load_prompt
 
@@ -19,11 +19,6 @@ def mixed_weights(prompts: Sequence[tuple[Prompt, float]]) -> list[tuple[Tensor,
 def scaled(prompt: Prompt, strength: float) -> Prompt:
     """The same prompt with its α multiplied by `strength` (0 is the empty prompt)."""
     return replace(prompt, alpha=prompt.alpha * strength)
-
-
-def mix_for(backbone: str) -> str:
-    """How `auto` mixes several prompts of a backbone: one after the other where that has been measured to restore more."""
-    return "turn" if backbone == "mini" else "residual"
 
 
 def chosen_prompts(backbone: Backbone, task: str | None, prompts: Sequence[tuple[Any, float]]) -> list[tuple[Prompt, float]]:

@@ -8,12 +8,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ebr_engine.backbones.registry import BACKBONES, published, spec
 from ebr_engine.bridge.schedules import RELEASED_STEPS, RELEASED_T0, RELEASED_T_MIN
 from ebr_engine.errors import PromptError
 from ebr_engine.tensor_files import write_tensors
 
 FORMAT = "ebr-engine prompt 1"
-INJECTIONS = {"wan": "dual", "mini": "dual", "flux": "add"}
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Prompt:
 
     residual: Tensor  # [L, D] float32, one for all blocks; or [blocks, L, D], each block's own
     alpha: Tensor  # [blocks] float32
-    backbone: str  # wan, flux or mini
+    backbone: str
     task: str = ""
     base_model: str = ""
     t0: float = RELEASED_T0
@@ -33,7 +33,7 @@ class Prompt:
     @property
     def injection(self) -> str:
         """`dual` (a second cross-attention branch: Wan) or `add` (rows added to the text tokens: FLUX)."""
-        return INJECTIONS[self.backbone]
+        return spec(self.backbone).injection
 
     def check(self, backbone: str, width: int, blocks: int) -> None:
         """Raise `PromptError` unless the prompt fits a backbone of this name, width and number of blocks."""
@@ -94,7 +94,7 @@ def _read(path: Path) -> Prompt:
         raise PromptError(f"{path} is not a prompt file: {error}") from error
     if metadata.get("format") != FORMAT:
         raise PromptError(f"{path} is not a prompt file: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
-    if metadata.get("backbone") not in INJECTIONS:
+    if metadata.get("backbone") not in BACKBONES:
         raise PromptError(f"{path} is for an unknown backbone, {metadata.get('backbone')!r}")
     try:
         numbers = {"t0": float(metadata["t0"]), "t_min": float(metadata["t_min"]), "steps": int(metadata["steps"])}
@@ -117,7 +117,7 @@ def import_released(path: Path) -> Prompt:
     except Exception as error:  # a damaged pickle raises almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PromptError(f"{path} is not a released prompt: {reason}") from error
-    backbone = next((name for name in ("wan", "flux") if str(backend).lower().startswith(name)), None)
+    backbone = next((one.name for one in published() if str(backend).lower().startswith(one.name)), None)
     if backbone is None:
         raise PromptError(f"{path} is for an unknown backbone, {backend!r}")
     task = path.stem.lower().removeprefix(f"{backbone}_")

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ebr_engine import request
+from ebr_engine.backbones.registry import BACKBONES, spec
 from ebr_engine.errors import EbrError, check_choice
-from ebr_engine.prompts.catalogue import BACKBONES, TASKS
+from ebr_engine.prompts.catalogue import TASKS
 
 BRIDGES = ("ebr", "naive", "ddbm")
 LOSSES = ("pixel", "x0", "velocity")
@@ -21,19 +22,13 @@ BAD_DATA = ("refuse", "skip")
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 SCENE_SIDE = 256  # pixels of a procedural scene
 SEEDS = 1_000_000_000  # of training: `degradations.seeds("train")`
-# What a backbone is learned with where nothing else is said.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "mini": {},
-    "wan": {"tokens": 226, "size": (480, 832), "frames": 33, "batch": 1, "loss": "velocity", "learning_rate": 0.003},
-    "flux": {"tokens": 512, "size": (1024, 1024), "batch": 1, "loss": "velocity", "learning_rate": 0.003},
-}
 
 
 def _setting(default: Any, group: str, text: str, free: bool = False, **option: Any) -> Any:
     """A field: `group` and `text` document it; `free` ones may differ between an interrupted run and its resumption.
 
     `option`: what its command line option has besides: `panel` (of `train --help`; without one it goes by --set alone),
-    `short`, `metavar`, `choices`.
+    `short`, `metavar`, `choices`, and `by_backbone`, whether backbones have defaults of their own.
     """
     return field(default=default, metadata={"group": group, "help": text, "free": free, **option})
 
@@ -53,14 +48,14 @@ class LearnConfig:
         short="-t",
         metavar="NAME",
     )
-    tokens: int = _setting(16, "prompt", "Rows of the prompt (wan 226, flux 512 by default).", **_LEARNING)
+    tokens: int = _setting(16, "prompt", "Rows of the prompt (wan 226, flux 512 by default).", **_LEARNING, by_backbone=True)
     alpha: float = _setting(
         0.1, "prompt", "Initial strength in every block; with 0 only the strengths move in the first step.", **_LEARNING
     )
     per_block: bool = _setting(False, "prompt", "A prompt of its own for each block, rather than one for all.")
     start: str = _setting("", "prompt", "A prompt file to begin from, with its strengths, in place of random rows and `alpha`.")
 
-    backbone: str = _setting("mini", "model", "The frozen transformer.", **_MODEL, short="-b", choices=BACKBONES)
+    backbone: str = _setting("mini", "model", "The frozen transformer.", **_MODEL, short="-b", choices=tuple(BACKBONES))
     model: str = _setting(
         "",
         "model",
@@ -92,9 +87,16 @@ class LearnConfig:
     )
     synthetic: bool = _setting(False, "data", "`data` holds clean pictures or clips only; degrade them by `task` on the fly.")
     size: int | tuple[int, int] = _setting(
-        64, "data", "Height and width of the crops in pixels, or one number for both.", **_DATA, metavar="N or HxW"
+        64,
+        "data",
+        "Height and width of the crops in pixels, or one number for both.",
+        **_DATA,
+        metavar="N or HxW",
+        by_backbone=True,
     )
-    frames: int = _setting(1, "data", "Frames of a crop; 1 takes single frames from clips (wan: 4n + 1).", **_DATA, metavar="N")
+    frames: int = _setting(
+        1, "data", "Frames of a crop; 1 takes single frames from clips (wan: 4n + 1).", **_DATA, metavar="N", by_backbone=True
+    )
     stride: int = _setting(1, "data", "Largest temporal stride; 1 to so many is drawn for each clip.")
     flip: bool = _setting(True, "data", "Mirror half of the crops.")
     views: int = _setting(
@@ -117,6 +119,7 @@ class LearnConfig:
         "Error of the clean estimate in pixels (mini) or latents (x0), or of the velocity (default of wan and flux).",
         **_LEARNING,
         choices=LOSSES,
+        by_backbone=True,
     )
     t0: float = _setting(0.4, "objective", "Where the bridge starts, between 0 and 1.", **_LEARNING)
     t_min: float = _setting(1e-4, "objective", "The least time.")
@@ -125,13 +128,13 @@ class LearnConfig:
 
     optimizer: str = _setting("adam", "optimisation", "adam or adamw.", choices=OPTIMIZERS)
     learning_rate: float = _setting(
-        0.03, "optimisation", "For the prompt and its strengths (wan and flux 0.003 by default).", **_LEARNING
+        0.03, "optimisation", "For the prompt and its strengths (wan and flux 0.003 by default).", **_LEARNING, by_backbone=True
     )
     weight_decay: float = _setting(0.0, "optimisation", "Of adamw.")
     iterations: int = _setting(
         300, "optimisation", "Steps of the optimizer; the learning rate ends at a twentieth.", **_LEARNING, short="-n"
     )
-    batch: int = _setting(32, "optimisation", "Crops a step, over all processes and parts.", **_LEARNING)
+    batch: int = _setting(32, "optimisation", "Crops a step, over all processes and parts.", **_LEARNING, by_backbone=True)
     accumulate: int = _setting(1, "optimisation", "Parts in which a process computes its share of the batch.")
     warmup: int = _setting(10, "optimisation", "Iterations in which the learning rate rises.")
     clip: float = _setting(0.0, "optimisation", "Largest norm of the gradient; 0 does not limit it.")
@@ -156,16 +159,17 @@ class LearnConfig:
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_numbers(self)
+        model = spec(self.backbone)
         if not self.data:
             if self.synthetic:
                 raise EbrError("synthetic needs data: a folder of clean pictures or clips")
-            if self.backbone != "mini":
+            if not model.learning.scenes:
                 raise EbrError(f"{self.backbone} is learned from pairs: name a folder or a JSON list with --data")
             if not all(32 <= side <= SCENE_SIDE for side in self.crop):
                 raise EbrError(f"the crop size must lie between 32 and {SCENE_SIDE} for procedural scenes, got {self.size}")
-        if self.loss == "pixel" and self.backbone != "mini":
+        if self.loss not in model.learning.losses:
             raise EbrError(f"the pixel loss needs mini's orthonormal codec; use velocity or x0 for {self.backbone}")
-        if self.backbone != "wan" and self.frames != 1:
+        if self.frames != 1 and not model.knows_time:
             raise EbrError(f"{self.backbone} knows no time: frames must be 1, got {self.frames}")
         if self.data and self.validate_every and not self.validation:
             raise EbrError("validation is needed to validate: pairs that are not learned from, as data")
@@ -223,7 +227,8 @@ def resolve(given: Mapping[str, Any]) -> LearnConfig:
             near = get_close_matches(name, SETTINGS, 1)
             raise EbrError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     values = {name: _typed(name, value) for name, value in given.items()}
-    return LearnConfig(**(DEFAULTS.get(values.get("backbone", "mini"), {}) | values))
+    backbone = values.get("backbone", LearnConfig.backbone)
+    return LearnConfig(**((spec(backbone).learning.defaults if backbone in BACKBONES else {}) | values))
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -12,8 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ebr_engine.backbones.base import Codec
-from ebr_engine.backbones.loading import Backbone
+from ebr_engine.backbones.base import Backbone, Codec
 from ebr_engine.errors import EbrError
 from ebr_engine.tensor_files import write_tensors
 from ebr_engine.training.config import LearnConfig

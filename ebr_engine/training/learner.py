@@ -18,19 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ebr_engine.backbones.base import Backbone
 from ebr_engine.backbones.layers import pack_trunk
-from ebr_engine.backbones.loading import Backbone
 from ebr_engine.bridge.process import PROCESSES
 from ebr_engine.bridge.sampler import StepTable, make_table, sample
-from ebr_engine.bridge.schedules import FAST_STEPS, RELEASED_STEPS
-from ebr_engine.engine.offload import BLOCK_LISTS
+from ebr_engine.engine.offload import block_lists
 from ebr_engine.engine.plan import alternating, shifted
 from ebr_engine.errors import EbrError
 from ebr_engine.prompts.prompt import Prompt, load_prompt
 from ebr_engine.training.config import FREE, LearnConfig
 from ebr_engine.training.data import seeded
 from ebr_engine.training.distributed import World
-from ebr_engine.training.live import live_conditioner
 
 INITIAL_STD = 0.02  # of the prompt
 PACKED = 2**31  # bytes of weights up to which a CPU keeps them twice, each way laid out for its products
@@ -68,7 +66,7 @@ class Learner:
         check_fits(config, backbone, world)
         backbone = prepared(config, backbone)
         residual, alpha = (part.to(backbone.device).requires_grad_() for part in initial(config, backbone))
-        live = live_conditioner(backbone, config.tokens)
+        live = backbone.live(config.tokens)
         average = [residual.detach().clone(), alpha.detach().clone()] if config.ema else None
         return cls(config, backbone, residual, alpha, make_optimizer(config, [residual, alpha]), world, live, average)
 
@@ -164,10 +162,10 @@ class Learner:
         """The prompt as it stands, averaged if the run averages."""
         config = self.config
         residual, alpha = (part.detach().cpu().clone() for part in self.average or self.parameters)
-        steps = FAST_STEPS if config.backbone == "mini" else RELEASED_STEPS
         where = {"task": config.task, "base_model": self.backbone.identity, "t0": config.t0, "t_min": config.t_min}
         summary = shareable(asdict(config)) | (training or {})
-        return Prompt(residual, alpha, config.backbone, **where, steps=config.on_policy or steps, training=summary)
+        steps = config.on_policy or self.backbone.spec.learning.steps
+        return Prompt(residual, alpha, config.backbone, **where, steps=steps, training=summary)
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs to go on bit for bit."""
@@ -217,7 +215,7 @@ def check_fits(config: LearnConfig, backbone: Backbone, world: World) -> None:
     if config.batch % (world.size * config.accumulate):
         shares = f"{world.size} process(es) in {config.accumulate} part(s)"
         raise EbrError(f"a batch of {config.batch} cannot be divided among {shares}")
-    if backbone.name == "flux" and config.tokens > len(backbone.text["context"]):
+    if backbone.spec.injection == "add" and config.tokens > len(backbone.text["context"]):
         raise EbrError(f"a prompt of {config.tokens} tokens does not fit on {len(backbone.text['context'])} text tokens")
 
 
@@ -237,7 +235,7 @@ def prepared(config: LearnConfig, backbone: Backbone) -> Backbone:
 
 def blocks_of(trunk: nn.Module) -> list[nn.Module]:
     """The blocks of a trunk, in order."""
-    return [block for name in BLOCK_LISTS for block in getattr(trunk, name, ())]
+    return [block for blocks in block_lists(trunk) for block in blocks]
 
 
 def checkpoint_blocks(trunk: nn.Module) -> None:

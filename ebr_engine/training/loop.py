@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from ebr_engine.backbones.loading import Backbone, ModelSource, load_backbone
+from ebr_engine.backbones.base import Backbone, ModelSource
+from ebr_engine.backbones.registry import load_backbone
 from ebr_engine.errors import EbrError
 from ebr_engine.evaluation.run import means
 from ebr_engine.prompts.prompt import Prompt

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.loading import Backbone
+from ebr_engine.backbones.base import Backbone
 from ebr_engine.engine.fallback import Fitting
 from ebr_engine.engine.restorer import Restorer
 from ebr_engine.engine.run import Engine

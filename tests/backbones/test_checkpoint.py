@@ -9,11 +9,11 @@ import torch
 from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 from safetensors.torch import save_file
 
-from ebr_engine.backbones.checkpoint import find_model, load_backbone, memory
+from ebr_engine.backbones.checkpoint import find_model, load_halves
 from ebr_engine.backbones.flux.model import FluxConfig
 from ebr_engine.backbones.flux.weights import diffusers_state_dict as flux_state_dict
 from ebr_engine.backbones.flux.weights import load_flux
-from ebr_engine.backbones.registry import named_config
+from ebr_engine.backbones.registry import named_config, spec
 from ebr_engine.backbones.wan.model import WanConfig
 from ebr_engine.backbones.wan.weights import diffusers_state_dict as wan_state_dict
 from ebr_engine.backbones.wan.weights import load_wan
@@ -96,11 +96,11 @@ def velocity(name, conditioner, trunk):
         latent, context = torch.randn(1, 4, 2, 4, 6, generator=generator), torch.randn(5, config.text_dim, generator=generator)
         return trunk(latent, conditioner(timestep, context)[0])
     latent, context = (
-        torch.randn(1, 4, 6, 4, generator=generator),
+        torch.randn(1, 4, 1, 6, 4, generator=generator),
         torch.randn(5, config.joint_attention_dim, generator=generator),
     )
     pooled = torch.randn(config.pooled_projection_dim, generator=generator)
-    return trunk(latent, conditioner.bake(trunk, timestep, context, pooled)[0])
+    return trunk(latent, conditioner.bake(trunk, timestep, {"context": context, "pooled": pooled})[0])
 
 
 LAYOUTS = (
@@ -119,7 +119,7 @@ LAYOUTS = (
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_layout_loads_to_the_same_bits(modules, sources, name, layout):
     files = find_model(name, sources[name][layout])
-    halves = load_backbone(files, "cpu", torch.float32)
+    halves = load_halves(files, "cpu", torch.float32)
     load, back = (load_wan, wan_state_dict) if name == "wan" else (load_flux, flux_state_dict)
     state = modules[name].state_dict()
     assert files.config == CONFIGS[name]
@@ -143,7 +143,7 @@ def test_stored_dtypes_become_the_trunks_and_the_conditioners(sources, tmp_path,
     files = state.files
     original = {key: files[key].to(stored) for key in files}
     save_file(original, tmp_path / "a.safetensors")
-    conditioner, trunk = load_backbone(find_model(name, tmp_path / "a.safetensors"), "cpu", torch.bfloat16)
+    conditioner, trunk = load_halves(find_model(name, tmp_path / "a.safetensors"), "cpu", torch.bfloat16)
     assert {parameter.dtype for parameter in trunk.parameters()} == {torch.bfloat16}
     kept = torch.float32 if name == "wan" else stored
     assert {parameter.dtype for parameter in conditioner.parameters()} == {kept}
@@ -180,14 +180,14 @@ def test_without_the_transformer_no_weight_file_is_opened(sources, tmp_path):
     assert files.config == CONFIGS["wan"]
     assert not files.state
     with pytest.raises(BackboneError, match="was found without its transformer"):
-        load_backbone(files, "cpu", torch.float32)
+        load_halves(files, "cpu", torch.float32)
 
 
 def test_sizes_in_bytes_of_the_real_models():
-    flux = memory(named_config("flux-dev"), torch.bfloat16)
+    flux = spec("flux").parameters(named_config("flux-dev"), torch.bfloat16)
     assert flux["conditioner_bytes"] == 2 * 3_292_296_192  # modulation, which stays out of the device's memory
     assert flux["trunk_bytes"] == 2 * flux["trunk_parameters"] == 2 * 8_609_112_128
-    wan = memory(named_config("wan-1.3b"), torch.float32)
+    wan = spec("wan").parameters(named_config("wan-1.3b"), torch.float32)
     assert wan["trunk_bytes"] == 4 * 1_251_446_848
     assert wan["conditioner_bytes"] == 4 * wan["conditioner_parameters"]
 
@@ -312,7 +312,7 @@ def test_a_tensor_of_another_size_is_named(sources, tmp_path):
 
 
 def load(name, source):
-    return load_backbone(find_model(name, source), "cpu", torch.float32)
+    return load_halves(find_model(name, source), "cpu", torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_the_default_is_a_model_of_the_hub(hub, name, model):
     assert files.identity == f"{model}@{COMMIT}"
     assert files.vae.parent.name == COMMIT
     assert find_model(name, model).identity == files.identity
-    assert load_backbone(files, "cpu", torch.float32)[1].config == CONFIGS[name]
+    assert load_halves(files, "cpu", torch.float32)[1].config == CONFIGS[name]
 
 
 def test_of_the_hub_only_what_is_asked_for_is_fetched(hub):

@@ -18,7 +18,7 @@ from tests.backbones.original_layouts import flux_original
 MEASURE = textwrap.dedent("""
     import re, sys, threading, time
     import torch
-    from ebr_engine.backbones.checkpoint import find_model, load_backbone
+    from ebr_engine.backbones.checkpoint import find_model, load_halves
 
     def anonymous():
         with open("/proc/self/status") as status:
@@ -35,7 +35,7 @@ MEASURE = textwrap.dedent("""
     done = threading.Event()
     thread = threading.Thread(target=poll)
     thread.start()
-    halves = load_backbone(find_model(*sys.argv[1:]), "cpu", torch.bfloat16)
+    halves = load_halves(find_model(*sys.argv[1:]), "cpu", torch.bfloat16)
     done.set()
     thread.join()
     trunk, conditioner = (sum(p.nbytes for p in half.parameters()) for half in reversed(halves))

@@ -27,8 +27,8 @@ def made(name):
         tables = [conditioner(timesteps, context, [prompt]) for prompt in prompts]
         return trunk, torch.randn(1, 16, 2, 4, 6), tables
     conditioner, trunk = shaken(FluxConditioner(TINY_FLUX)), shaken(FluxTrunk(TINY_FLUX))
-    tables = [conditioner.bake(trunk, timesteps, context, torch.randn(8), [prompt]) for prompt in prompts]
-    return trunk, torch.randn(1, 16, 4, 6), tables
+    tables = [conditioner.bake(trunk, timesteps, {"context": context, "pooled": torch.randn(8)}, [prompt]) for prompt in prompts]
+    return trunk, torch.randn(1, 16, 1, 4, 6), tables
 
 
 @pytest.mark.parametrize("name", ["wan", "flux"])

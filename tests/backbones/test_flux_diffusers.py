@@ -131,8 +131,13 @@ def reference(module, latent, timestep, context, pooled, prompts=(), guidance=1.
 def ours(halves, latent, timestep, context, pooled, prompts=(), guidance=1.0):
     """Each sample of the batch at its own timestep: the rows of a baked table as one batched step."""
     conditioner, trunk = halves
-    conditioning = conditioner.bake(trunk, timestep, context, pooled, prompts, guidance)
-    return trunk(latent, conditioning.to("cpu", trunk.image_in.weight.dtype).batch())
+    conditioning = conditioner.bake(trunk, timestep, {"context": context, "pooled": pooled}, prompts, guidance)
+    return velocity(trunk, latent, conditioning.to("cpu", trunk.image_in.weight.dtype).batch())
+
+
+def velocity(trunk, latent, step):
+    """Of pictures [B, C, H, W]."""
+    return trunk(latent.unsqueeze(2), step).squeeze(2)
 
 
 @pytest.mark.parametrize(("changes", "shape", "tokens", "rows"), CASES.values(), ids=CASES)
@@ -160,9 +165,9 @@ def test_one_step_serves_a_whole_batch(relative_rms):
     module, *halves = make()
     latent, timestep, context, pooled = inputs(module)
     prompts = random_prompts(module, [TEXT])
-    step = halves[0].bake(halves[1], timestep, context, pooled, prompts)[1]
+    step = halves[0].bake(halves[1], timestep, {"context": context, "pooled": pooled}, prompts)[1]
     expected = reference(module, latent, timestep[1].expand(2), context, pooled, prompts)
-    assert relative_rms(halves[1](latent, step), expected) < TOLERANCE
+    assert relative_rms(velocity(halves[1], latent, step), expected) < TOLERANCE
 
 
 def test_gradients_reach_prompts_and_weights_as_in_diffusers(relative_rms):
@@ -193,14 +198,15 @@ def test_bf16_is_as_near_to_float32_as_diffusers_bf16(relative_rms):
 
 def test_a_prompt_is_swapped_without_the_conditioner():
     module, conditioner, trunk = make()
-    latent, *given = inputs(module)
+    latent, timestep, context, pooled = inputs(module)
+    given = timestep, {"context": context, "pooled": pooled}
     first, second = random_prompts(module, [TEXT, 4])
     conditioning = conditioner.bake(trunk, *given, [first])
     del conditioner.text, conditioner.image, conditioner.single  # nothing of it is read again
     swapped, fresh = conditioning.with_prompts(trunk, [second]), make_again(module).bake(trunk, *given, [second])
-    assert torch.equal(trunk(latent, swapped.batch()), trunk(latent, fresh.batch()))
-    none, fresh = conditioning.with_prompts(trunk, []), make_again(module)(*given)
-    assert torch.equal(trunk(latent, none.batch()), trunk(latent, fresh.batch()))
+    assert torch.equal(velocity(trunk, latent, swapped.batch()), velocity(trunk, latent, fresh.batch()))
+    none, fresh = conditioning.with_prompts(trunk, []), make_again(module)(timestep, context, pooled)
+    assert torch.equal(velocity(trunk, latent, none.batch()), velocity(trunk, latent, fresh.batch()))
 
 
 def make_again(module):
@@ -211,7 +217,7 @@ def make_again(module):
 def test_conditioning_is_a_sequence_of_steps():
     module, conditioner, trunk = make()
     _, timestep, context, pooled = inputs(module)
-    conditioning = conditioner.bake(trunk, timestep, context, pooled, random_prompts(module, [4]))
+    conditioning = conditioner.bake(trunk, timestep, {"context": context, "pooled": pooled}, random_prompts(module, [4]))
     assert len(conditioning) == len(list(conditioning)) == 2
     whole = conditioning.batch()
     for i, step in enumerate(conditioning):
@@ -232,10 +238,10 @@ def test_conditioning_is_a_sequence_of_steps():
 
 def test_position_tables_are_computed_once_a_shape():
     trunk = make()[2]
-    first = trunk.rotary((3, 5), 9, torch.device("cpu"))
-    assert trunk.rotary((3, 5), 9, torch.device("cpu")) is first
-    assert trunk.rotary((5, 3), 9, torch.device("cpu")) is not first
-    assert trunk.rotary((3, 5), 8, torch.device("cpu")) is not first
+    first = trunk.rotary((1, 3, 5), 9, torch.device("cpu"))
+    assert trunk.rotary((1, 3, 5), 9, torch.device("cpu")) is first
+    assert trunk.rotary((1, 5, 3), 9, torch.device("cpu")) is not first
+    assert trunk.rotary((1, 3, 5), 8, torch.device("cpu")) is not first
 
 
 @pytest.mark.parametrize(
@@ -337,9 +343,9 @@ def test_a_configuration_survives_diffusers_names(name):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((1, 4, 6, 9), r"latent size \(6, 9\) is not a multiple of 2"),
-        ((1, 3, 6, 8), r"expected a latent \[B, 4, H, W\], got \(1, 3, 6, 8\)"),
-        ((1, 4, 1, 6, 8), r"expected a latent \[B, 4, H, W\]"),
+        ((1, 4, 1, 6, 9), r"latent size \(6, 9\) is not a multiple of 2"),
+        ((1, 3, 1, 6, 8), r"expected a latent \[B, 4, F, H, W\], got \(1, 3, 1, 6, 8\)"),
+        ((1, 4, 6, 8), r"expected a latent \[B, 4, F, H, W\]"),
     ],
 )
 def test_a_latent_that_does_not_fit_is_refused(shape, message):
@@ -359,16 +365,17 @@ def test_a_latent_that_does_not_fit_is_refused(shape, message):
 )
 def test_a_prompt_that_does_not_fit_is_refused(residual, blocks, message):
     module, conditioner, trunk = make()
+    _, timestep, context, pooled = inputs(module)
     with pytest.raises(BackboneError, match=message):
-        conditioner.bake(trunk, *inputs(module)[1:], [(torch.randn(residual), torch.randn(blocks))])
+        conditioner.bake(trunk, timestep, {"context": context, "pooled": pooled}, [(torch.randn(residual), torch.randn(blocks))])
 
 
 def test_tokens_are_two_by_two_cells_in_the_released_order():
     trunk = FluxTrunk(FluxConfig.from_diffusers(TINY))
     latent = torch.randn(LATENT)
-    tokens = trunk.pack(latent, (3, 5))
+    tokens = trunk.pack(latent.unsqueeze(2), (1, 3, 5))
     # FLUX.1's rearrange "b c (h ph) (w pw) -> b (h w) (c ph pw)"
     expected = [latent[:, c, 2 + ph, 8 + pw] for c in range(4) for ph in range(2) for pw in range(2)]
     assert torch.equal(tokens[:, 1 * 5 + 4], torch.stack(expected, dim=1))
     assert torch.equal(tokens, packed(latent))
-    assert torch.equal(trunk.unpack(tokens, (3, 5)), latent)
+    assert torch.equal(trunk.unpack(tokens, (1, 3, 5)), latent.unsqueeze(2))

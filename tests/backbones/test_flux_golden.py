@@ -14,7 +14,8 @@ from safetensors import safe_open
 
 from ebr_engine.backbones.flux.model import FluxConfig
 from ebr_engine.backbones.flux.weights import diffusers_state_dict, load_flux
-from ebr_engine.bridge.sampler import mean_velocity, released_timesteps, sample, step_table
+from ebr_engine.backbones.registry import spec
+from ebr_engine.bridge.sampler import mean_velocity, sample, step_table
 from ebr_engine.bridge.schedules import released_times
 
 FOLDER = Path(os.environ.get("EBR_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
@@ -32,7 +33,7 @@ def golden(request):
     conditioner, trunk = load_flux(FluxConfig.from_diffusers(json.loads(metadata["config"])), weights)
     t0 = float(metadata["t0"])
     table = step_table(released_times(int(metadata["steps"]), t0, float(metadata["t_min"])), t0)
-    timesteps = released_timesteps(table.times, "flux")
+    timesteps = spec("flux").released_timesteps(table.times)
     plain = conditioner(timesteps, tensors["context"][0], tensors["pooled"][0], float(metadata["guidance"]))
     count = sum(name.startswith("prompt.") and name.endswith(".residual") for name in tensors)
     prompts = [(tensors[f"prompt.{k}.residual"], tensors[f"prompt.{k}.alpha"]) for k in range(count)]
@@ -41,6 +42,7 @@ def golden(request):
         weights=weights,
         conditioner=conditioner,
         trunk=trunk,
+        velocity=lambda latent, step: trunk(latent.unsqueeze(2), step).squeeze(2),  # the files' latents are of pictures
         table=table,
         timesteps=timesteps,
         plain=plain,
@@ -64,19 +66,19 @@ def test_each_call_gives_the_released_velocity(golden, relative_rms):
     for call in golden.calls:
         state, velocity = golden.tensors[f"call.{call}.state"], golden.tensors[f"call.{call}.velocity"]
         step, prompt = divmod(call, len(golden.prompted))
-        value = golden.trunk(state, golden.prompted[prompt][step])
+        value = golden.velocity(state, golden.prompted[prompt][step])
         assert relative_rms(value, velocity) < TOLERANCE, f"call {call}"
 
 
 def test_without_a_prompt_it_is_the_frozen_backbone(golden, relative_rms):
-    velocity = golden.trunk(golden.tensors["call.0.state"], golden.plain[0])
+    velocity = golden.velocity(golden.tensors["call.0.state"], golden.plain[0])
     assert relative_rms(velocity, golden.tensors["velocity_prompt_off.0"]) < TOLERANCE
     assert relative_rms(velocity, golden.tensors["call.0.velocity"]) > 100 * TOLERANCE  # the prompt matters in this file
 
 
 def test_the_sampler_restores_the_released_latent(golden, relative_rms):
     latents = golden.tensors["degraded_latent"], golden.tensors["noise"]
-    restored = sample(mean_velocity(golden.trunk), list(zip(*golden.prompted)), *latents, golden.table)
+    restored = sample(mean_velocity(golden.velocity), list(zip(*golden.prompted)), *latents, golden.table)
     assert relative_rms(restored, golden.tensors["restored_latent"]) < TOLERANCE
     assert relative_rms(latents[0], golden.tensors["restored_latent"]) > 100 * TOLERANCE  # it is not the degraded one
 

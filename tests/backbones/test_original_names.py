@@ -6,10 +6,13 @@ from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 from safetensors.torch import save_file
 
 from ebr_engine.backbones.flux.model import FluxConfig
-from ebr_engine.backbones.original_names import OriginalState, flux_sizes, pieces, wan_sizes
-from ebr_engine.backbones.parameters import TensorFiles
+from ebr_engine.backbones.flux.weights import ORIGINAL as FLUX_NAMES
+from ebr_engine.backbones.flux.weights import flux_sizes
+from ebr_engine.backbones.parameters import OriginalState, TensorFiles
 from ebr_engine.backbones.registry import named_config
 from ebr_engine.backbones.wan.model import WanConfig
+from ebr_engine.backbones.wan.weights import ORIGINAL as WAN_NAMES
+from ebr_engine.backbones.wan.weights import wan_sizes
 from ebr_engine.errors import BackboneError
 from tests.backbones.original_layouts import flux_original, wan_original
 
@@ -54,8 +57,8 @@ def test_wan_is_what_diffusers_converter_makes(tmp_path):
     state = random_state(diffusers_shapes(WAN))
     original = wan_original(state, WAN.num_layers)
     expected = converters.convert_wan_transformer_to_diffusers(dict(original))
-    assert_same(OriginalState("wan", stored(tmp_path, original)), expected)
-    assert_same(OriginalState("wan", stored(tmp_path, original)), state)
+    assert_same(OriginalState(WAN_NAMES, stored(tmp_path, original)), expected)
+    assert_same(OriginalState(WAN_NAMES, stored(tmp_path, original)), state)
 
 
 @pytest.mark.parametrize("name", ["flux-dev", "flux-schnell"])
@@ -67,8 +70,8 @@ def test_flux_is_what_diffusers_converter_makes(tmp_path, name):
     state = random_state({name: (*shape[:1], *(2 for _ in shape[1:])) for name, shape in diffusers_shapes(config).items()})
     original = flux_original(state, 2, 2, config.guidance_embeds)
     expected = converters.convert_flux_transformer_checkpoint_to_diffusers(dict(original))
-    assert_same(OriginalState("flux", stored(tmp_path, original)), expected)
-    assert_same(OriginalState("flux", stored(tmp_path, original)), state)
+    assert_same(OriginalState(FLUX_NAMES, stored(tmp_path, original)), expected)
+    assert_same(OriginalState(FLUX_NAMES, stored(tmp_path, original)), state)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +84,7 @@ def test_the_maps_reach_every_key_of_the_real_models_once(shapes, of):
     write = {"wan": wan_original, "flux": flux_original}[of]
     with torch.device("meta"):
         original = write({name: torch.empty(shape) for name, shape in shapes.items()}, *layers)
-    names = [name for key in original for name, _ in pieces(of, key)]
+    names = [name for key in original for name, _ in {"wan": WAN_NAMES, "flux": FLUX_NAMES}[of].pieces(key)]
     assert sorted(names) == sorted(shapes)
 
 
@@ -89,18 +92,18 @@ def test_the_maps_reach_every_key_of_the_real_models_once(shapes, of):
 def test_sizes_are_read_from_shapes_in_either_layout(tmp_path, config):
     state = random_state(diffusers_shapes(config))
     if isinstance(config, WanConfig):
-        original = OriginalState("wan", stored(tmp_path, wan_original(state, config.num_layers)))
+        original = OriginalState(WAN_NAMES, stored(tmp_path, wan_original(state, config.num_layers)))
         read = [WanConfig.from_diffusers(wan_sizes(found, {})) for found in (original, stored(tmp_path, state))]
     else:
         layers = config.num_layers, config.num_single_layers
-        original = OriginalState("flux", stored(tmp_path, flux_original(state, *layers, config.guidance_embeds)))
-        read = [FluxConfig.from_diffusers(flux_sizes(found)) for found in (original, stored(tmp_path, state))]
+        original = OriginalState(FLUX_NAMES, stored(tmp_path, flux_original(state, *layers, config.guidance_embeds)))
+        read = [FluxConfig.from_diffusers(flux_sizes(found, {})) for found in (original, stored(tmp_path, state))]
     assert read == [config, config]
 
 
 def test_wan_heads_and_eps_are_read_from_the_original_configuration(tmp_path):
     config = WanConfig(**vars(WAN) | {"num_attention_heads": 4, "attention_head_dim": 10, "num_layers": 1, "eps": 1e-5})
-    state = OriginalState("wan", stored(tmp_path, wan_original(random_state(diffusers_shapes(config)), 1)))
+    state = OriginalState(WAN_NAMES, stored(tmp_path, wan_original(random_state(diffusers_shapes(config)), 1)))
     settings = {"_class_name": "WanModel", "model_type": "t2v", "num_heads": 4, "dim": 40, "eps": 1e-5}
     assert WanConfig.from_diffusers(wan_sizes(state, settings)) == config
     for changes, message in (({"num_heads": 3}, "not that of 3 heads"), ({"model_type": "i2v"}, "text-to-video")):
@@ -116,19 +119,19 @@ def test_a_key_of_no_layer_keeps_its_name(tmp_path):
         "blocks.0.modulation": torch.randn(2),
         "img_in.weight": torch.randn(2),
     }
-    state = OriginalState("flux", stored(tmp_path, tensors))
+    state = OriginalState(FLUX_NAMES, stored(tmp_path, tensors))
     assert sorted(state) == ["blocks.0.modulation", "double_blocks.0.img_attn.qkv.gate", "x_embedder.weight"]
 
 
 def test_a_fused_tensor_that_cannot_be_split_is_told(tmp_path):
-    state = OriginalState("flux", stored(tmp_path, {"single_blocks.1.linear1.weight": torch.randn(22, 3)}))
+    state = OriginalState(FLUX_NAMES, stored(tmp_path, {"single_blocks.1.linear1.weight": torch.randn(22, 3)}))
     with pytest.raises(BackboneError, match=r"single_blocks\.1\.linear1\.weight has 22 rows, which are not 7 equal parts"):
         state["single_transformer_blocks.1.attn.to_k.weight"]
 
 
 def test_a_slice_of_a_fused_tensor_is_a_view_of_the_file(tmp_path):
     fused = torch.randn(21, 4)
-    state = OriginalState("flux", stored(tmp_path, {"single_blocks.0.linear1.weight": fused}))
+    state = OriginalState(FLUX_NAMES, stored(tmp_path, {"single_blocks.0.linear1.weight": fused}))
     parts = {name.split(".", 2)[2]: state[name] for name in state}
     start = parts["attn.to_q.weight"].data_ptr()
     row = fused[0].nbytes

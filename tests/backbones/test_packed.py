@@ -30,8 +30,9 @@ def model(request, make_wan):
         prompt = torch.randn(5, trunk.config.width), torch.rand(len(trunk.blocks))
         return trunk, torch.randn(1, 4, 2, 6, 6), lambda: conditioner(torch.tensor([399.0]), torch.randn(9, 10), [prompt])[0]
     conditioner, trunk = FluxConditioner(TINY_FLUX).requires_grad_(False), FluxTrunk(TINY_FLUX).requires_grad_(False)
-    text, prompt = (torch.randn(7, 10), torch.randn(8)), (torch.randn(5, TINY_FLUX.width), torch.rand(TINY_FLUX.blocks))
-    return trunk, torch.randn(1, 16, 4, 6), lambda: conditioner.bake(trunk, torch.tensor([399.0]), *text, [prompt])[0]
+    text = {"context": torch.randn(7, 10), "pooled": torch.randn(8)}
+    prompt = (torch.randn(5, TINY_FLUX.width), torch.rand(TINY_FLUX.blocks))
+    return trunk, torch.randn(1, 16, 1, 4, 6), lambda: conditioner.bake(trunk, torch.tensor([399.0]), text, [prompt])[0]
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from ebr_engine.backbones.codecs import load_codec
 from ebr_engine.backbones.flux.codec import FluxCodec
+from ebr_engine.backbones.vae import load_codec
 from ebr_engine.errors import BackboneError, EbrError
 
 diffusers = pytest.importorskip("diffusers")

@@ -64,7 +64,7 @@ def ours(halves, latent, timestep, context, prompts=()):
     """Each sample of the batch at its own timestep: the rows of a baked table as one batched step."""
     conditioner, trunk = halves
     table = conditioner(timestep, context, prompts)
-    return trunk(latent, WanStep(table.modulation, table.head, *table.context))
+    return trunk(latent, table.batch())
 
 
 def inputs(module, shape=LATENT, rows=9):
@@ -137,9 +137,9 @@ def test_a_prompt_longer_than_the_text_repeats_the_last_row(wan):
     prompts = random_prompts(halves, 1, rows=9)
     longer = torch.cat((context, context[-1:].expand(4, -1)))
     short, long = conditioner(timestep, context, prompts), conditioner(timestep, longer, prompts)
-    for name, value, other in zip(WanStep._fields[5:], short.context[3:], long.context[3:]):
+    for name, value, other in zip(WanStep._fields[5:], short.batch()[5:], long.batch()[5:]):
         torch.testing.assert_close(value, other, msg=name)
-    assert short.context[3].shape[3] == 9
+    assert short.prompt_key.shape[3] == 9
 
 
 def test_several_prompts_add_their_branches(wan, relative_rms):
@@ -165,7 +165,7 @@ def test_equal_rows_of_a_context_are_merged_exactly(wan, relative_rms):
     latent, timestep, _ = inputs(module)
     context = torch.zeros(226, 10)
     context[0] = torch.randn(10)  # the empty text: one end token, the rest padding
-    assert halves[0](timestep, context).context[0].shape[3] == 2
+    assert halves[0](timestep, context).text_key.shape[3] == 2
     prompts = random_prompts(halves, 1, 226)
     assert relative_rms(ours(halves, latent, timestep, context), reference(module, latent, timestep, context)) < 1e-5
     prompt_blocks(module, prompts)
@@ -185,7 +185,7 @@ def test_rows_of_a_table_are_its_steps(wan):
     module, (conditioner, trunk) = wan
     latent, timestep, context = inputs(module, (3, 4, 1, 4, 4))
     table = conditioner(timestep, context, random_prompts(wan[1], 2))
-    batched = trunk(latent, WanStep(table.modulation, table.head, *table.context))
+    batched = trunk(latent, table.batch())
     assert len(table) == 3
     for i in range(3):
         torch.testing.assert_close(trunk(latent[i : i + 1], table[i])[0], batched[i], atol=1e-5, rtol=1e-5)
@@ -200,7 +200,7 @@ def test_bf16_is_at_most_twice_as_far_off_as_diffusers_in_bf16(wan, relative_rms
     exact = reference(module, latent, timestep, context)
     table = conditioner(timestep, context).to("cpu", torch.bfloat16)
     _, low = load_wan(trunk.config, module.state_dict(), dtype=torch.bfloat16)
-    velocity = low(latent, WanStep(table.modulation, table.head, *table.context))
+    velocity = low(latent, table.batch())
     theirs = reference(module.bfloat16(), latent.bfloat16(), timestep, context.bfloat16())
     assert velocity.dtype == torch.float32
     assert relative_rms(velocity, exact) < 2 * relative_rms(theirs, exact)

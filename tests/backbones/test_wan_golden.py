@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pytest
 from safetensors import safe_open
 
+from ebr_engine.backbones.registry import spec
 from ebr_engine.backbones.wan.model import WanConfig
 from ebr_engine.backbones.wan.weights import diffusers_state_dict, load_wan
-from ebr_engine.bridge.sampler import mean_velocity, released_timesteps, sample, step_table
+from ebr_engine.bridge.sampler import mean_velocity, sample, step_table
 from ebr_engine.bridge.schedules import exact_times, released_times
 
 FOLDER = Path(os.environ.get("EBR_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
@@ -48,7 +49,7 @@ def golden(request):
 
 def restore(golden, times):
     """Sample through `times` as the released code does: a call for each prompt a step, the velocities averaged."""
-    timesteps = released_timesteps(times, "wan")
+    timesteps = spec("wan").released_timesteps(times)
     runs = [golden.conditioner(timesteps, golden.context, [prompt]) for prompt in golden.prompts]
     table = step_table(times, golden.schedule["t0"])
     latents = golden.tensors["degraded_latent"], golden.tensors["noise"]
@@ -80,7 +81,7 @@ def test_without_a_prompt_it_is_the_frozen_backbone(golden, relative_rms):
 
 
 def test_timesteps_are_the_released_ones(golden):
-    timesteps = released_timesteps(released_times(**golden.schedule), "wan")
+    timesteps = spec("wan").released_timesteps(released_times(**golden.schedule))
     assert timesteps.repeat_interleave(len(golden.prompts)).tolist() == golden.tensors["timesteps"].tolist()
 
 

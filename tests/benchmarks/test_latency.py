@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import latency
 from ebr_engine.backbones.mini.model import MINI
 from ebr_engine.backbones.wan.model import WanConditioner, WanConfig, WanTrunk
-from ebr_engine.engine.measure import run_flop, trunk_flop
+from ebr_engine.backbones.wan.spec import trunk_flop
+from ebr_engine.engine.measure import run_flop
 
 TINY = WanConfig(
     num_attention_heads=2,

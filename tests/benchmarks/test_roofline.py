@@ -9,7 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import roofline
-from ebr_engine.backbones.flux.model import FluxStep, FluxTrunk
+from ebr_engine.backbones.flux.conditioning import FluxStep
+from ebr_engine.backbones.flux.model import FluxTrunk
 from ebr_engine.backbones.wan.model import WanConditioner, WanConfig, WanStep, WanTrunk
 
 H200 = roofline.GPUS["h200"]

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from ebr_engine.backbones.registry import spec
 from ebr_engine.bridge.process import PROCESSES, bridge_coefficients, ddbm_state, naive_state, start_state, training_state
-from ebr_engine.bridge.sampler import make_table, released_timesteps, step_table
+from ebr_engine.bridge.sampler import make_table, step_table
 from ebr_engine.bridge.schedules import exact_times, power_times, released_times
 
 STEPS = [(0.4, 0.3, 0.4), (0.31, 0.02, 0.4), (0.1, 1e-4, 0.4), (0.7, 0.35, 0.7), (0.08, 0.0, 0.15), (0.4, 0.0, 0.4)]
@@ -194,7 +195,7 @@ def test_a_run_of_one_step_returns_the_clean_estimate():
 def test_released_timesteps_are_those_the_authors_code_feeds():
     times = released_times(20, 0.4, 1e-4)
     for backbone, first, last in (("wan", [399, 378, 357], [20, 0]), ("flux", [400, 379, 358], [21, 1])):
-        fed = released_timesteps(times, backbone).tolist()
+        fed = spec(backbone).released_timesteps(times).tolist()
         assert len(fed) == 20
         assert fed[:3] == first
         assert fed[-2:] == last
@@ -206,7 +207,7 @@ def test_released_timesteps_look_up_the_nearest_of_a_thousand_entries(steps):
     entries = np.arange(1, 1001)
     for backbone, sigma, timestep in (("wan", 0.000999, np.floor(0.999 * entries)), ("flux", 0.001, entries)):
         nearest = np.abs(np.array(times[:-1])[:, None] - sigma * entries).argmin(axis=1)
-        assert released_timesteps(times, backbone).tolist() == timestep[nearest].tolist()
+        assert spec(backbone).released_timesteps(times).tolist() == timestep[nearest].tolist()
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,15 @@
 
 import sys
 import types
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from ebr_engine.backbones.registry import spec
 from ebr_engine.cli import app
 from ebr_engine.errors import EbrError
 
@@ -18,14 +21,15 @@ class FakeRestorer:
     made: ClassVar[list] = []
     calls: ClassVar[list] = []
     expected: ClassVar[list] = []
+    released: ClassVar[dict] = {"wan": (4, 6)}
 
-    released_size = (4, 6)
     smaller = ""
 
     def __init__(self, backbone="mini", **settings):
         if settings.get("device") == "cuda:9":
             raise EbrError("no device cuda:9; this machine has: cpu")
-        self.backbone = types.SimpleNamespace(name=backbone)
+        facts = spec(backbone)
+        self.backbone = SimpleNamespace(name=backbone, spec=replace(facts, released_size=self.released.get(backbone)))
         self.made.append({"backbone": backbone, **settings})
 
     @classmethod
@@ -38,7 +42,11 @@ class FakeRestorer:
 
     @property
     def asks_per_frame(self):
-        return self.backbone.name == "flux"
+        return self.backbone.spec.asks_for_frames
+
+    @property
+    def released_size(self):
+        return self.backbone.spec.released_size
 
     def begin(self):
         pass

@@ -60,7 +60,7 @@ def test_a_clip_at_another_size_is_compared_at_that_size(cli, engine, monkeypatc
         return 1 - clip[..., : size[0], : size[1]]
 
     clip("in.mkv")
-    monkeypatch.setattr(engine, "released_size", (8, 12))
+    monkeypatch.setitem(engine.released, "mini", (8, 12))
     monkeypatch.setattr(engine, "run", resized)
     assert cli(*base("in.mkv", "out.mkv"), "--compare-as", "wipe", "--size", "released")[0] == 0
     assert frames("out_compare.mkv")[0].shape == (8, 12, 3)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ebr_engine.backbones.registry import spec
 from ebr_engine.errors import EbrError
 from ebr_engine.media.images import Picture, read_image, write_image
 
@@ -324,7 +325,7 @@ def test_an_engine_file_needs_no_task_and_takes_none(cli, engine, monkeypatch):
         return object.__new__(engine)
 
     monkeypatch.setattr(engine, "from_engine", staticmethod(opened), raising=False)
-    monkeypatch.setattr(engine, "backbone", SimpleNamespace(name="mini"), raising=False)
+    monkeypatch.setattr(engine, "backbone", SimpleNamespace(name="mini", spec=spec("mini")), raising=False)
     picture("in.png")
     failed(cli("restore", "in.png", "-o", "out.png", "--engine", "x.ebr", "--task", "haze"), 2, "its own prompt")
     assert cli("restore", "in.png", "-o", "out.png", "--engine", "x.ebr", "--device", "cpu")[0] == 0

@@ -47,10 +47,10 @@ def test_a_recorded_run_is_the_plain_run_for_every_prompt_seed_and_picture(resto
 def test_plans_are_not_changed_by_the_graphs_that_read_them(restorer):
     graphs, _ = recorded(restorer)
     first, second = (restorer.plan(prompt=make_prompt(seed)) for seed in range(2))
-    before = first.tables[0].context[3].clone()
+    before = first.tables[0].prompt_key.clone()
     run(graphs, first, latent())
     run(graphs, second, latent())
-    assert torch.equal(first.tables[0].context[3], before)
+    assert torch.equal(first.tables[0].prompt_key, before)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,9 @@ def test_warming_up_meets_the_solvers_differences_in_few_steps(restorer):
     plan = restorer.plan(prompt=make_prompt(), steps=12)
     graphs, _ = recorded(restorer)
     velocity = graphs.backbone.velocity
-    graphs.backbone = SimpleNamespace(velocity=lambda *given: evaluated.append(1) or velocity(*given))
+    graphs.backbone = SimpleNamespace(
+        velocity=lambda *given: evaluated.append(1) or velocity(*given), prepare=graphs.backbone.prepare
+    )
     run(graphs, plan, latent())
     assert len(evaluated) == runner.WARM_STEPS + 12 + 12  # warm, recorded, replayed
     assert any(plan.first(runner.WARM_STEPS).steps.differences)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from ebr_engine import Restorer
-from ebr_engine.backbones.registry import CONFIGS
-from ebr_engine.engine.fallback import Fitting, costs, load_with_offload
-from ebr_engine.engine.memory import Rung, Work, ladder, peak
+from ebr_engine.backbones.registry import named_config, spec
+from ebr_engine.engine.costs import costs
+from ebr_engine.engine.fallback import Fitting, load_with_offload
+from ebr_engine.engine.memory import Fallback, Work, fallbacks, peak
 from ebr_engine.errors import EngineError, EngineWarning
 
 SIDE = 136
@@ -77,7 +78,7 @@ def test_another_error_is_no_reason_to_try_again(picture, monkeypatch):
 
 def test_a_limit_chooses_the_way_and_the_least_that_would_do_is_told(picture):
     free = Restorer("mini", precision="fp32")
-    start, work = Rung(64, 16), Work(1, 1, SIDE, SIDE + 24)
+    start, work = Fallback(64, 16), Work(1, 1, SIDE, SIDE + 24)
     need = peak(free.engine.costs, start, work)
     limited = Restorer("mini", precision="fp32", max_memory=need - 1)
     shapes = []
@@ -94,7 +95,7 @@ def test_a_limit_chooses_the_way_and_the_least_that_would_do_is_told(picture):
 
 def tried(fitting, rungs, model, work, refused):
     """The first rung that is not refused, as a run finds it."""
-    index = fitting.rung(rungs, model, work)
+    index = fitting.choose(rungs, model, work)
     while rungs[index] in refused:
         lower = fitting.next(rungs, model, work, index)
         fitting.descend(rungs, lower, work)
@@ -103,32 +104,32 @@ def tried(fitting, rungs, model, work, refused):
 
 
 def test_what_a_long_clip_has_taught_holds_for_its_other_chunks_and_for_pictures_until_the_next_file():
-    model = costs("wan", CONFIGS["wan-1.3b"], "bf16", "cuda")
-    start = Rung(832, 64, frames=33)
-    clip, picture = ladder(start, model), ladder(replace(start, frames=1), model)
+    model = costs(spec("wan"), named_config("wan-1.3b"), "bf16", "cuda")
+    start = Fallback(832, 64, frames=33)
+    clip, picture = fallbacks(start, model), fallbacks(replace(start, frames=1), model)
     work, one = Work(1, 33, 2160, 3840), Work(1, 1, 2160, 3840)
     fitting = Fitting()
     with pytest.warns(EngineWarning):
         assert tried(fitting, clip, model, work, clip[:-1]) == clip[-1]
     assert len(picture) < len(clip)
-    assert picture[fitting.rung(picture, model, one)] == picture[-1]
+    assert picture[fitting.choose(picture, model, one)] == picture[-1]
     assert fitting.seen == str(clip[-1])
     fitting.begin()
-    after = clip[fitting.rung(clip, model, work)]
+    after = clip[fitting.choose(clip, model, work)]
     assert (after.tile, after.frames, after.blend, after.offload) == (832, 33, "latent", "blocks")  # what nobody sees is kept
     assert fitting.seen == ""
     fitting = Fitting()
     with pytest.warns(EngineWarning):
         tried(fitting, picture, model, one, picture[:1])
-    after = clip[fitting.rung(clip, model, work)]
+    after = clip[fitting.choose(clip, model, work)]
     assert after != clip[0]
     assert (after.tile, after.frames) == (832, 33)  # a picture says nothing of a clip's frames
 
 
 def test_low_memory_changes_no_tile():
     restorer = Restorer("mini", low_memory=True)
-    rungs, work = restorer.engine.rungs((1, 3, 1, 900, 900), None, None, "latent")
-    chosen = rungs[restorer.engine.fitting.rung(rungs, restorer.engine.costs, work)]
+    rungs, work = restorer.engine.fallbacks((1, 3, 1, 900, 900), None, None, "latent")
+    chosen = rungs[restorer.engine.fitting.choose(rungs, restorer.engine.costs, work)]
     assert (chosen.tile, chosen.blend, chosen.at_once) == (512, "pixel", 1)
 
 
@@ -152,10 +153,10 @@ def test_the_tables_of_a_run_survive_a_move_of_the_codec():
     clip = torch.rand(1, 3, 32, 32)
     plan = restorer.plan("haze", t0=0.05, steps=2)
     before = restorer.run(clip, plan)
-    restorer.engine.apply(Rung(512, 64, offload="codec"))
+    restorer.engine.apply(Fallback(512, 64, offload="codec"))
     assert restorer.engine.offload == "codec"
     torch.testing.assert_close(restorer.run(clip, plan), before)
-    restorer.engine.apply(Rung(512, 64, offload="blocks"))
+    restorer.engine.apply(Fallback(512, 64, offload="blocks"))
     assert restorer.engine.offload == "blocks"
     torch.testing.assert_close(restorer.run(clip, plan), before)
 

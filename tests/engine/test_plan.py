@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from ebr_engine import Restorer
+from ebr_engine.backbones.registry import BACKBONES, spec
 from ebr_engine.errors import EbrError, PromptError
-from ebr_engine.prompts.catalogue import ASSETS, BACKBONES
-from ebr_engine.prompts.mixing import mix_for
+from ebr_engine.prompts.catalogue import ASSETS
 from tests.tiny import make_prompt, picture
 
 EPS = torch.finfo(torch.float32).eps
@@ -138,7 +138,7 @@ def test_prompts_in_turn_are_one_run_after_the_other(restorer):
 def test_one_after_the_other_is_what_auto_does_for_mini_alone(restorer):
     image, both = picture(), [make_prompt(0), make_prompt(1)]
     assert torch.equal(restorer.restore(image, prompt=both), restorer.restore(image, prompt=both, mix="turn"))
-    assert {name: mix_for(name) for name in BACKBONES} == {"mini": "turn", "wan": "residual", "flux": "residual"}
+    assert {name: spec(name).mix for name in BACKBONES} == {"mini": "turn", "wan": "residual", "flux": "residual"}
 
 
 def test_a_file_holds_no_two_runs(restorer, tmp_path):

@@ -5,17 +5,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ebr_engine.backbones.registry import spec
 from ebr_engine.engine.plan import alternating, shifted
 from ebr_engine.engine.restorer import Restorer
 
-MINI = SimpleNamespace(name="mini", patch=2)
+MINI = SimpleNamespace(spec=spec("mini"), patch=2)
 
 
 def test_grids_alternate_and_the_last_is_in_place():
     assert alternating(MINI, 1) == ((0, 0),)
     assert alternating(MINI, 5) == ((0, 0), (1, 1), (0, 1), (1, 0), (0, 0))
     assert all(alternating(MINI, 8).count(way) == 2 for way in alternating(MINI, 4))
-    assert alternating(SimpleNamespace(name="wan", patch=2), 5) == ()
+    assert alternating(SimpleNamespace(spec=spec("wan"), patch=2), 5) == ()
 
 
 @pytest.mark.parametrize("shift", [(0, 0), (1, 0), (0, 1), (1, 1)])

@@ -14,8 +14,9 @@ from ebr_engine.bridge.schedules import power_times
 from ebr_engine.engine.restorer import Restorer
 from ebr_engine.errors import PromptError
 from ebr_engine.evaluation import photos, quality
+from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.evaluation.photos import make_case
-from ebr_engine.evaluation.quality import ROWS, markdown, means, measure, psnr, ssim
+from ebr_engine.evaluation.quality import ROWS, markdown, means, measure
 from ebr_engine.prompts.catalogue import ASSETS, TASKS
 from ebr_engine.prompts.prompt import load_prompt
 

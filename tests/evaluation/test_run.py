@@ -3,12 +3,14 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from queue import Queue
 
 import numpy as np
 import pytest
 import torch
 
+from ebr_engine.backbones.wan import spec as wan
 from ebr_engine.engine.restorer import Restorer
 from ebr_engine.errors import EbrError
 from ebr_engine.evaluation import metrics, run
@@ -82,7 +84,7 @@ def test_a_clips_score_is_the_mean_of_its_frames(tmp_path):
 
 @pytest.mark.parametrize("protocol", ["native", "released"])
 def test_clips_are_restored_frame_by_frame_by_a_backbone_without_time(tmp_path, protocol, monkeypatch):
-    monkeypatch.setitem(run.protocol_for.__globals__, "RELEASED_SIZES", {"wan": (16, 24)})
+    monkeypatch.setattr(wan, "SPEC", replace(wan.SPEC, released_size=(16, 24)))
     monkeypatch.setitem(run.protocol_for.__globals__, "METRIC_SIDE", 16)
     monkeypatch.setitem(run.protocol_for.__globals__, "RELEASED_FRAMES", 2)
     source, target = clip(tmp_path, "source", 5), clip(tmp_path, "target1", 5)

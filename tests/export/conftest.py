@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ebr_engine.backbones.flux.model import FluxConfig, FluxStep, FluxTrunk
+from ebr_engine.backbones.flux.conditioning import FluxStep
+from ebr_engine.backbones.flux.model import FluxConfig, FluxTrunk
 from ebr_engine.backbones.wan.model import WanConfig, WanStep, WanTrunk
 
 WAN = WanConfig((1, 2, 2), 2, 12, 16, 16, text_dim=20, freq_dim=16, ffn_dim=40, num_layers=1)
@@ -44,9 +45,8 @@ class Tiny:
         return WanStep(torch.randn(1, blocks, 6, width), torch.randn(1, 2, width), *text, *weights)
 
     def latent(self, height: int, width: int, frames: int = 1, batch: int = 1) -> Tensor:
-        """A random latent; FLUX knows no frames."""
-        size = (height, width) if isinstance(self.trunk, FluxTrunk) else (frames, height, width)
-        return torch.randn(batch, 16, *size)
+        """A random latent."""
+        return torch.randn(batch, 16, frames, height, width)
 
 
 def tiny(kind: str, dtype: torch.dtype = torch.float32) -> Tiny:

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ebr_engine.backbones.loading import Backbone
+from ebr_engine.backbones.base import Backbone
+from ebr_engine.backbones.registry import spec
 from ebr_engine.backbones.wan.model import WanConditioning
 from ebr_engine.bridge.sampler import make_table
 from ebr_engine.engine.plan import Plan
@@ -19,12 +20,12 @@ PICTURES = SimpleNamespace(spatial=8, temporal=1, channels=16, frames=lambda cou
 
 
 def backbone(model, name="wan", codec=CODEC):
-    return Backbone(name, None, model.trunk, codec, {}, torch.device("cpu"), torch.float32, "a model", {"folder": "vae"})
+    return Backbone(spec(name), None, model.trunk, codec, {}, torch.device("cpu"), torch.float32, "a model", {"folder": "vae"})
 
 
 def plan_of(*steps):
     """A plan of one step, whose velocity is the mean over `steps`."""
-    tables = [WanConditioning(step.modulation, step.head, tuple(step[2:])) for step in steps]
+    tables = [WanConditioning(*step) for step in steps]
     return Plan(make_table("fast", 0.2, 1, None), tables)
 
 
@@ -33,7 +34,7 @@ def plan_of(*steps):
     [
         ("wan", CODEC, (5, 480, 832), (16, 2, 60, 104)),
         ("wan", CODEC, (1, 16, 32), (16, 1, 2, 4)),
-        ("flux", PICTURES, (1, 32, 16), (16, 4, 2)),
+        ("flux", PICTURES, (1, 32, 16), (16, 1, 4, 2)),
     ],
 )
 def test_the_latent_of_a_clip_has_the_shape_that_the_trunk_takes(make_tiny, name, codec, clip, expected):

@@ -2,10 +2,10 @@
 
 import pytest
 
-from ebr_engine.backbones.loading import load_backbone
+from ebr_engine.backbones.registry import BACKBONES, load_backbone, spec
 from ebr_engine.bridge.process import PROCESSES
 from ebr_engine.errors import EbrError
-from ebr_engine.prompts.catalogue import BACKBONES, TASKS
+from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.training import config as module
 from ebr_engine.training.config import (
     SETTINGS,
@@ -28,8 +28,10 @@ def test_every_setting_is_documented_and_of_a_group():
 def test_the_choices_are_those_of_the_library():
     assert set(module.BRIDGES) == set(PROCESSES)
     assert seeds("train") == range(module.SEEDS)
-    assert set(module.DEFAULTS) == set(BACKBONES)
+    assert {loss for name in BACKBONES for loss in spec(name).learning.losses} == set(module.LOSSES)
     assert callable(load_backbone)
+    by_backbone = {name for name, one in SETTINGS.items() if one.metadata.get("by_backbone")}
+    assert by_backbone == {name for backbone in BACKBONES for name in spec(backbone).learning.defaults}
 
 
 def test_a_configuration_comes_back_from_its_own_toml(tmp_path):

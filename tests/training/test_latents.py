@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ebr_engine.backbones.loading import ModelSource, load_backbone
+from ebr_engine.backbones.base import ModelSource
+from ebr_engine.backbones.registry import load_backbone
 from ebr_engine.errors import EbrError
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.data import pair_samples

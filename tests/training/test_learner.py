@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ebr_engine.backbones.loading import ModelSource, load_backbone
+from ebr_engine.backbones.base import ModelSource
+from ebr_engine.backbones.registry import load_backbone, spec
 from ebr_engine.bridge.process import PROCESSES
 from ebr_engine.bridge.sampler import make_table, sample
 from ebr_engine.engine.plan import bake
@@ -266,12 +267,13 @@ def test_a_seed_means_one_prompt(weights, pool):
 def test_what_does_not_fit_is_told(weights):
     with pytest.raises(EbrError, match="batch of 6 cannot be divided among 4 process"):
         start(weights, batch=6, world=World(0, 4))
-    wan = SimpleNamespace(name="wan", multiple=16, codec=SimpleNamespace(frames=lambda count: 5))
+    wan = SimpleNamespace(name="wan", spec=spec("wan"), multiple=16, codec=SimpleNamespace(frames=lambda count: 5))
     with pytest.raises(EbrError, match="frames, not 2; use 5"):
         check_fits(replace(QUICK, backbone="wan", data="x", loss="x0", frames=2), wan, World())
     with pytest.raises(EbrError, match="multiples of 16, not 40"):
         check_fits(replace(QUICK, size=40), wan, World())
-    flux = SimpleNamespace(name="flux", multiple=16, codec=SimpleNamespace(frames=lambda count: 1), text={"context": range(3)})
+    flux = SimpleNamespace(**vars(wan) | {"name": "flux", "spec": spec("flux"), "text": {"context": range(3)}})
+    flux.codec = SimpleNamespace(frames=lambda count: 1)
     with pytest.raises(EbrError, match="4 tokens does not fit on 3"):
         check_fits(QUICK, flux, World())
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from ebr_engine.backbones.base import Backbone
 from ebr_engine.backbones.flux.model import FluxConfig
 from ebr_engine.backbones.flux.weights import load_flux
-from ebr_engine.backbones.loading import Backbone
+from ebr_engine.backbones.registry import spec
 from ebr_engine.backbones.wan.model import WanConfig
 from ebr_engine.backbones.wan.weights import load_wan
-from ebr_engine.training.live import live_conditioner
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def make_backbone(name, dtype):
     kind, load = (FluxConfig, load_flux) if name == "flux" else (WanConfig, load_wan)
     halves = load(kind.from_diffusers(config), weights, dtype=dtype)
     text = {"context": tensors["context"][0]} | ({"pooled": tensors["pooled"][0]} if name == "flux" else {})
-    backbone = Backbone(name, *halves, None, text, CPU, dtype)
+    backbone = Backbone(spec(name), *halves, None, text, CPU, dtype)
     latents = tensors["degraded_latent"]
     latents = latents if latents.ndim == 5 else latents.unsqueeze(2)
     latents = latents.reshape(1, *latents.shape[-4:])
@@ -47,7 +47,7 @@ def test_live_tables_and_their_gradients_are_the_conditioners(name, own, relativ
     backbone, (residual, alpha), latents = make_backbone(name, torch.float32)
     if own:
         residual = residual * torch.linspace(-1, 1, backbone.blocks)[:, None, None]
-    live = live_conditioner(backbone, residual.shape[-2])
+    live = backbone.live(residual.shape[-2])
     ours = gradients(backbone, lambda *prompt: live(TIMES, *prompt), latents, (residual, alpha))
     theirs = gradients(backbone, lambda *prompt: backbone.bake(TIMES, [prompt]).batch(), latents, (residual, alpha))
     for mine, reference in zip(ours, theirs):
@@ -60,9 +60,7 @@ def test_in_bf16_gradients_keep_their_direction(name):
     wide, prompt, latents = make_backbone(name, torch.float32)
     narrow, *_ = make_backbone(name, torch.bfloat16)
     expected, found = (
-        gradients(
-            backbone, lambda *live, backbone=backbone: live_conditioner(backbone, len(prompt[0]))(TIMES, *live), latents, prompt
-        )
+        gradients(backbone, lambda *live, backbone=backbone: backbone.live(len(prompt[0]))(TIMES, *live), latents, prompt)
         for backbone in (wide, narrow)
     )
     for mine, reference in zip(found[1:], expected[1:]):
@@ -89,7 +87,7 @@ def test_a_prompt_for_each_block_is_that_blocks_alone(name):
 @pytest.mark.parametrize("name", ["wan", "flux"])
 def test_finite_differences_confirm_the_gradients(name):
     backbone, prompt, latents = make_backbone(name, torch.float32)
-    live = live_conditioner(backbone, len(prompt[0]))
+    live = backbone.live(len(prompt[0]))
     loss, *found = gradients(backbone, lambda *live_prompt: live(TIMES, *live_prompt), latents, prompt)
     for which, gradient in enumerate(found):
         step = 2e-3 * loss / gradient.square().sum()  # along the gradient, so far that the loss moves by 0.2 % either way

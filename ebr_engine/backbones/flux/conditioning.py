@@ -1,19 +1,16 @@
 """The tables that FLUX's conditioner makes and its trunk reads: modulations, text tokens, and what a prompt adds to them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
+from ebr_engine.backbones.base import Conditioning, Prompts
 from ebr_engine.errors import BackboneError
 
 if TYPE_CHECKING:
     from ebr_engine.backbones.flux.model import FluxTrunk
-
-# (residual [L, D], or a block's own [blocks, L, D]; weight [blocks]) each, the weight being mixing weight × α
-Prompts = Sequence[tuple[Tensor, Tensor]]
 
 
 class FluxStep(NamedTuple):
@@ -25,6 +22,11 @@ class FluxStep(NamedTuple):
     text: Tensor  # [T, D]: the text tokens that enter the first block
     double_rows: Tensor  # [double blocks, L, 3D]: what the prompt adds to q, k, v of the first L text tokens
     single_rows: Tensor  # [single blocks, L, 3D]
+
+    @property
+    def text_rows(self) -> int:
+        """Text tokens in the trunk's sequence."""
+        return self.text.shape[0]
 
     def double(self, i: int) -> "BlockStep":
         """The rows of double-stream block i."""
@@ -58,35 +60,19 @@ class BlockStep(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FluxConditioning:
-    """The tables of a whole run: a row of modulations a step, text tokens and prompt rows shared; `conditioning[i]` is step i."""
+class FluxConditioning(Conditioning):
+    """The tables of a whole run: a row of modulations a step, text tokens and prompt rows shared by all steps."""
 
     double_modulation: Tensor  # [S, double blocks, 2, 6, D]
     single_modulation: Tensor  # [S, single blocks, 3, D]
     head: Tensor  # [S, 2, D]
-    text: Tensor  # the last three fields of FluxStep
+    text: Tensor  # the others as in `FluxStep`
     double_rows: Tensor
     single_rows: Tensor
 
-    def __len__(self) -> int:
-        return self.head.shape[0]
-
-    def __getitem__(self, step: int) -> FluxStep:
-        if not 0 <= step < len(self):
-            raise IndexError(f"step {step} of {len(self)}")
-        one = slice(step, step + 1)
-        shared = (self.text, self.double_rows, self.single_rows)
-        return FluxStep(self.double_modulation[one], self.single_modulation[one], self.head[one], *shared)
-
-    def batch(self) -> FluxStep:
-        """All steps at once, as the batch of one trunk run: sample i of the batch is at step i."""
-        return FluxStep(*(getattr(self, name) for name in FluxStep._fields))
-
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> "FluxConditioning":
-        """Move the tables to the trunk's device; text tokens and prompt rows get its dtype, the modulations stay float32."""
-        shared = {name: getattr(self, name).to(device, dtype) for name in ("text", "double_rows", "single_rows")}
-        own = {name: getattr(self, name).to(device) for name in ("double_modulation", "single_modulation", "head")}
-        return FluxConditioning(**own, **shared)
+    step: ClassVar[type] = FluxStep
+    by_step: ClassVar[tuple[str, ...]] = ("double_modulation", "single_modulation", "head")
+    in_trunk_dtype: ClassVar[tuple[str, ...]] = ("text", "double_rows", "single_rows")
 
     def with_prompts(self, trunk: "FluxTrunk", prompts: Prompts) -> "FluxConditioning":
         """The same run with other prompts: (residual [L, D], weight [blocks]) each, the weight being mixing weight × α.

@@ -5,7 +5,7 @@ text tokens); with the rows that a prompt adds to the text tokens' q, k and v th
 latent. The conditioner runs once, the trunk once a step.
 
 Source: FLUX.1 (github.com/black-forest-labs/flux); prompts as residuals on the text tokens: arXiv 2604.04924. Parameter names
-of checkpoints are those of diffusers' `FluxTransformer2DModel`; `flux_weights.py` maps them.
+of checkpoints are those of diffusers' `FluxTransformer2DModel`; `flux/weights.py` maps them.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebr_engine.backbones.flux.conditioning import BlockStep, FluxConditioning, FluxStep, Prompts
-from ebr_engine.backbones.layers import PackedLinear, activated, dense_weight, feed_forward, normed_for, residual_normed_for
+from ebr_engine.backbones.base import Prompts
+from ebr_engine.backbones.flux.conditioning import BlockStep, FluxConditioning, FluxStep
+from ebr_engine.backbones.layers import (
+    PackedLinear,
+    RotaryCache,
+    activated,
+    dense_weight,
+    feed_forward,
+    kept_rotary,
+    normed_for,
+    residual_normed_for,
+)
 from ebr_engine.backbones.wan.model import sinusoid
 from ebr_engine.errors import BackboneError
 from ebr_engine.kernels.attention import attention
@@ -52,8 +62,20 @@ class FluxConfig:
         return self.num_attention_heads * self.attention_head_dim
 
     @property
+    def hidden(self) -> int:
+        return MLP_RATIO * self.width
+
+    @property
     def blocks(self) -> int:
         return self.num_layers + self.num_single_layers
+
+    @property
+    def head_dim(self) -> int:
+        return self.attention_head_dim
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        return 1, PACK, PACK
 
     @property
     def latent_channels(self) -> int:
@@ -87,6 +109,10 @@ class FluxConfig:
         """The diffusers config dict of these sizes."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return fields | {"axes_dims_rope": list(self.axes_dims_rope)}
+
+    def rotary(self, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        """cos and sin [N, head_dim/2] float32 of a picture's tokens on a grid of (1, height, width), without the text's."""
+        return rotary_tables(self, grid, 0)
 
 
 class FluxConditioner(nn.Module):
@@ -146,17 +172,16 @@ class FluxConditioner(nn.Module):
         self,
         trunk: "FluxTrunk",
         timestep: Tensor,
-        context: Tensor,
-        pooled: Tensor,
+        text: dict[str, Tensor],
         prompts: Prompts = (),
         guidance: float = 1.0,
     ) -> FluxConditioning:
-        """Bake the tables of a run with its prompts; differentiable in the prompts.
+        """Bake the tables of a run with its prompts; differentiable in the prompts. `text`: context and pooled.
 
         A prompt's rows are products with the blocks' own QKV weights, which the trunk needs at every step, so they are
         borrowed from it for the call: no second copy, and no reference that a moved or quantised trunk leaves behind.
         """
-        return self(timestep, context, pooled, guidance).with_prompts(trunk, prompts)
+        return self(timestep, text["context"], text["pooled"], guidance).with_prompts(trunk, prompts)
 
 
 class FluxTrunk(nn.Module):
@@ -169,14 +194,16 @@ class FluxTrunk(nn.Module):
         self.double_blocks = nn.ModuleList(FluxDoubleBlock(config) for _ in range(config.num_layers))
         self.single_blocks = nn.ModuleList(FluxSingleBlock(config) for _ in range(config.num_single_layers))
         self.image_out = nn.Linear(config.width, config.in_channels)
-        self._rotary: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._rotary: RotaryCache = {}
 
     def forward(self, latent: Tensor, step: FluxStep) -> Tensor:
-        """Velocity [B, C, H, W] float32 of `latent` [B, C, H, W] at one step of the tables; H and W even (`BackboneError`)."""
-        grid = self.grid(latent.shape)
-        tokens = step.text.shape[0]
+        """Velocity [B, C, F, H, W] float32 of `latent` [B, C, F, H, W] at one step of the tables.
+
+        Frames are pictures of their own. H and W must be even (`BackboneError`).
+        """
+        grid, tokens = self.grid(latent.shape), step.text_rows
         cos, sin = self.rotary(grid, tokens, latent.device)
-        image = self.image_in(self.pack(latent, grid).to(self.image_in.weight.dtype))  # [B, N, D]
+        image = self.image_in(self.pack(latent, grid).to(self.image_in.weight.dtype))  # [B·F, N, D]
         streams = (step.text.expand(image.shape[0], -1, -1), image)
         # A block returns its last branch unadded, so that the sum is fused with the norm that reads it.
         readers = [[(block.text.qkv,), (block.image.qkv,)] for block in self.double_blocks]
@@ -224,37 +251,36 @@ class FluxTrunk(nn.Module):
         every, doubles = [rows(qkv, block) for block, qkv in enumerate(layers)], len(self.double_blocks)
         return torch.stack(every[:doubles]), torch.stack(every[doubles:])
 
-    def grid(self, shape: Sequence[int]) -> tuple[int, int]:
-        """Number of tokens along height and width of a latent of `shape` [B, C, H, W]."""
+    def grid(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Frames, and number of tokens along height and width, of a latent of `shape` [B, C, F, H, W]."""
         channels = self.config.latent_channels
-        if len(shape) != 4 or shape[1] != channels:
-            raise BackboneError(f"expected a latent [B, {channels}, H, W], got {tuple(shape)}")
-        if shape[2] % PACK or shape[3] % PACK:
-            raise BackboneError(f"latent size {tuple(shape[2:])} is not a multiple of {PACK}")
-        return shape[2] // PACK, shape[3] // PACK
+        if len(shape) != 5 or shape[1] != channels:
+            raise BackboneError(f"expected a latent [B, {channels}, F, H, W], got {tuple(shape)}")
+        if shape[3] % PACK or shape[4] % PACK:
+            raise BackboneError(f"latent size {tuple(shape[3:])} is not a multiple of {PACK}")
+        return shape[2], shape[3] // PACK, shape[4] // PACK
 
-    def pack(self, latent: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[B, C, H, W] → [B, N, C·2·2], a token's channels in the released order."""
-        x = latent.unflatten(-1, (grid[1], PACK)).unflatten(2, (grid[0], PACK))
-        return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    def pack(self, latent: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """[B, C, F, H, W] → [B·F, N, C·2·2], a token's channels in the released order."""
+        x = latent.unflatten(-1, (grid[2], PACK)).unflatten(3, (grid[1], PACK))
+        return x.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(2, 3).flatten(0, 1)
 
-    def unpack(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[B, N, C·2·2] → [B, C, H, W]."""
-        x = tokens.unflatten(1, grid).unflatten(-1, (-1, PACK, PACK))
-        return x.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+    def unpack(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """[B·F, N, C·2·2] → [B, C, F, H, W]."""
+        x = tokens.unflatten(1, grid[1:]).unflatten(0, (-1, grid[0])).unflatten(-1, (-1, PACK, PACK))
+        return x.permute(0, 4, 1, 2, 5, 3, 6).flatten(5).flatten(3, 4)
 
-    def rotary(self, grid: tuple[int, int], tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos and sin [tokens + N, head_dim/2] float32, computed once a shape and device.
+    def rotary(self, grid: tuple[int, int, int], tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """cos and sin [tokens + N, head_dim/2] float32; those that were used last are kept."""
+        return kept_rotary(
+            self._rotary,
+            (grid[1:], tokens, device),
+            lambda: tuple(table.to(device) for table in rotary_tables(self.config, grid, tokens)),
+        )
 
-        A graph keeps them if they are there when it is compiled (call this first), and computes them in every run otherwise.
-        """
-        key = (grid, tokens, device)
-        if key in self._rotary:
-            return self._rotary[key]
-        tables = tuple(table.to(device) for table in rotary_tables(self.config, grid, tokens))
-        if not torch.compiler.is_compiling():  # a graph that fills the cache would be compiled again when it is full
-            self._rotary[key] = tables
-        return tables
+    def prepare(self, latent: Tensor, step: FluxStep) -> tuple[Tensor, Tensor]:
+        """The position tables that a run on `latent` reads."""
+        return self.rotary(self.grid(latent.shape), step.text_rows, latent.device)
 
 
 class FluxDoubleBlock(nn.Module):
@@ -354,9 +380,12 @@ def wide(layer: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x.float(), layer.weight.float(), layer.bias.float())
 
 
-def rotary_tables(config: FluxConfig, grid: tuple[int, int], tokens: int) -> tuple[Tensor, Tensor]:
-    """cos and sin [tokens + N, head_dim/2]; text tokens are at position 0, image tokens at (0, row, column); float64 inside."""
-    axes = torch.zeros(1, dtype=torch.float64), *(torch.arange(size, dtype=torch.float64) for size in grid)
+def rotary_tables(config: FluxConfig, grid: tuple[int, int, int], tokens: int) -> tuple[Tensor, Tensor]:
+    """cos and sin [tokens + N, head_dim/2] of one frame of a grid.
+
+    Text tokens are at position 0, image tokens at (0, row, column); float64 inside.
+    """
+    axes = torch.zeros(1, dtype=torch.float64), *(torch.arange(size, dtype=torch.float64) for size in grid[1:])
     angles = []
     for position, dim in zip(torch.cartesian_prod(*axes).unbind(1), config.axes_dims_rope):
         frequency = ROPE_THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)

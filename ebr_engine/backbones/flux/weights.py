@@ -1,4 +1,7 @@
-"""FLUX's parameters under diffusers' names, and under ours (fused QKV, split in conditioner and trunk)."""
+"""FLUX's parameters under diffusers' names, under ours (fused QKV, split in conditioner and trunk), and the original ones.
+
+Source of the original layout: github.com/black-forest-labs/flux.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -6,7 +9,16 @@ import torch
 from torch import Tensor
 
 from ebr_engine.backbones.flux.model import FluxConditioner, FluxConfig, FluxTrunk
-from ebr_engine.backbones.parameters import CheckedState, assign, halves_to_pairs, pairs_to_halves
+from ebr_engine.backbones.parameters import (
+    CheckedState,
+    OriginalNames,
+    State,
+    assign,
+    count_blocks,
+    halves_to_pairs,
+    pairs_to_halves,
+    shapes,
+)
 
 EMBEDDERS = {
     "time_in": "time_text_embed.timestep_embedder.linear_1",
@@ -52,6 +64,50 @@ SINGLE_BLOCK = {
 }
 ALIKE = ("out", "up", "down")  # a single-stream block's down is part of its out
 KINDS = ("weight", "bias")
+ORIGINAL_ENDS = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "final_layer.linear": "proj_out",
+    "final_layer.adaLN_modulation.1": "norm_out.linear",
+}
+# A fused layer: diffusers' layers in the order of its rows, and the share of the rows that each has.
+ORIGINAL_DOUBLE = {
+    "img_mod.lin": "norm1.linear",
+    "txt_mod.lin": "norm1_context.linear",
+    "img_attn.qkv": {"attn.to_q": 1, "attn.to_k": 1, "attn.to_v": 1},
+    "txt_attn.qkv": {"attn.add_q_proj": 1, "attn.add_k_proj": 1, "attn.add_v_proj": 1},
+    "img_attn.norm.query_norm": "attn.norm_q",
+    "img_attn.norm.key_norm": "attn.norm_k",
+    "txt_attn.norm.query_norm": "attn.norm_added_q",
+    "txt_attn.norm.key_norm": "attn.norm_added_k",
+    "img_attn.proj": "attn.to_out.0",
+    "txt_attn.proj": "attn.to_add_out",
+    "img_mlp.0": "ff.net.0.proj",
+    "img_mlp.2": "ff.net.2",
+    "txt_mlp.0": "ff_context.net.0.proj",
+    "txt_mlp.2": "ff_context.net.2",
+}
+ORIGINAL_SINGLE = {
+    "modulation.lin": "norm.linear",
+    "linear1": {"attn.to_q": 1, "attn.to_k": 1, "attn.to_v": 1, "proj_mlp": 4},
+    "linear2": "proj_out",
+    "norm.query_norm": "attn.norm_q",
+    "norm.key_norm": "attn.norm_k",
+}
+ORIGINAL = OriginalNames(
+    ORIGINAL_ENDS,
+    {
+        "double_blocks": ("transformer_blocks", ORIGINAL_DOUBLE),
+        "single_blocks": ("single_transformer_blocks", ORIGINAL_SINGLE),
+    },
+    swapped=HEAD,
+)
 
 
 def streams(config: FluxConfig) -> Iterator[tuple[str, str, dict[str, str]]]:
@@ -151,3 +207,21 @@ def diffusers_state_dict(conditioner: FluxConditioner, trunk: FluxTrunk) -> dict
         for name in ("q_norm", "k_norm"):
             state[f"{their_prefix}{names[name]}.weight"] = back(blocks[prefix + name])
     return state
+
+
+def flux_sizes(state: State, settings: dict) -> dict:
+    """The diffusers config dict of a FLUX transformer, from the shapes of its tensors under diffusers' names, which tell all."""
+    shape = shapes(state)
+    width, channels = shape("x_embedder.weight", 2)
+    (head_dim,) = shape("transformer_blocks.0.attn.norm_q.weight", 1)
+    return {
+        "in_channels": channels,
+        "out_channels": shape("proj_out.weight", 2)[0],
+        "num_layers": count_blocks(state, "transformer_blocks"),
+        "num_single_layers": count_blocks(state, "single_transformer_blocks"),
+        "attention_head_dim": head_dim,
+        "num_attention_heads": width // head_dim,
+        "joint_attention_dim": shape("context_embedder.weight", 2)[1],
+        "pooled_projection_dim": shape("time_text_embed.text_embedder.linear_1.weight", 2)[1],
+        "guidance_embeds": "time_text_embed.guidance_embedder.linear_1.weight" in state,
+    }

@@ -35,6 +35,10 @@ class PixelCodec(nn.Module):
         """Bytes of the statistics and the basis."""
         return sum(buffer.nbytes for buffer in self.buffers())
 
+    def to_tensors(self) -> dict[str, Tensor]:
+        """What the codec is made of again, by the names of its arguments: an engine file holds it."""
+        return {"mean": self.mean, "scale": self.scale}
+
     def frames(self, count: int) -> int:
         """Any number of frames can be encoded."""
         return count

@@ -4,19 +4,20 @@ The conditioner turns timesteps, the text context and prompts into tables (modul
 runs once. The trunk turns a latent and one row of those tables into a velocity; it runs once a step.
 
 Source: Wan 2.1 (arXiv 2503.20314); prompts as residuals on the context: arXiv 2604.04924. Parameter names of checkpoints are
-those of diffusers' `WanTransformer3DModel`; `wan_weights.py` maps them.
+those of diffusers' `WanTransformer3DModel`; `wan/weights.py` maps them.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebr_engine.backbones.layers import feed_forward, linear_with, normed_for, residual_normed_for
+from ebr_engine.backbones.base import Conditioning, Prompts
+from ebr_engine.backbones.layers import RotaryCache, feed_forward, kept_rotary, linear_with, normed_for, residual_normed_for
 from ebr_engine.errors import BackboneError
 from ebr_engine.kernels.attention import attention
 from ebr_engine.kernels.context_kv import context_kv
@@ -50,6 +51,26 @@ class WanConfig:
         return self.num_attention_heads * self.attention_head_dim
 
     @property
+    def hidden(self) -> int:
+        return self.ffn_dim
+
+    @property
+    def blocks(self) -> int:
+        return self.num_layers
+
+    @property
+    def head_dim(self) -> int:
+        return self.attention_head_dim
+
+    @property
+    def latent_channels(self) -> int:
+        return self.in_channels
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        return self.patch_size
+
+    @property
     def patch_volume(self) -> int:
         return math.prod(self.patch_size)
 
@@ -77,6 +98,10 @@ class WanConfig:
             "qk_norm": "rms_norm_across_heads",
         }
 
+    def rotary(self, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        """cos and sin [N, head_dim/2] float32 of a clip's tokens on a grid of (frames, height, width)."""
+        return rotary_tables(self, grid)
+
 
 class WanStep(NamedTuple):
     """What the trunk needs besides the latent, for one step; B is the batch or 1, M the distinct text rows, P the prompts."""
@@ -89,6 +114,11 @@ class WanStep(NamedTuple):
     prompt_key: Tensor  # [blocks, P, heads, L, head_dim]
     prompt_value: Tensor
     prompt_weight: Tensor  # [blocks, P] float32
+
+    @property
+    def text_rows(self) -> int:
+        """Text tokens in the trunk's sequence."""
+        return 0
 
     def block(self, i: int) -> "BlockStep":
         """The rows of block i."""
@@ -109,33 +139,21 @@ class BlockStep(NamedTuple):
 
 
 @dataclass(frozen=True)
-class WanConditioning:
-    """The tables of a whole run: one modulation row a step, keys and values shared by all steps; `conditioning[i]` is step i."""
+class WanConditioning(Conditioning):
+    """The tables of a whole run: one modulation row a step, keys and values shared by all steps."""
 
     modulation: Tensor  # [S, blocks, 6, D]
     head: Tensor  # [S, 2, D]
-    context: tuple[Tensor, ...]  # the last six fields of WanStep
+    text_key: Tensor  # the others as in `WanStep`
+    text_value: Tensor
+    text_log_count: Tensor
+    prompt_key: Tensor
+    prompt_value: Tensor
+    prompt_weight: Tensor
 
-    def __len__(self) -> int:
-        return self.modulation.shape[0]
-
-    def __getitem__(self, step: int) -> WanStep:
-        if not 0 <= step < len(self):
-            raise IndexError(f"step {step} of {len(self)}")
-        return WanStep(self.modulation[step : step + 1], self.head[step : step + 1], *self.context)
-
-    def batch(self) -> WanStep:
-        """All steps at once, as the batch of one trunk run: sample i of the batch is at step i."""
-        return WanStep(self.modulation, self.head, *self.context)
-
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> "WanConditioning":
-        """Move the tables to the trunk's device; keys and values get its dtype, the rest stays float32."""
-        names = WanStep._fields[2:]
-        context = (
-            tensor.to(device, dtype if name.endswith(("key", "value")) else torch.float32)
-            for name, tensor in zip(names, self.context)
-        )
-        return WanConditioning(self.modulation.to(device), self.head.to(device), tuple(context))
+    step: ClassVar[type] = WanStep
+    by_step: ClassVar[tuple[str, ...]] = ("modulation", "head")
+    in_trunk_dtype: ClassVar[tuple[str, ...]] = ("text_key", "text_value", "prompt_key", "prompt_value")
 
 
 class WanConditioner(nn.Module):
@@ -174,7 +192,7 @@ class WanConditioner(nn.Module):
         config = self.config
         return context_kv(context, self.kv_weight, self.kv_bias, self.k_norm, config.num_attention_heads, config.eps)
 
-    def forward(self, timestep: Tensor, context: Tensor, prompts: Sequence[tuple[Tensor, Tensor]] = ()) -> WanConditioning:
+    def forward(self, timestep: Tensor, context: Tensor, prompts: Prompts = ()) -> WanConditioning:
         """Bake the tables of a run; differentiable in the prompts.
 
         Args: `timestep` [S] float32 in 0..1000; `context` [L, text_dim] text encoder output; `prompts`: (residual [Lp, D], or a
@@ -196,8 +214,11 @@ class WanConditioner(nn.Module):
             prompt_key = prompt_value = text_key.new_zeros(blocks, 0, heads, 1, head_dim)
             weight = text_key.new_zeros(blocks, 0)
         modulation, head = self.modulations(timestep)
-        tables = (text_key, text_value, count.log(), prompt_key, prompt_value, weight)
-        return WanConditioning(modulation, head, tables)
+        return WanConditioning(modulation, head, text_key, text_value, count.log(), prompt_key, prompt_value, weight)
+
+    def bake(self, trunk: "WanTrunk", timestep: Tensor, text: dict[str, Tensor], prompts: Prompts = ()) -> WanConditioning:
+        """The tables of a run; nothing in them is made of the trunk's weights."""
+        return self(timestep, text["context"], prompts)
 
 
 class WanTrunk(nn.Module):
@@ -210,7 +231,7 @@ class WanTrunk(nn.Module):
         self.patch_in = nn.Linear(config.in_channels * volume, width)
         self.blocks = nn.ModuleList(WanBlock(config) for _ in range(config.num_layers))
         self.patch_out = nn.Linear(width, config.out_channels * volume)
-        self._rotary: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._rotary: RotaryCache = {}
 
     def forward(self, latent: Tensor, step: WanStep) -> Tensor:
         """Velocity [B, out_channels, F, H, W] float32 of `latent` [B, in_channels, F, H, W] at one step of the tables.
@@ -252,17 +273,14 @@ class WanTrunk(nn.Module):
         return x.flatten(6).flatten(4, 5).flatten(2, 3)
 
     def rotary(self, grid: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos and sin [N, head_dim/2] float32 of a grid, computed once a shape and device.
+        """cos and sin [N, head_dim/2] float32 of a grid; those that were used last are kept."""
+        return kept_rotary(
+            self._rotary, (grid, device), lambda: tuple(table.to(device) for table in rotary_tables(self.config, grid))
+        )
 
-        A graph keeps them if they are there when it is compiled (call this first), and computes them in every run otherwise.
-        """
-        key = (grid, device)
-        if key in self._rotary:
-            return self._rotary[key]
-        tables = tuple(table.to(device) for table in rotary_tables(self.config, grid))
-        if not torch.compiler.is_compiling():  # a graph that fills the cache would be compiled again when it is full
-            self._rotary[key] = tables
-        return tables
+    def prepare(self, latent: Tensor, step: WanStep) -> tuple[Tensor, Tensor]:
+        """The position tables that a run on `latent` reads."""
+        return self.rotary(self.grid(latent.shape), latent.device)
 
 
 class WanBlock(nn.Module):

@@ -1,12 +1,25 @@
-"""Wan's parameters under diffusers' names, and under ours (fused QKV, split in conditioner and trunk)."""
+"""Wan's parameters under diffusers' names, under ours (fused QKV, split in conditioner and trunk), and the original ones.
+
+Source of the original layout: github.com/Wan-Video/Wan2.1.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.parameters import CheckedState, assign, halves_to_pairs, pairs_to_halves
+from ebr_engine.backbones.parameters import (
+    CheckedState,
+    OriginalNames,
+    State,
+    assign,
+    count_blocks,
+    halves_to_pairs,
+    pairs_to_halves,
+    shapes,
+)
 from ebr_engine.backbones.wan.model import WanConditioner, WanConfig, WanTrunk
+from ebr_engine.errors import BackboneError
 
 CONDITIONER = {
     "time_in": "condition_embedder.time_embedder.linear_1",
@@ -24,6 +37,36 @@ BLOCK = {
     "down": "ffn.net.2",
 }
 BLOCK_NORMS = {"q_norm": "attn1.norm_q", "k_norm": "attn1.norm_k", "cross_q_norm": "attn2.norm_q"}
+ORIGINAL_ENDS = {
+    "patch_embedding": "patch_embedding",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "head.head": "proj_out",
+    "head.modulation": "scale_shift_table",
+}
+ORIGINAL_BLOCK = {
+    "modulation": "scale_shift_table",
+    "self_attn.q": "attn1.to_q",
+    "self_attn.k": "attn1.to_k",
+    "self_attn.v": "attn1.to_v",
+    "self_attn.o": "attn1.to_out.0",
+    "self_attn.norm_q": "attn1.norm_q",
+    "self_attn.norm_k": "attn1.norm_k",
+    "cross_attn.q": "attn2.to_q",
+    "cross_attn.k": "attn2.to_k",
+    "cross_attn.v": "attn2.to_v",
+    "cross_attn.o": "attn2.to_out.0",
+    "cross_attn.norm_q": "attn2.norm_q",
+    "cross_attn.norm_k": "attn2.norm_k",
+    "norm3": "norm2",
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+}
+ORIGINAL = OriginalNames(ORIGINAL_ENDS, {"blocks": ("blocks", ORIGINAL_BLOCK)})
+HEAD_DIM = 128  # of every released size
 
 
 def trunk_parameters(config: WanConfig, source: Mapping[str, Tensor]) -> Iterator[tuple[str, Sequence[Tensor]]]:
@@ -120,3 +163,29 @@ def diffusers_state_dict(conditioner: WanConditioner, trunk: WanTrunk) -> dict[s
             norm = ours[prefix + name]
             state[f"{prefix}{theirs}.weight"] = norm if name == "cross_q_norm" else back(norm)
     return state
+
+
+def wan_sizes(state: State, settings: dict) -> dict:
+    """The diffusers config dict of a Wan transformer, from the shapes of its tensors under diffusers' names.
+
+    What shapes do not tell is read from the original repository's configuration (`settings`), or is as in all released sizes.
+    """
+    shape = shapes(state)
+    width, channels, *patch = shape("patch_embedding.weight", 5)
+    heads = settings.get("num_heads", width // HEAD_DIM)
+    if not heads or width % heads:
+        raise BackboneError(f"a width of {width} is not that of {heads} heads: the model's own config.json has to lie beside it")
+    if (kind := settings.get("model_type", "t2v")) != "t2v":
+        raise BackboneError(f"only text-to-video models (t2v) are supported, this one is {kind}")
+    return {
+        "patch_size": patch,
+        "in_channels": channels,
+        "out_channels": shape("proj_out.weight", 2)[0] // (patch[0] * patch[1] * patch[2]),
+        "num_attention_heads": heads,
+        "attention_head_dim": width // heads,
+        "text_dim": shape("condition_embedder.text_embedder.linear_1.weight", 2)[1],
+        "freq_dim": shape("condition_embedder.time_embedder.linear_1.weight", 2)[1],
+        "ffn_dim": shape("blocks.0.ffn.net.0.proj.weight", 2)[0],
+        "num_layers": count_blocks(state, "blocks"),
+        "eps": settings.get("eps", WanConfig.eps),
+    }

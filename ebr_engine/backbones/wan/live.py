@@ -1,18 +1,15 @@
 """A conditioner whose prompt is alive: the frozen part is computed once, the prompt's rows and the times' tables in each step."""
 
-from dataclasses import replace
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.loading import Backbone
-from ebr_engine.backbones.wan.model import WanConditioning, merge_equal_rows, resize_rows
+from ebr_engine.backbones.base import Backbone
+from ebr_engine.backbones.wan.model import WanConditioning, WanStep, merge_equal_rows, resize_rows
 from ebr_engine.kernels.context_kv import finish, product
 
 
 class LiveWan:
-    """Tables of Wan and `mini` for prompts of `tokens` rows, equal to the conditioner's own.
+    """Tables of Wan (and of what is built like it) for prompts of `tokens` rows, equal to the conditioner's own.
 
     A key is RMSNorm(W(c + P) + b) = RMSNorm(Wc + WP + b): the text's part Wc is kept in float32, and WP is multiplied in the
     trunk's dtype, where rounding is relative to the prompt and not to the text, which is much larger.
@@ -32,37 +29,13 @@ class LiveWan:
         self.product = product(resize_rows(self.conditioner.encode_text(context), tokens)[None], weight)
         self.weight = weight.to(backbone.dtype)
 
-    def __call__(self, timestep: Tensor, residual: Tensor, weight: Tensor) -> Any:
-        """The trunk's step for timesteps [B] (0 to 1000) and a prompt (residual [L, D] or [blocks, L, D], weight [blocks])."""
+    def __call__(self, timestep: Tensor, residual: Tensor, weight: Tensor) -> WanStep:
+        """See `Backbone.live`."""
         conditioner, config, backbone = self.conditioner, self.conditioner.config, self.backbone
         with torch.no_grad():
             modulation, head = conditioner.modulations(timestep.to(self.weight.device))
         rows = product(residual.unsqueeze(-3).to(self.weight.dtype), self.weight)
         kv = (self.product + rows).to(torch.promote_types(backbone.dtype, torch.float32))
         prompt = finish(kv, conditioner.kv_bias, conditioner.k_norm, config.num_attention_heads, config.eps)
-        tables = WanConditioning(modulation, head, (*self.text, *prompt, weight.unsqueeze(1)))
+        tables = WanConditioning(modulation, head, *self.text, *prompt, weight.unsqueeze(1))
         return tables.to(backbone.device, backbone.dtype).batch()
-
-
-class LiveFlux:
-    """Tables of FLUX, equal to the conditioner's own; the text tokens are embedded once."""
-
-    @torch.no_grad()
-    def __init__(self, backbone: Backbone):
-        self.backbone = backbone
-        whole = backbone.conditioner(torch.zeros(1, device=backbone.text["context"].device), **backbone.text)
-        self.text = whole.text
-
-    def __call__(self, timestep: Tensor, residual: Tensor, weight: Tensor) -> Any:
-        """See `LiveWan`."""
-        backbone = self.backbone
-        with torch.no_grad():
-            no_text = backbone.text["context"][:0]
-            tables = backbone.conditioner(timestep.to(no_text.device), no_text, backbone.text["pooled"])
-        tables = replace(tables, text=self.text).with_prompts(backbone.trunk, [(residual, weight)])
-        return tables.to(backbone.device, backbone.dtype).batch()
-
-
-def live_conditioner(backbone: Backbone, tokens: int) -> LiveWan | LiveFlux:
-    """The live conditioner of a backbone whose conditioner and text are where they will compute."""
-    return LiveFlux(backbone) if backbone.name == "flux" else LiveWan(backbone, tokens)

@@ -1,0 +1,45 @@
+"""What the engine has to know of `mini`, the backbone in the package."""
+
+from pathlib import Path
+
+import torch
+
+from ebr_engine.backbones.base import Backbone, CodecCosts, Learning, ModelSource, Spec
+from ebr_engine.backbones.mini.codec import BLOCK, PixelCodec
+from ebr_engine.backbones.mini.model import MINI, WEIGHTS, load_mini
+from ebr_engine.backbones.wan.live import LiveWan
+from ebr_engine.backbones.wan.model import WanConditioner, WanConditioning, WanConfig, WanTrunk
+from ebr_engine.backbones.wan.spec import TOKEN_BYTES, run_flop
+from ebr_engine.bridge.schedules import FAST_STEPS
+
+
+def load(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Backbone:
+    """The bundled backbone, or that of a file which `save_mini` wrote; the trunk in `dtype` on `device`."""
+    mini = load_mini(Path(source.model or WEIGHTS), device=device, dtype=dtype)
+    text = {"context": mini.context}
+    return Backbone(SPEC, mini.conditioner, mini.trunk, mini.codec.to(device), text, device, dtype, "mini")
+
+
+SPEC = Spec(
+    name="mini",
+    title="mini",
+    injection="dual",
+    configs={"mini": MINI},
+    config=WanConfig,
+    conditioner=WanConditioner,
+    trunk=WanTrunk,
+    conditioning=WanConditioning,
+    codec=PixelCodec,
+    live=LiveWan,
+    load=load,
+    takes=("model", "offline"),
+    tile=512,
+    chunk=(4, 0),
+    small_side=512,
+    alternates=True,
+    mix="turn",  # measured to restore more
+    learning=Learning(losses=("pixel", "x0", "velocity"), scenes=True, steps=FAST_STEPS),
+    token_bytes=TOKEN_BYTES,
+    codec_costs=CodecCosts(24, 12, BLOCK, 1),
+    flop=run_flop,
+)
