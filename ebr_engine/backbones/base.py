@@ -261,8 +261,8 @@ class Backbone:
         if self.conditioner is None:
             raise BackboneError("an engine file holds the tables of its own prompt and schedule only; build another one")
         where = self.text["context"].device  # the conditioner's: the CPU, but while a prompt is learned
-        timesteps, prompts = timesteps.to(where), [tuple(tensor.to(where) for tensor in prompt) for prompt in prompts]
-        return self.conditioner.bake(self.trunk, timesteps, self.text, prompts).to(self.device, self.dtype)
+        prompts = [(residual.to(where), weight.to(where)) for residual, weight in prompts]
+        return self.conditioner.bake(self.trunk, timesteps.to(where), self.text, prompts).to(self.device, self.dtype)
 
     def live(self, tokens: int) -> Callable[[Tensor, Tensor, Tensor], Any]:
         """A function that gives the trunk's step for timesteps [B] (0 to 1000) and a prompt that is being learned.

@@ -41,11 +41,11 @@ def cache_latents(
     from ebr_engine.training.distributed import World
     from ebr_engine.training.latents import fill_cache
     from ebr_engine.training.learner import check_fits
-    from ebr_engine.training.loop import load_parts
+    from ebr_engine.training.loop import backbone_of
 
     started = time.monotonic()
     samples = pair_samples(chosen, chosen.data)
-    loaded = load_parts(chosen, chosen.device)
+    loaded = backbone_of(chosen, chosen.device)
     check_fits(chosen, loaded, World())
 
     def tell(done: int, total: int) -> None:

@@ -144,7 +144,7 @@ def evaluate(
     if not (source or target or restored or list_file):
         if request.prompt or request.engine or request.mix != "auto":
             raise EbrError("--prompt, --mix and --engine are for files of your own; name them by --input or --list")
-        _bundled_benchmark(task, size, request, prompts, out)
+        _bundled_benchmark(task, size, request, prompts, out, form)
         return
     from ebr_engine.cli.eval_files import Request, evaluate_files
 
@@ -176,6 +176,7 @@ def _bundled_benchmark(
     request: RestoreRequest,
     prompts: Path | None,
     out: Path | None,
+    form: str,
 ) -> None:
     if size != "full" and not (size.isdigit() and int(size) >= 64 and int(size) % 8 == 0):
         raise EbrError(f"--size must be full, or a multiple of 8 of at least 64, not {size}")
@@ -213,5 +214,7 @@ def _bundled_benchmark(
     )
     for value, title, digits in (("psnr", "PSNR in dB", 2), ("ssim", "SSIM", 3)):
         typer.echo(f"{title}\n\n{quality.markdown(scores, value, digits)}\n")
+        if len({record["photo"] for record in scores}) > 1:
+            typer.echo(f"{quality.gain_table(scores, value, digits).render(form)}\n")
     if out is not None:
         out.write_text(json.dumps({"size": size, "strength": STRENGTH, **where, "scores": scores}, indent=1) + "\n")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ebr_engine.training.config import BY_BACKBONE, SETTINGS
+from ebr_engine.training.config import SETTINGS
 
 PANELS = ("What to learn", "Model", "Data", "Learning", "Run")
 TRAIN = tuple(name for panel in PANELS for name, one in SETTINGS.items() if one.metadata.get("panel") == panel)
@@ -51,6 +51,6 @@ def _option(name: str, shown: str, panels: bool) -> Parameter:
 def _default(name: str) -> str:
     """A setting's default in words."""
     one = SETTINGS[name]
-    if name in BY_BACKBONE:
+    if one.metadata.get("by_backbone"):
         return "by backbone"
     return f"{one.default:g}" if isinstance(one.default, float) else str(one.default)

@@ -11,6 +11,8 @@ from ebr_engine.engine.restorer import Restorer
 from ebr_engine.errors import PromptError
 from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.evaluation.photos import NAMES, make_case
+from ebr_engine.evaluation.statistics import difference
+from ebr_engine.evaluation.tables import Table, table
 from ebr_engine.prompts.catalogue import ASSETS, TASKS
 from ebr_engine.prompts.prompt import load_prompt
 
@@ -60,8 +62,8 @@ def restore_row(restorer: Restorer, row: str, task: str, degraded: Tensor, folde
         return restorer.restore(degraded, prompt=prompt)
     if row == "empty prompt":  # the same sampler from the same start, nothing learned
         return restorer.restore(degraded, t0=prompt.t0)
-    table = flow_table(power_times(FAST_STEPS, prompt.t0), prompt.t0)
-    return restorer.run(degraded, restorer.bake([(prompt, 1.0)], table))
+    steps = flow_table(power_times(FAST_STEPS, prompt.t0), prompt.t0)
+    return restorer.run(degraded, restorer.bake([(prompt, 1.0)], steps))
 
 
 def means(scores: Iterable[dict], value: str = "psnr") -> dict[str, dict[str, float]]:
@@ -74,10 +76,22 @@ def means(scores: Iterable[dict], value: str = "psnr") -> dict[str, dict[str, fl
 
 def markdown(scores: Sequence[dict], value: str = "psnr", digits: int = 2) -> str:
     """The table of means, a task a line, with the gain of the EBR prompt over the input."""
-    table = means(scores, value)
-    rows = list(next(iter(table.values())))
+    found = means(scores, value)
+    rows = list(next(iter(found.values())))
     lines = ["| task | " + " | ".join(rows) + " | gain |", "|---" * (len(rows) + 2) + "|"]
-    for task, cells in table.items():
+    for task, cells in found.items():
         gain = f"{cells[rows[-1]] - cells[rows[0]]:+.{digits}f}"
         lines.append(f"| {task} | " + " | ".join(f"{cells[row]:.{digits}f}" for row in rows) + f" | {gain} |")
     return "\n".join(lines)
+
+
+def gain_table(scores: Sequence[dict], value: str = "psnr", digits: int = 2) -> Table:
+    """What the EBR prompt gains over every other row, a task a line, with the interval of its mean over the photos."""
+    found = {(one["task"], one["photo"], one["row"]): one[value] for one in scores}
+    tasks, photos, rows = (list(dict.fromkeys(key[i] for key in found)) for i in range(3))
+    lines = []
+    for task in tasks:
+        pairs = [[(found[task, photo, rows[-1]], found[task, photo, row]) for photo in photos] for row in rows[:-1]]
+        gained = [difference(pair, value) for pair in pairs]
+        lines.append([task, *(one.text(digits) if one else "" for one in gained)])
+    return table(["task", *(f"{rows[-1]} − {row}" for row in rows[:-1])], lines)

@@ -19,7 +19,6 @@ LOSSES = ("pixel", "x0", "velocity")
 PRECISIONS = tuple(one for one in request.PRECISIONS if one != "fp16")  # whose gradients overflow
 OPTIMIZERS = ("adam", "adamw")
 BAD_DATA = ("refuse", "skip")
-BY_BACKBONE = ("tokens", "size", "frames", "batch", "loss", "learning_rate")  # whose defaults a spec may have its own of
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 SCENE_SIDE = 256  # pixels of a procedural scene
 SEEDS = 1_000_000_000  # of training: `degradations.seeds("train")`
@@ -29,7 +28,7 @@ def _setting(default: Any, group: str, text: str, free: bool = False, **option: 
     """A field: `group` and `text` document it; `free` ones may differ between an interrupted run and its resumption.
 
     `option`: what its command line option has besides: `panel` (of `train --help`; without one it goes by --set alone),
-    `short`, `metavar`, `choices`.
+    `short`, `metavar`, `choices`, and `by_backbone`, whether backbones have defaults of their own.
     """
     return field(default=default, metadata={"group": group, "help": text, "free": free, **option})
 
@@ -49,7 +48,7 @@ class LearnConfig:
         short="-t",
         metavar="NAME",
     )
-    tokens: int = _setting(16, "prompt", "Rows of the prompt (wan 226, flux 512 by default).", **_LEARNING)
+    tokens: int = _setting(16, "prompt", "Rows of the prompt (wan 226, flux 512 by default).", **_LEARNING, by_backbone=True)
     alpha: float = _setting(
         0.1, "prompt", "Initial strength in every block; with 0 only the strengths move in the first step.", **_LEARNING
     )
@@ -88,9 +87,16 @@ class LearnConfig:
     )
     synthetic: bool = _setting(False, "data", "`data` holds clean pictures or clips only; degrade them by `task` on the fly.")
     size: int | tuple[int, int] = _setting(
-        64, "data", "Height and width of the crops in pixels, or one number for both.", **_DATA, metavar="N or HxW"
+        64,
+        "data",
+        "Height and width of the crops in pixels, or one number for both.",
+        **_DATA,
+        metavar="N or HxW",
+        by_backbone=True,
     )
-    frames: int = _setting(1, "data", "Frames of a crop; 1 takes single frames from clips (wan: 4n + 1).", **_DATA, metavar="N")
+    frames: int = _setting(
+        1, "data", "Frames of a crop; 1 takes single frames from clips (wan: 4n + 1).", **_DATA, metavar="N", by_backbone=True
+    )
     stride: int = _setting(1, "data", "Largest temporal stride; 1 to so many is drawn for each clip.")
     flip: bool = _setting(True, "data", "Mirror half of the crops.")
     views: int = _setting(
@@ -113,6 +119,7 @@ class LearnConfig:
         "Error of the clean estimate in pixels (mini) or latents (x0), or of the velocity (default of wan and flux).",
         **_LEARNING,
         choices=LOSSES,
+        by_backbone=True,
     )
     t0: float = _setting(0.4, "objective", "Where the bridge starts, between 0 and 1.", **_LEARNING)
     t_min: float = _setting(1e-4, "objective", "The least time.")
@@ -121,13 +128,13 @@ class LearnConfig:
 
     optimizer: str = _setting("adam", "optimisation", "adam or adamw.", choices=OPTIMIZERS)
     learning_rate: float = _setting(
-        0.03, "optimisation", "For the prompt and its strengths (wan and flux 0.003 by default).", **_LEARNING
+        0.03, "optimisation", "For the prompt and its strengths (wan and flux 0.003 by default).", **_LEARNING, by_backbone=True
     )
     weight_decay: float = _setting(0.0, "optimisation", "Of adamw.")
     iterations: int = _setting(
         300, "optimisation", "Steps of the optimizer; the learning rate ends at a twentieth.", **_LEARNING, short="-n"
     )
-    batch: int = _setting(32, "optimisation", "Crops a step, over all processes and parts.", **_LEARNING)
+    batch: int = _setting(32, "optimisation", "Crops a step, over all processes and parts.", **_LEARNING, by_backbone=True)
     accumulate: int = _setting(1, "optimisation", "Parts in which a process computes its share of the batch.")
     warmup: int = _setting(10, "optimisation", "Iterations in which the learning rate rises.")
     clip: float = _setting(0.0, "optimisation", "Largest norm of the gradient; 0 does not limit it.")

@@ -64,7 +64,7 @@ def learn(
     """
     check_request(config, out, overwrite)
     with joined(config.device) as (world, device):
-        backbone = load_parts(config, device)
+        backbone = backbone_of(config, device)
         learner = Learner.start(config, backbone, world)
         with samples_of(config) as samples, LatentSamples(config, samples, learner.backbone) as latents:
             files = RunFiles(run_folder(out), config, world)
@@ -90,7 +90,7 @@ def learn(
     return prompt
 
 
-def load_parts(config: LearnConfig, device: str) -> Backbone:
+def backbone_of(config: LearnConfig, device: str) -> Backbone:
     """The backbone that a configuration names."""
     from ebr_engine.engine.devices import choose_device
 

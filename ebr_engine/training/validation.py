@@ -48,7 +48,9 @@ class Validation:
         """The validation that a configuration names: the middles of pairs, or unseen procedural scenes."""
         if config.validation:
             samples = pair_samples(config, config.validation, whole=True)
-            pairs = {samples.pairs[i].name: samples.pixels(i) for i in range(min(config.validation_count, len(samples)))}
+            names = [pair.name for pair in samples.pairs[: config.validation_count]]  # by targets, which several may share
+            names = [name if names.count(name) == 1 else f"{name}, pair {i}" for i, name in enumerate(names, 1)]
+            pairs = {name: samples.pixels(i) for i, name in enumerate(names)}
         else:
             pairs = {f"scene {i}": _scene(config, i) for i in range(config.validation_count)}
         restorer = Restorer.from_backbone(InPlace(backbone, backbone.device, "none", "off", Fitting()))

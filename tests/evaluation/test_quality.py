@@ -52,6 +52,18 @@ def test_psnr_by_hand():
     assert psnr(target, target) == math.inf
 
 
+def test_gains_are_paired_by_photo_and_have_an_interval():
+    values = {"input": (10, 12), "empty prompt": (9, 12), "naive prompt": (10, 10), "EBR prompt": (13, 16)}
+    scores = [
+        {"task": "haze", "photo": photo, "row": row, "psnr": numbers[i]}
+        for i, photo in enumerate(("a", "b"))
+        for row, numbers in values.items()
+    ]
+    found = quality.gain_table(scores)
+    assert found.header == ("task", "EBR prompt − input", "EBR prompt − empty prompt", "EBR prompt − naive prompt")
+    assert found.rows == (("haze", "+3.50 [+3.00, +4.00]", "+4.00 [+4.00, +4.00]", "+4.50 [+3.00, +6.00]"),)
+
+
 def test_psnr_is_scikit_images():
     for _ in range(3):
         result, target = pair()

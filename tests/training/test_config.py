@@ -8,7 +8,6 @@ from ebr_engine.errors import EbrError
 from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.training import config as module
 from ebr_engine.training.config import (
-    BY_BACKBONE,
     SETTINGS,
     LearnConfig,
     described,
@@ -31,6 +30,8 @@ def test_the_choices_are_those_of_the_library():
     assert seeds("train") == range(module.SEEDS)
     assert {loss for name in BACKBONES for loss in spec(name).learning.losses} == set(module.LOSSES)
     assert callable(load_backbone)
+    by_backbone = {name for name, one in SETTINGS.items() if one.metadata.get("by_backbone")}
+    assert by_backbone == {name for backbone in BACKBONES for name in spec(backbone).learning.defaults}
 
 
 def test_a_configuration_comes_back_from_its_own_toml(tmp_path):
@@ -150,7 +151,3 @@ def test_a_file_that_is_no_toml_is_named(tmp_path, content):
 
 def test_an_assignment_needs_an_equals_sign():
     refused(["'batch'", "key=value"], lambda: read_assignments(["batch"]))
-
-
-def test_what_a_backbone_may_decide_is_what_backbones_decide():
-    assert {name for one in map(spec, BACKBONES) for name in one.learning.defaults} == set(BY_BACKBONE)

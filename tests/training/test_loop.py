@@ -213,6 +213,15 @@ def test_validation_scores_and_shows_and_the_report_tells(quick, pairs, tmp_path
     assert collected([folder]).rows[0][:2] == ("fog.run", "PSNR in dB")
 
 
+def test_pairs_of_one_target_are_validated_each(quick, pairs, tmp_path):
+    root = pairs(count=3)
+    records = [{"lq": f"input/0{i}.png", "gt": "target/00.png"} for i in range(3)]
+    (root / "list.json").write_text(json.dumps(records))
+    config = replace(quick, task="fog", data=str(root), validation=str(root / "list.json"), validation_count=3, iterations=1)
+    learn(config, tmp_path / "fog.safetensors")
+    assert len(json.loads((tmp_path / "fog.run" / "summary.json").read_text())["rows"]) == 3
+
+
 def test_pairs_without_validation_are_told_not_to_be_validated(quick, pairs, tmp_path):
     learn(replace(quick, task="fog", data=str(pairs()), iterations=1), tmp_path / "fog.safetensors")
     assert "Not validated" in (tmp_path / "fog.run" / "report.md").read_text()

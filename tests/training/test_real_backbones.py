@@ -45,7 +45,7 @@ def test_the_loss_of_a_fixed_batch_falls(models, pairs, tmp_path, backbone, sett
     else:
         data = pairs()
     one = config(models, backbone, data, iterations=8, learning_rate=0.05, alpha=1.0, **settings)
-    learner = Learner.start(one, loop.load_parts(one, "cpu"))
+    learner = Learner.start(one, loop.backbone_of(one, "cpu"))
     with loop.samples_of(one) as samples, loop.LatentSamples(one, samples, learner.backbone) as latents:
         degraded, clean = latents.batch([0, 1])
     assert degraded.shape[2:] == ((5 - 1) // 4 + 1 if settings.get("frames") else 1, 4, 4)
@@ -62,8 +62,8 @@ def test_a_run_gives_a_prompt_that_fits(models, pairs, tmp_path, backbone):
     prompt = load_prompt(tmp_path / "fog.safetensors")
     assert (prompt.backbone, prompt.task, prompt.steps) == (backbone, "fog", 20)
     assert prompt.residual.shape[-2:] == (5, 24)
-    parts = loop.load_parts(one, "cpu")
-    prompt.check(backbone, parts.width, parts.blocks)
+    loaded = loop.backbone_of(one, "cpu")
+    prompt.check(backbone, loaded.width, loaded.blocks)
     assert 0 < prompt.training["psnr"] < 60
 
     from ebr_engine import Restorer
