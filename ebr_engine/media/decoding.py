@@ -15,6 +15,12 @@ from ebr_engine.media.holdings.ifd import Tiff
 from ebr_engine.media.holdings.parts import Window
 
 KINDS = ("png", "jpeg", "webp", "tiff", "avif", "gif", "bmp", "heic", "jxl")
+_D50 = (96.422, 100.0, 82.521)
+_D50_TO_D65 = [
+    [0.9555766, -0.0230393, 0.0631636],
+    [-0.0282895, 1.0099416, 0.0210077],
+    [0.0122982, -0.0204830, 1.3299098],
+]  # Bradford
 NAMES = {"jpeg": "JPEG", "webp": "WebP", "tiff": "TIFF", "jxl": "JPEG XL"}
 
 
@@ -119,7 +125,10 @@ def _by_vips(path: Path, kind: str, max_megapixels: float, page: int) -> Decoded
         image = inks.icc_transform("srgb", embedded=True, depth=depth, black_point_compensation=True).bandjoin(rest)
         converted = "CMYK"
     elif image.interpretation in ("lab", "labs"):
-        image = image.colourspace("rgb16" if image.interpretation == "labs" else "srgb")
+        space = "rgb16" if image.interpretation == "labs" else "srgb"
+        rest = [image.colourspace(space)[i] for i in range(3, image.bands)]
+        colours = _from_lab(image.extract_band(0, n=3).colourspace("lab"), space)
+        image = colours.bandjoin(rest) if rest else colours
         converted = "Lab"
     if image.format not in ("uchar", "ushort"):
         raise MediaError(f"{path}: holds {image.format} values; save it with 8 or 16 bits a channel")
@@ -164,7 +173,14 @@ def _from_lab8(library, image, kind: int):
     signs = [(each > 127).ifthenelse(each - 256, each) if kind == 8 else each - 128 for each in signs]
     lab = lightness.bandjoin(signs).cast("float").copy(interpretation="lab")
     rest = [image[i] for i in range(3, image.bands)]
-    return lab.colourspace("srgb").bandjoin(rest) if rest else lab.colourspace("srgb")
+    colours = _from_lab(lab, "srgb")
+    return colours.bandjoin(rest) if rest else colours
+
+
+def _from_lab(lab, space: str):
+    """sRGB of CIELab under D50, as TIFF files and profiles mean it; libvips by itself takes it to be under D65."""
+    under = lab.Lab2XYZ(temp=list(_D50))
+    return under.recomb(_D50_TO_D65).copy(interpretation="xyz").colourspace(space)
 
 
 def _by_ffmpeg(path: Path, max_megapixels: float) -> Decoded:

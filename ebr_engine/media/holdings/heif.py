@@ -38,7 +38,7 @@ class Meta:
     def of(self, item: int, kind: bytes) -> list[bytes]:
         """An item's properties of a kind."""
         chosen = self.items[item].properties if item in self.items else []
-        return [self.properties[n][1] for n in chosen if n < len(self.properties) and self.properties[n][0] == kind]
+        return [self.properties[n][1] for n in chosen if 0 <= n < len(self.properties) and self.properties[n][0] == kind]
 
 
 def read_meta(window: Window) -> Meta | None:

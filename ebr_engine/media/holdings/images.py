@@ -1,10 +1,11 @@
 """What a picture holds beside its pixels, whatever its container."""
 
+import struct
 from dataclasses import replace
 from pathlib import Path
 
 from ebr_engine.media.holdings import bmp, exif, gif, heif, jpeg, jxl, png, tiff, webp
-from ebr_engine.media.holdings.parts import Part, Window
+from ebr_engine.media.holdings.parts import Part, Window, damaged
 from ebr_engine.media.holdings.types import Holding
 
 _READERS = {
@@ -59,7 +60,10 @@ def parts_of(window: Window, kind: str, light: bool = False, page: int = 0) -> l
     `page`: of a TIFF, whose pages have tags of their own.
     """
     reader = _READERS.get(kind)
-    found = tiff.parts_of_page(window, page) if page else reader(window, light) if reader else []
+    try:
+        found = tiff.parts_of_page(window, page) if page else reader(window, light) if reader else []
+    except (IndexError, ValueError, OverflowError, struct.error):  # a way of being damaged that no reader has thought of
+        found = [damaged("container", "cannot be read to its end")]
     found += [Part("thumbnail", "EXIF", size=size) for p in found if p.kind == "exif" and (size := exif.thumbnail(p.data))]
     return [replace(p, kind="CMYK or Lab profile") if p.kind == "icc" and p.data[16:20] in _CONVERTED else p for p in found]
 

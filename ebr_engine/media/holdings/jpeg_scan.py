@@ -60,8 +60,10 @@ def coding(window: Window) -> Coding | None:
     if len(frame) < 9 or not tables:
         return None
     components = [frame[6 + 3 * index : 9 + 3 * index] for index in range(min(frame[5], (len(frame) - 6) // 3))]
+    if not components or len(components[0]) < 3:
+        return None
     luma = tables.get(components[0][2], next(iter(tables.values())))
-    factors = [(each[1] >> 4, each[1] & 15) for each in components]
+    factors = [(each[1] >> 4, each[1] & 15) for each in components if len(each) == 3]
     subsampled = len(factors) > 1 and all(first > chroma for first, chroma in zip(*factors[:2]))
     return Coding(_quality(luma), subsampled, progressive)
 
