@@ -384,6 +384,15 @@ def test_boxes_of_jpeg_xl_are_read(tmp_path):
     assert found == {"exif": "", "xmp": "", "unknown item": "xml, compressed"}
 
 
+@pytest.mark.parametrize("bits", [10, 12])
+def test_lossless_deep_avif_stays_lossless(tmp_path, bits):
+    array = np.random.default_rng(0).integers(0, 2**bits, (20, 30, 3)).astype(np.uint16) << (16 - bits)
+    image = pyvips.Image.new_from_memory(array.tobytes(), 30, 20, 3, "ushort").copy(interpretation="rgb16")
+    image.heifsave(str(tmp_path / "in.avif"), compression="av1", bitdepth=bits, lossless=True)
+    write_image(tmp_path / "out.avif", read_image(tmp_path / "in.avif"))
+    np.testing.assert_array_equal(pyvips.Image.new_from_file(str(tmp_path / "out.avif")).numpy(), array)
+
+
 # Folders.
 
 
