@@ -12,7 +12,8 @@ import pytest
 
 from ebr_engine.engine.classify import Diagnosis
 from ebr_engine.jobs.journal import LOCK, Journal
-from ebr_engine.media.images import Picture, read_image, write_image
+from ebr_engine.media.images import read_image, write_image
+from ebr_engine.media.picture import Picture
 from ebr_engine.prompts.catalogue import TASKS
 
 

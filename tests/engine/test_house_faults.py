@@ -10,7 +10,8 @@ from ebr_engine.backbones.base import ModelSource
 from ebr_engine.backbones.registry import load_backbone
 from ebr_engine.engine.classify import Diagnosis
 from ebr_engine.errors import BackboneError, EbrError
-from ebr_engine.media.images import Picture, read_image, write_image
+from ebr_engine.media.images import read_image, write_image
+from ebr_engine.media.picture import Picture
 from ebr_engine.prompts.catalogue import TASKS
 from tests.tiny import make_prompt, picture
 
