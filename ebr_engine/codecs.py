@@ -62,6 +62,9 @@ class PixelCodec(nn.Module):
     spatial = BLOCK
     temporal = 1
     channels = 3 * BLOCK * BLOCK
+    span = 2 * BLOCK  # pixels of a token, either way
+    offsets = ((0, 0), (4, 0), (0, 4), (4, 4))  # of the grid of tokens in a run's steps, the last step first
+    levels = False  # whether the mean of a picture's detail is kept, see `spinning.py`
 
     def __init__(self, mean: Tensor | None = None, scale: Tensor | None = None):
         super().__init__()
@@ -73,6 +76,11 @@ class PixelCodec(nn.Module):
     def parameters_bytes(self) -> int:
         """Bytes of the statistics and the basis."""
         return sum(buffer.nbytes for buffer in self.buffers())
+
+    @property
+    def tones(self) -> Tensor:
+        """Which channels hold a block's mean, the rest being its detail, [48] bool."""
+        return torch.arange(self.channels, device=self.mean.device) % BLOCK**2 == 0
 
     def frames(self, count: int) -> int:
         """Any number of frames can be encoded."""

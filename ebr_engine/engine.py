@@ -23,10 +23,11 @@ from ebr_engine.media.sizes import resized
 from ebr_engine.media.tiling import crop
 from ebr_engine.offload import OFFLOADS
 from ebr_engine.pipeline import Pipeline
-from ebr_engine.plan import Plan, alternating
+from ebr_engine.plan import Plan
 from ebr_engine.prompts import Prompt
 from ebr_engine.runner import COMPILES, Runner
 from ebr_engine.sampler import Callback
+from ebr_engine.spinning import views
 from ebr_engine.tiled import BLENDS, share
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32", "fp8")
@@ -107,7 +108,7 @@ class Restorer:
             if offload == "blocks" and not isinstance(file.backbone.trunk, torch.nn.Module):
                 raise EngineError("an exported trunk has no blocks that could wait on the CPU; use offload codec or none")
             tables = [tables.to(chosen, file.backbone.dtype) for tables in file.tables]
-            plan = Plan(file.table, tables, shifts=alternating(file.backbone, len(file.table)))
+            plan = Plan(file.table, tables, views=views(file.backbone, file.table.times[:-1]))
             return cls.over(Pipeline(file.backbone, chosen, offload, compile, fitting), plan)
 
         return placed(load, chosen, offload, compile != "on")

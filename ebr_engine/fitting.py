@@ -13,7 +13,7 @@ from ebr_engine.backbones.checkpoint import memory
 from ebr_engine.backbones.flux import MLP_RATIO, PACK, FluxConfig
 from ebr_engine.backbones.loading import Backbone
 from ebr_engine.backbones.wan import WanConfig
-from ebr_engine.codecs import BLOCK
+from ebr_engine.backbones.mini import CODECS
 from ebr_engine.errors import EngineError, warn
 from ebr_engine.memory import FLOAT, Costs, Rung, Work, below, choose, gentle, ladder, limits_of, peak, size_of, token_bytes
 from ebr_engine.offload import BLOCK_LISTS, inner
@@ -141,7 +141,8 @@ def costs(
     }
     if name == "mini":
         codec = {"codec": 0, "encode": MINI_CODEC[0], "decode": MINI_CODEC[1], "feature": 0.0, "codec_whole": 0, "codec_tile": 0}
-        return Costs(**fields, **codec, spatial=BLOCK, temporal=1, multiple=BLOCK * fields["patch"])
+        cell = CODECS[config.in_channels].spatial
+        return Costs(**fields, **codec, spatial=cell, temporal=1, multiple=cell * fields["patch"])
     about = VAES[name]
     width, element = vae or (about.width, torch.bfloat16.itemsize)
     return Costs(

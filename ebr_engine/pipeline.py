@@ -154,7 +154,9 @@ class Attempt:
             if self.rung.blend == "pixel":
                 restored = in_pixels(self._whole, padded, noise, tiles, cell, callback)
             else:
-                restored = self._whole(padded, noise, callback, Tiling(tiles, self.rung.at_once))
+                room = self.parts.codec.span if self.plan.views and self.plan.views[0].offset else 0  # a moved grid is larger
+                moved = self.geometry.tiles(*(side + room for side in padded.shape[-2:]), self.rung.tile, self.rung.overlap)
+                restored = self._whole(padded, noise, callback, Tiling(moved, self.rung.at_once))
             by_frame = (x.transpose(1, 2).flatten(0, 1) for x in (restored, guide))
             matched = match_tones(*by_frame, side // TONE_CELLS)
             restored = matched.unflatten(0, (len(padded), -1)).transpose(1, 2)

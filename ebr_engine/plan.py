@@ -11,7 +11,9 @@ from torch import Tensor
 from ebr_engine.backbones.loading import Backbone
 from ebr_engine.bridge import StepTable
 from ebr_engine.errors import EngineError
+from ebr_engine.codecs import Codec
 from ebr_engine.sampler import Steps, Velocity, mean_velocity, place
+from ebr_engine.spinning import View, seen, spun
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +23,7 @@ class Plan:
     table: StepTable
     tables: list[Any]  # a conditioning for every velocity that is averaged: one, unless prompts are mixed by velocity
     bake: Callable[[Backbone], list[Any]] | None = None  # the tables for the same backbone in another precision
-    shifts: tuple[tuple[int, int], ...] = ()  # of the grid of patches in each step, in cells down and right
+    views: tuple[View, ...] = ()  # how the transformer sees the state in each step
     then: "Plan | None" = None  # a run of its own over the result
 
     @property
@@ -35,10 +37,14 @@ class Plan:
             raise EngineError("a file holds one run; make one for each prompt, or mix them with --mix residual")
 
     @property
+    def entries(self) -> Sequence:
+        """What the averaged velocity takes: an entry a step."""
+        return self.tables[0] if len(self.tables) == 1 else list(zip(*self.tables))
+
+    @property
     def conditioning(self) -> Sequence:
         """What `sample` takes: an entry a step."""
-        entries = self.tables[0] if len(self.tables) == 1 else list(zip(*self.tables))
-        return list(zip(entries, self.shifts)) if self.shifts else entries
+        return seen(self.entries, self.views)
 
     @cached_property
     def steps(self) -> Steps:
@@ -50,17 +56,20 @@ class Plan:
         """Equal for plans whose runs are the same work on other numbers: schedule, and shapes and dtypes of the tables."""
         shapes = tuple((tuple(x.shape), x.dtype) for tables in self.tables for x in tensors_of(tables))
         coefficients = tuple(map(tuple, self.table.coefficients.tolist()))
-        return self.table.t0, self.table.times, coefficients, self.shifts, len(self.tables), shapes
+        return self.table.t0, self.table.times, coefficients, self.views, len(self.tables), shapes
 
-    def velocity(self, velocity: Velocity) -> Velocity:
-        """The velocity function of a run, of the transformer's own."""
-        velocity = velocity if len(self.tables) == 1 else mean_velocity(velocity)
-        return shifted(velocity) if self.shifts else velocity
+    def averaged(self, velocity: Velocity) -> Velocity:
+        """The transformer's own velocity function, over all tables."""
+        return velocity if len(self.tables) == 1 else mean_velocity(velocity)
+
+    def seen(self, velocity: Velocity, codec: Codec, degraded: Tensor) -> Velocity:
+        """The velocity function of a run that restores the latent `degraded`, of the averaged one."""
+        return spun(velocity, codec, degraded) if self.views else velocity
 
     def first(self, count: int) -> "Plan":
         """The first steps alone: enough to have met every kernel, not a restoration."""
         steps = StepTable(self.table.t0, self.table.times[: count + 1], self.table.coefficients[:count])
-        return Plan(steps, [_Part(tables, len(steps)) for tables in self.tables], shifts=self.shifts[: len(steps)])
+        return Plan(steps, [_Part(tables, len(steps)) for tables in self.tables], views=self.views[: len(steps)])
 
     def with_precision(self, parts: Backbone) -> "Plan":
         """The same run on the same backbone in another precision."""
@@ -81,36 +90,6 @@ class Plan:
 def chained(first: Plan, others: Sequence[Plan]) -> Plan:
     """One run after the other."""
     return replace(first, then=chained(others[0], others[1:])) if others else first
-
-
-def alternating(parts: Backbone, steps: int) -> tuple[tuple[int, int], ...]:
-    """A shift a step, so that the borders of patches lie elsewhere in each; none but for `mini`, whose patches are seen.
-
-    A transformer that decides patch by patch leaves their grid in the picture; over shifted grids it averages out (cycle
-    spinning: Coifman and Donoho, "Translation-invariant de-noising", 1995), here at no further evaluation. The last step's is 0.
-    """
-    if parts.name != "mini":
-        return ()
-    half = parts.patch // 2
-    ways = ((0, 0), (half, 0), (0, half), (half, half))
-    return tuple(ways[(steps - 1 - i) % 4] for i in range(steps))
-
-
-def shifted(velocity: Velocity) -> Velocity:
-    """The same velocity function with the latent moved under the grid of patches; a step comes with its shift.
-
-    What leaves at one border comes back at the other: only its outermost cells meet strangers.
-    """
-
-    def moved(state: Tensor, entry: tuple[Any, tuple[int, int]]) -> Tensor:
-        step, (down, right) = entry
-        if (down, right) == (0, 0):
-            return velocity(state.contiguous(), step)
-        down, right = (by if side > 2 * by else 0 for by, side in zip((down, right), state.shape[-2:]))  # not within one patch
-        there = state.roll((down, right), (-2, -1)).clone(memory_format=torch.contiguous_format)  # one layout: one graph
-        return velocity(there, step).roll((-down, -right), (-2, -1))
-
-    return moved
 
 
 @dataclass(frozen=True)

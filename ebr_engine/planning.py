@@ -13,8 +13,9 @@ from ebr_engine.bridge import StepTable, make_table, released_timesteps
 from ebr_engine.catalogue import TASKS, find_prompts
 from ebr_engine.classify import diagnose
 from ebr_engine.errors import EngineError, check_choice
-from ebr_engine.plan import Plan, alternating, chained
+from ebr_engine.plan import Plan, chained
 from ebr_engine.prompts import Prompt, load_prompt, mixed_weights
+from ebr_engine.spinning import views
 
 MIXES = ("auto", "residual", "velocity", "turn")
 STRONGEST = 2.0  # times a prompt's learned strength
@@ -104,7 +105,7 @@ def bake(
     def tables(parts: Backbone) -> list[Any]:
         return [parts.bake(timesteps, mixed_weights(group)) for group in groups]
 
-    return Plan(table, tables(parts), tables, alternating(parts, len(table)))
+    return Plan(table, tables(parts), tables, views(parts, table.times[:-1]))
 
 
 def seen(pictures: Tensor) -> str:

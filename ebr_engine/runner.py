@@ -26,6 +26,7 @@ from ebr_engine.graphs import CudaRecorder, GraphError, Graphs
 from ebr_engine.media.tiling import Tiles
 from ebr_engine.plan import Plan
 from ebr_engine.sampler import Callback, Velocity, sample
+from ebr_engine.spinning import seen
 from ebr_engine.tiled import tiled
 
 COMPILES = ("auto", "off", "on")
@@ -94,13 +95,14 @@ class Runner:
             try:
                 if tiling is None:
                     return self._replayed(plan, degraded, noise, callback)
-                velocity = self._groups(self._step_of(plan), tiling)
-                return sample(velocity, range(len(plan.table)), degraded, noise, plan.steps, callback)
+                velocity = plan.seen(self._groups(self._step_of(plan), tiling), self.parts.codec, degraded)
+                return sample(velocity, seen(range(len(plan.table)), plan.views), degraded, noise, plan.steps, callback)
             except GraphError as error:
                 self.graphs = None
                 warn(f"CUDA graphs are left out from here on: {error}")
-        velocity = plan.velocity(self.velocity)
+        velocity = plan.averaged(self.velocity)
         velocity = velocity if tiling is None else self._groups(velocity, tiling)
+        velocity = plan.seen(velocity, self.parts.codec, degraded)
         return sample(velocity, plan.conditioning, degraded, noise, plan.steps, callback)
 
     def velocity(self, latent: Tensor, step: Any) -> Tensor:
@@ -125,7 +127,8 @@ class Runner:
         shared = self._shared(plan)
 
         def run(degraded: Tensor, noise: Tensor, plan: Plan = shared.plan) -> Tensor:
-            return sample(plan.velocity(self.velocity), plan.conditioning, degraded, noise, plan.steps)
+            velocity = plan.seen(plan.averaged(self.velocity), self.parts.codec, degraded)
+            return sample(velocity, plan.conditioning, degraded, noise, plan.steps)
 
         def warm(degraded: Tensor, noise: Tensor) -> Tensor:
             return run(degraded, noise, shared.plan.first(WARM_STEPS))
@@ -142,10 +145,10 @@ class Runner:
         shared = self._shared(plan)
 
         def velocity(state: Tensor, i: int) -> Tensor:
-            step = shared.plan.conditioning[i]
+            step = shared.plan.entries[i]
 
             def evaluate(state: Tensor) -> Tensor:
-                return shared.plan.velocity(self.velocity)(state, step)
+                return shared.plan.averaged(self.velocity)(state, step)
 
             key = ("steps", plan.kind, tuple(state.shape))
             return self.graphs.run(key, (state,), evaluate, evaluate, shared, part=i)

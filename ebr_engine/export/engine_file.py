@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from ebr_engine.backbones.flux import FluxConfig, FluxTrunk
 from ebr_engine.backbones.flux_tables import FluxConditioning
 from ebr_engine.backbones.loading import Backbone, find_codec
+from ebr_engine.backbones.mini import CODECS
 from ebr_engine.backbones.quantized import Fp8Linear
 from ebr_engine.backbones.wan import WanConditioning, WanConfig, WanStep, WanTrunk
 from ebr_engine.bridge import StepTable
-from ebr_engine.codecs import PixelCodec
 from ebr_engine.errors import EngineError
 from ebr_engine.export.graph import SUFFIXES, TABLES, Graph, load_trunk
 from ebr_engine.tensor_files import write_tensors
@@ -99,7 +99,9 @@ def load_engine(path: Path, device: torch.device, vae: Path | None = None, verif
         else:
             trunk = _trunk(name, config, _part(tensors, "trunk."), device)
             dtype = next(p.dtype for p in trunk.parameters())
-        codec = PixelCodec(tensors["codec.mean"], tensors["codec.scale"]) if name == "mini" else None
+        codec = None
+        if name == "mini":
+            codec = CODECS[len(tensors["codec.mean"])](tensors["codec.mean"], tensors["codec.scale"])
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, StopIteration, ArithmeticError) as error:
         if isinstance(error, EngineError):
             raise

@@ -23,9 +23,9 @@ from ebr_engine.backbones.packed import pack_trunk
 from ebr_engine.bridge import FAST_STEPS, PROCESSES, RELEASED_STEPS, StepTable, make_table
 from ebr_engine.errors import EbrError
 from ebr_engine.offload import BLOCK_LISTS
-from ebr_engine.plan import alternating, shifted
 from ebr_engine.prompts import Prompt, load_prompt
 from ebr_engine.sampler import sample
+from ebr_engine.spinning import View, seen, spun, views
 from ebr_engine.training.config import FREE, LearnConfig
 from ebr_engine.training.data import seeded
 from ebr_engine.training.distributed import World
@@ -93,7 +93,7 @@ class Learner:
             following = self.numbers(self.iteration, part + 1)
             degraded, clean = (latent.to(self.parts.device) for latent in batch(numbers, following))
             states = self.states(numbers, degraded, clean)
-            loss = self.loss(*states, self.shift) / self.config.accumulate
+            loss = self.loss(*states, degraded) / self.config.accumulate
             loss.backward()
             total += loss.detach()
         self.world.mean([*(parameter.grad for parameter in self.parameters), total])
@@ -130,7 +130,8 @@ class Learner:
         begun = StepTable(table.t0, table.times[: done + 1], table.coefficients[:done])
         timesteps = torch.tensor(begun.times[:-1], device=clean.device) * 1000
         steps = [self.live(t[None], self.residual, self.alpha) for t in timesteps]
-        state = sample(shifted(self.parts.velocity), list(zip(steps, self.shifts)), degraded, noise, begun)
+        velocity = spun(self.parts.velocity, self.parts.codec, degraded) if self.views else self.parts.velocity
+        state = sample(velocity, seen(steps, self.views[: len(steps)]), degraded, noise, begun)
         t = clean.new_full((len(clean),), table.times[done])
         return state, (state - clean) / table.times[done], t
 
@@ -141,22 +142,31 @@ class Learner:
         return table, int(torch.randint(len(table), (1,), generator=seeded(self.config.seed, "visited", self.iteration)))
 
     @property
-    def shifts(self) -> Sequence[tuple[int, int]]:
-        """On policy: of the grid of patches in each of the sampler's steps, as restoring has them."""
-        return alternating(self.parts, self.config.on_policy) or [(0, 0)] * self.config.on_policy
+    def views(self) -> tuple[View, ...]:
+        """How the transformer sees the state in each of the sampler's steps, as restoring has them."""
+        return views(self.parts, make_table("fast", self.config.t0, self.config.on_policy or None).times[:-1])
 
-    @property
-    def shift(self) -> tuple[int, int]:
-        """Of the grid of patches in this iteration."""
-        return self.shifts[self.path[1]] if self.config.on_policy else (0, 0)
+    def view(self, t: Tensor) -> View:
+        """How it sees the states of this iteration, at times [B]: on policy as in the sampler's step, else as in any of them."""
+        if self.config.on_policy:
+            return self.views[self.path[1]]
+        chosen = torch.randint(len(self.views), (1,), generator=seeded(self.config.seed, "view", self.iteration))
+        return self.views[int(chosen)]._replace(time=t)
 
-    def loss(self, state: Tensor, target: Tensor, t: Tensor, shift: tuple[int, int] = (0, 0)) -> Tensor:
-        """The loss of states [B, C, f, h, w] at times [B]; differentiable in the prompt and α."""
-        error = shifted(self.parts.velocity)(state, (self.live(t * 1000, self.residual, self.alpha), shift)) - target
+    def loss(self, state: Tensor, target: Tensor, t: Tensor, degraded: Tensor | None = None) -> Tensor:
+        """The loss of states [B, C, f, h, w] at times [B]; differentiable in the prompt and α.
+
+        Where the latents `degraded` are given, the transformer sees the states as in restoring, otherwise plainly.
+        """
+        velocity, step = self.parts.velocity, self.live(t * 1000, self.residual, self.alpha)
+        if degraded is not None and self.views:
+            velocity, step = spun(velocity, self.parts.codec, degraded), (step, self.view(t))
+        error = velocity(state, step) - target
         if self.config.loss != "velocity":
             error = error * t.view(-1, 1, 1, 1, 1)
         if self.config.loss == "pixel":
-            error = error * self.parts.codec.scale.view(1, -1, 1, 1, 1)
+            weight = 1 + self.config.tone * self.parts.codec.tones
+            error = error * (self.parts.codec.scale * weight.sqrt()).view(1, -1, 1, 1, 1)
         return error.square().mean()
 
     def prompt(self, training: dict | None = None) -> Prompt:

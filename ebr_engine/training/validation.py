@@ -12,6 +12,7 @@ from ebr_engine.bridge import make_table
 from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.media.images import write_image
 from ebr_engine.sampler import draw_noise, sample
+from ebr_engine.spinning import seen, spun
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.data import pair_samples
 from ebr_engine.training.degradations import degrade, seeds
@@ -53,7 +54,8 @@ class Validation:
         for i, (degraded, clean) in enumerate(self.pairs):
             latent = self.parts.codec.encode(degraded[None].to(self.parts.device))
             noise = draw_noise(latent.shape, SEED, latent.device)
-            restored = self.parts.codec.decode(sample(self.parts.velocity, tables, latent, noise, table))[0]
+            velocity = spun(self.parts.velocity, self.parts.codec, latent) if learner.views else self.parts.velocity
+            restored = self.parts.codec.decode(sample(velocity, seen(tables, learner.views), latent, noise, table))[0]
             restored = (restored.cpu().clamp(0, 1) * 255).round() / 255
             frames = list(zip(restored.unbind(1), clean.unbind(1)))
             found["psnr"] += [psnr(one[None], other[None]) for one, other in frames]
