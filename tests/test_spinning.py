@@ -68,9 +68,8 @@ def test_a_bias_that_every_token_has_is_taken_out():
     codec = LappedCodec()
     degraded = codec.encode(torch.rand(1, 3, 1, 64, 64))
     texture = torch.randn(1, 192, 1, 1, 1) * ~codec.tones.view(1, -1, 1, 1, 1)
-    plain, biased = (
-        spun(lambda state, step: state * 0.1 + step, codec, degraded)(degraded, (bias, View(0.2, (4, 4)))) for bias in (0, texture)
-    )
+    velocity = spun(lambda state, bias: state * 0.1 + bias, codec, degraded)
+    plain, biased = (velocity(degraded, (bias, View(0.2, (4, 4)))) for bias in (0, texture))
     torch.testing.assert_close(biased, plain, atol=1e-4, rtol=0)
 
 

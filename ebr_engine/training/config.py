@@ -74,6 +74,9 @@ class LearnConfig:
     bridge: str = _setting("ebr", "objective", "The process: ebr; naive and ddbm for comparison.")
     loss: str = _setting("pixel", "objective", "pixel (mini), x0 (latents), or velocity (wan's and flux's default).")
     tone: float = _setting(0.0, "objective", "Extra weight of the error's means over blocks of the codec (pixel loss).")
+    even: float = _setting(
+        0.0, "objective", "Weights samples by their own damage to this power, inverted: above 0, mild ones count as well (ebr)."
+    )
     t0: float = _setting(0.4, "objective", "Where the bridge starts, between 0 and 1.")
     t_min: float = _setting(1e-4, "objective", "The least time.")
     power: float = _setting(1.0, "objective", "Times are t_min + (t0 - t_min) u^power; below 1 favours early steps.")
@@ -145,7 +148,7 @@ def _check_numbers(config: LearnConfig) -> None:
     if not 0 < config.t_min < config.t0 < 1:
         raise EbrError(f"t_min and t0 must fulfil 0 < t_min < t0 < 1, got {config.t_min} and {config.t0}")
     at_least = {1: "tokens iterations batch accumulate warmup scenes frames stride save_every save_last_n validation_count"}
-    at_least[0] = "views on_policy clip weight_decay validate_every tone"
+    at_least[0] = "views on_policy clip weight_decay validate_every tone even"
     for least, names in at_least.items():
         for name in names.split():
             if not getattr(config, name) >= least:

@@ -32,6 +32,7 @@ from ebr_engine.training.distributed import World
 from ebr_engine.training.live import live_conditioner
 
 INITIAL_STD = 0.02  # of the prompt
+SLIGHT = 0.05  # mean square of a damage in the latent, below which all count alike
 PACKED = 2**31  # bytes of weights up to which a CPU keeps them twice, each way laid out for its products
 # (numbers of samples, those of the batch that follows) → degraded and clean latents [B, C, f, h, w]
 Batch = Callable[[Sequence[int], Sequence[int]], tuple[Tensor, Tensor]]
@@ -167,7 +168,11 @@ class Learner:
         if self.config.loss == "pixel":
             weight = 1 + self.config.tone * self.parts.codec.tones
             error = error * (self.parts.codec.scale * weight.sqrt()).view(1, -1, 1, 1, 1)
-        return error.square().mean()
+        if not self.config.even or degraded is None:
+            return error.square().mean()
+        damage = (degraded - state + t.view(-1, 1, 1, 1, 1) * target).square().mean((1, 2, 3, 4))
+        weight = ((damage + SLIGHT) / damage.add(SLIGHT).mean()) ** -self.config.even
+        return (error.square().mean((1, 2, 3, 4)) * weight).mean()
 
     def prompt(self, training: dict | None = None) -> Prompt:
         """The prompt as it stands, averaged if the run averages."""

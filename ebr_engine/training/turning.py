@@ -43,8 +43,7 @@ def token_bases(trunk: nn.Module) -> tuple[Tensor, Tensor]:
     pixels = torch.eye(3 * HOP * HOP).view(-1, 3, 1, HOP, HOP)
     latent = PixelCodec().encode(pixels)
     inputs = trunk.patchify(latent, (1, 1, 1))[:, 0]
-    b, c, f, h, w = latent.shape
-    return inputs.T, latent.permute(0, 2, 3, 4, 1).reshape(b, -1).T
+    return inputs.T, latent.permute(0, 2, 3, 4, 1).flatten(1).T
 
 
 def central_basis(codec: LappedCodec) -> Tensor:

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from ebr_engine.backbones.mini import MINI, Mini, MiniTextEncoder, load_mini, save_mini
 from ebr_engine.backbones.wan import WanConditioner, WanTrunk
 from ebr_engine.backbones.wan_weights import diffusers_state_dict, load_wan
-from ebr_engine.codecs import PixelCodec
 from ebr_engine.errors import BackboneError
+from ebr_engine.lapped import LappedCodec
 
 WORDS = ["haze", "strong", "blue"]
 CONFIG = replace(
@@ -27,7 +27,7 @@ def encoder():
 def mini(encoder):
     names = diffusers_state_dict(WanConditioner(CONFIG), WanTrunk(CONFIG))
     halves = load_wan(CONFIG, {name: torch.randn(tensor.shape) for name, tensor in names.items()})
-    codec = PixelCodec(torch.randn(48), torch.rand(48) + 0.1)
+    codec = LappedCodec(torch.randn(192), torch.rand(192) + 0.1)
     return Mini(*halves, codec, encoder, torch.randn(16, 8), {"minutes": 60, "seed": 3})
 
 
