@@ -64,6 +64,7 @@ class PixelCodec(nn.Module):
     channels = 3 * BLOCK * BLOCK
     span = 2 * BLOCK  # pixels of a token, either way
     offsets = ((0, 0), (4, 0), (0, 4), (4, 4))  # of the grid of tokens in a run's steps, the last step first
+    noise = 1.0  # of the bridge's own that a run starts with
     levels = False  # whether the mean of a picture's detail is kept, see `spinning.py`
 
     def __init__(self, mean: Tensor | None = None, scale: Tensor | None = None):

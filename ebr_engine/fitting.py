@@ -12,8 +12,8 @@ from torch import nn
 from ebr_engine.backbones.checkpoint import memory
 from ebr_engine.backbones.flux import MLP_RATIO, PACK, FluxConfig
 from ebr_engine.backbones.loading import Backbone
-from ebr_engine.backbones.wan import WanConfig
 from ebr_engine.backbones.mini import CODECS
+from ebr_engine.backbones.wan import WanConfig
 from ebr_engine.errors import EngineError, warn
 from ebr_engine.memory import FLOAT, Costs, Rung, Work, below, choose, gentle, ladder, limits_of, peak, size_of, token_bytes
 from ebr_engine.offload import BLOCK_LISTS, inner

@@ -95,7 +95,8 @@ class Geometry:
         """
         batch, *cells = self.latent_shape(shape)
         moment = round(first / self.parts.codec.temporal)
-        return draw_noise((1, *cells), seed).roll(-moment, dims=2).expand(batch, -1, -1, -1, -1)
+        noise = draw_noise((1, *cells), seed) * self.parts.noise
+        return noise.roll(-moment, dims=2).expand(batch, -1, -1, -1, -1)
 
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """[B, C, f, h, w] of padded pixels [B, 3, F, H, W]."""

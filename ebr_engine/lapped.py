@@ -29,6 +29,7 @@ class LappedCodec(nn.Module):
     channels = 3 * HOP * HOP
     span = HOP  # pixels of a token, either way
     offsets = ((4, 4), (0, 0), (4, 0), (0, 4), (2, 6))  # of the grid of tokens in a run's steps, the last step first
+    noise = 0.2  # of the bridge's own that a run starts with: less of it is left in flat areas, and no score misses it
     levels = True  # whether the mean of a picture's detail is kept, see `spinning.py`
 
     def __init__(self, mean: Tensor | None = None, scale: Tensor | None = None):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ebr_engine.backbones.loading import Backbone
 from ebr_engine.bridge import StepTable
-from ebr_engine.errors import EngineError
 from ebr_engine.codecs import Codec
+from ebr_engine.errors import EngineError
 from ebr_engine.sampler import Steps, Velocity, mean_velocity, place
 from ebr_engine.spinning import View, seen, spun
 

@@ -25,7 +25,10 @@ class View(NamedTuple):
 
 
 def views(parts: Backbone, times: Sequence[float]) -> tuple[View, ...]:
-    """The view of each step that starts at one of `times`; none but for `mini`. A graph of one size only leaves no room to move."""
+    """The view of each step that starts at one of `times`; none but for `mini`.
+
+    A graph of one size only leaves the grid no room to move.
+    """
     if parts.name != "mini":
         return ()
     offsets, last = parts.codec.offsets, len(times) - 1

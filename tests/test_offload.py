@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ebr_engine.codecs import PixelCodec
+from ebr_engine.lapped import LappedCodec
 from ebr_engine.offload import BlockOffload, OffloadedCodec
 
 
@@ -43,7 +43,7 @@ def test_a_block_computes_with_copies_and_hands_its_host_weights_back():
 def test_a_codec_is_on_the_cpu_unless_it_works():
     moves = []
 
-    class Watched(PixelCodec):
+    class Watched(LappedCodec):
         def to(self, device):
             moves.append(str(device))
             return super().to(device)

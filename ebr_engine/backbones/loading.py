@@ -61,6 +61,11 @@ class Backbone:
         return 2 if self.name == "flux" else self.trunk.config.patch_size[-1]
 
     @property
+    def noise(self) -> float:
+        """How much of the bridge's noise a run starts with."""
+        return getattr(self.codec, "noise", 1.0)
+
+    @property
     def multiple(self) -> int:
         """Pixels that a token spans, either way."""
         return self.codec.spatial * self.patch

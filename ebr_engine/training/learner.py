@@ -118,7 +118,7 @@ class Learner:
             generator = seeded(config.seed, "state", number)
             times.append(torch.rand((), generator=generator))
             noises.append(torch.randn(clean.shape[1:], generator=generator))
-        noise = torch.stack(noises).to(clean)
+        noise = torch.stack(noises).to(clean) * (self.parts.noise if config.bridge == "ebr" else 1.0)
         if config.on_policy:
             return self.visited(degraded, clean, noise)
         t = config.t_min + (config.t0 - config.t_min) * torch.stack(times).to(clean) ** config.power

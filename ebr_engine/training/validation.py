@@ -53,7 +53,7 @@ class Validation:
         self.sheets = []
         for i, (degraded, clean) in enumerate(self.pairs):
             latent = self.parts.codec.encode(degraded[None].to(self.parts.device))
-            noise = draw_noise(latent.shape, SEED, latent.device)
+            noise = draw_noise(latent.shape, SEED, latent.device) * self.parts.noise
             velocity = spun(self.parts.velocity, self.parts.codec, latent) if learner.views else self.parts.velocity
             restored = self.parts.codec.decode(sample(velocity, seen(tables, learner.views), latent, noise, table))[0]
             restored = (restored.cpu().clamp(0, 1) * 255).round() / 255

@@ -140,8 +140,61 @@ def test_the_x0_and_pixel_losses_are_errors_of_the_clean_estimate(weights, pool)
     assert abs(latents / pixels - 1) > 0.01  # so the two are told apart
 
 
+def test_learning_sees_states_as_restoring_does(weights, pool):
+    learner = start(weights, on_policy=3, batch=4)
+    degraded, clean = batches(learner, pool)(range(4))
+    state, target, t = learner.visited(degraded, clean, torch.randn(clean.shape))
+    plan = bake(learner.parts, [(learner.prompt(), 1.0)], make_table("fast", learner.config.t0, 3))
+    step = plan.table.times.index(pytest.approx(t[0].item()))
+    velocity = plan.seen(learner.parts.velocity, learner.parts.codec, degraded)(state, plan.conditioning[step])
+    error = (velocity - target) * t.view(-1, 1, 1, 1, 1) * learner.parts.codec.scale.view(1, -1, 1, 1, 1)
+    with torch.no_grad():
+        assert learner.loss(state, target, t, degraded).item() == pytest.approx(error.square().mean().item(), rel=1e-4)
+
+
+def test_off_policy_every_place_of_the_grid_is_learned(weights):
+    learner = start(weights)
+    t = torch.tensor([0.1, 0.3])
+    seen = []
+    for learner.iteration in range(40):
+        view = learner.view(t)
+        assert view.time is t
+        seen.append(view.offset)
+    assert set(seen) == set(learner.parts.codec.offsets)
+
+
+def test_tones_weigh_more_where_that_is_asked_for(weights, pool):
+    plain, toned = start(weights), start(weights, tone=3.0)
+    state, target, t = fixed_states(plain, pool)
+    with torch.no_grad():
+        whole, more = (learner.loss(state, target, t).item() for learner in (plain, toned))
+        error = state - t.view(-1, 1, 1, 1, 1) * plain.parts.velocity(state, plain.live(t * 1000, *plain.parameters))
+        error = (error - state + t.view(-1, 1, 1, 1, 1) * target) * plain.parts.codec.scale.view(1, -1, 1, 1, 1)
+        tones = (error.square() * plain.parts.codec.tones.view(1, -1, 1, 1, 1)).mean().item()
+    assert more == pytest.approx(whole + 3 * tones, rel=1e-4)
+
+
+def test_slight_damage_counts_more_where_that_is_asked_for(weights):
+    """Two samples of one error, the second damaged a hundred times as much: their shares of the loss follow from that."""
+    shares = []
+    for even in (0.0, 1.0):
+        learner = start(weights, even=even, loss="x0")
+        state = torch.zeros(2, 192, 1, 2, 2)
+        degraded = torch.stack((torch.full(state.shape[1:], 1.0), torch.full(state.shape[1:], 10.0)))
+        t = torch.full((2,), 0.2)
+        errors = []
+        for changed in (0, 1):  # a target that is far off for one of them
+            target = torch.zeros_like(state)
+            target[changed] = 1e-3
+            with torch.no_grad():
+                plain, other = (learner.loss(state, x, t, degraded).item() for x in (torch.zeros_like(state), target))
+            errors.append(abs(other - plain))
+        shares.append(errors[0] / errors[1])
+    assert shares[1] > 20 * shares[0]
+
+
 def test_times_lie_between_t_min_and_t0_by_the_power(weights):
-    latents = torch.zeros(64, 48, 1, 2, 2)
+    latents = torch.zeros(64, 192, 1, 2, 2)
     even, early = (start(weights, power=power, t_min=0.1).states(range(64), latents, latents)[2] for power in (1, 0.25))
     for times in (even, early):
         assert 0.1 <= times.min() < times.max() <= 0.4
@@ -180,12 +233,13 @@ def test_on_policy_states_are_those_of_the_sampler(weights, pool):
     noise = torch.randn(clean.shape)
     table = make_table("fast", learner.config.t0, 4)
     plan = bake(learner.parts, [(learner.prompt(), 1.0)], table)
-    assert len(set(plan.shifts)) == 4  # of the grid of patches, as restoring has them
+    assert learner.views == plan.views  # the grid lies where restoring has it
+    assert len({view.offset for view in plan.views}) == 4
     visited: dict[float, torch.Tensor] = {}
 
     def velocity(state, entry):
         visited[table.times[len(visited)]] = state
-        return plan.velocity(learner.parts.velocity)(state, entry)
+        return plan.seen(learner.parts.velocity, learner.parts.codec, degraded)(state, entry)
 
     sample(velocity, plan.conditioning, degraded, noise, table)
     seen = set()
@@ -195,7 +249,7 @@ def test_on_policy_states_are_those_of_the_sampler(weights, pool):
         time = next(known for known in visited if known == pytest.approx(t[0].item()))
         assert torch.allclose(state, visited[time], atol=1e-5)
         assert torch.allclose(state - t.view(-1, 1, 1, 1, 1) * target, clean, atol=1e-4)
-        assert learner.shift == plan.shifts[table.times.index(time)]
+        assert learner.view(t) == plan.views[table.times.index(time)]
         seen.add(time)
     assert len(seen) == 4
 
