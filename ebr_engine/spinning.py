@@ -45,13 +45,15 @@ def spun(velocity: Velocity, codec: Codec, degraded: Tensor) -> Velocity:
 
     Differentiable. The moved grid is one cell larger either way, whatever the offset, so that the transformer meets one size.
     """
+    pixels = codec.decode(degraded) if codec.levels else None  # once, for every step
 
     def through(state: Tensor, entry: tuple[Any, View]) -> Tensor:
         step, view = entry
         there = moved(state, codec, view.offset)
-        result = velocity(there, step)
+        result = velocity(there, step).contiguous()  # one layout, one order of sums
         if codec.levels:
-            result = levelled(result, there, moved(degraded, codec, view.offset), view.time, codec.tones)
+            level = degraded if view.offset is None else codec.encode(extended(pixels, view.offset, codec.span))
+            result = levelled(result, there, level, view.time, codec.tones)
         return moved_back(result, codec, view.offset)
 
     return through
@@ -64,12 +66,16 @@ def moved(latent: Tensor, codec: Codec, offset: tuple[int, int] | None) -> Tenso
     """
     if offset is None:
         return latent.contiguous()
-    pixels = codec.decode(latent)
+    return codec.encode(extended(codec.decode(latent), offset, codec.span))
+
+
+def extended(pixels: Tensor, offset: tuple[int, int], span: int) -> Tensor:
+    """Pixels [..., H, W] with `offset` (up, left) of their reflection before them and the rest of `span` after them."""
     for axis, before in zip((-2, -1), offset):
-        length = pixels.shape[axis]
-        first, last = pixels.narrow(axis, 0, before), pixels.narrow(axis, length - (codec.span - before), codec.span - before)
+        after = span - before
+        first, last = pixels.narrow(axis, 0, before), pixels.narrow(axis, pixels.shape[axis] - after, after)
         pixels = torch.cat((first.flip(axis), pixels, last.flip(axis)), axis)
-    return codec.encode(pixels)
+    return pixels
 
 
 def moved_back(latent: Tensor, codec: Codec, offset: tuple[int, int] | None) -> Tensor:
@@ -90,4 +96,4 @@ def levelled(velocity: Tensor, state: Tensor, degraded: Tensor, time: float | Te
     if isinstance(time, Tensor):
         time = time.view(-1, 1, 1, 1, 1)
     own, wanted = (x.mean((2, 3, 4), keepdim=True) for x in (velocity, state - degraded))
-    return velocity + (wanted / time - own) * ~tones.view(1, -1, 1, 1, 1)
+    return velocity + (wanted / time - own) * ~tones.to(velocity.device).view(1, -1, 1, 1, 1)
