@@ -216,10 +216,13 @@ def initial(config: LearnConfig, parts: Backbone) -> tuple[Tensor, Tensor]:
         return rows, torch.full((parts.blocks,), config.alpha)
     begun = load_prompt(Path(config.start))
     begun.check(parts.name, parts.width, parts.blocks)
-    if begun.residual.shape != shape:
-        own = f"tokens={begun.residual.shape[-2]} and per_block={str(begun.residual.ndim == 3).lower()}"
+    rows = begun.residual.float()
+    if config.per_block and rows.ndim == 2:  # every block begins with what all of them shared
+        rows = rows.expand(parts.blocks, -1, -1).clone()
+    if rows.shape != shape:
+        own = f"tokens={rows.shape[-2]} and per_block={str(rows.ndim == 3).lower()}"
         raise EbrError(f"{config.start}: learn on with {own}, which this prompt was learned with")
-    return begun.residual.float(), begun.alpha.float()
+    return rows, begun.alpha.float()
 
 
 def check_fits(config: LearnConfig, parts: Backbone, world: World) -> None:

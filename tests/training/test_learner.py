@@ -214,6 +214,8 @@ def test_learning_goes_on_from_a_prompt(weights, pool, few, tmp_path):
     assert torch.equal(second.alpha, first.alpha)
     second.step(few)
     assert not torch.equal(second.residual, first.residual)
+    apart = start(weights, start=str(tmp_path / "first.safetensors"), per_block=True)
+    assert torch.equal(apart.residual, first.residual.expand(len(apart.alpha), -1, -1))
     with pytest.raises(EbrError, match="tokens=4 and per_block=false"):
         start(weights, start=str(tmp_path / "first.safetensors"), tokens=8)
     with pytest.raises(EbrError, match="nowhere"):
