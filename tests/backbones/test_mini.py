@@ -4,13 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ebr_engine.backbones.mini import MINI, Mini, MiniTextEncoder, load_mini, save_mini
 from ebr_engine.backbones.wan import WanConditioner, WanTrunk
 from ebr_engine.backbones.wan_weights import diffusers_state_dict, load_wan
+from ebr_engine.codecs import PixelCodec
+from ebr_engine.engine import Restorer
 from ebr_engine.errors import BackboneError
 from ebr_engine.lapped import LappedCodec
+from tests.tiny import save_blocks
 
 WORDS = ["haze", "strong", "blue"]
 CONFIG = replace(
@@ -55,6 +59,19 @@ def test_the_trunk_alone_takes_the_precision_asked_for(mini, tmp_path):
     loaded = load_mini(tmp_path / "mini.safetensors", dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in loaded.trunk.parameters()} == {torch.bfloat16}
     assert {parameter.dtype for parameter in loaded.conditioner.parameters()} == {torch.float32}
+
+
+def test_weights_over_the_block_codec_are_still_read(tmp_path):
+    path = save_blocks(tmp_path / "blocks.safetensors", PixelCodec(torch.randn(48), torch.rand(48) + 0.1))
+    with safe_open(path, "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file(tensors, path, metadata | {"format": "ebr-engine mini 1"})
+    restorer = Restorer(model=path, device="cpu", precision="fp32")
+    assert isinstance(restorer.codec, PixelCodec)
+    assert restorer.parts.multiple == 8
+    result = restorer.restore(torch.rand(3, 20, 30), t0=0.2)
+    assert result.shape == (3, 20, 30)
+    assert result.isfinite().all()
 
 
 def test_missing_damaged_and_other_files_are_refused(mini, tmp_path):
