@@ -2,22 +2,25 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ebr_engine.backbones.flux.model import FluxConfig
 from ebr_engine.backbones.mini.codec import PixelCodec
+from ebr_engine.backbones.mini.lapped import LappedCodec
 from ebr_engine.backbones.mini.model import save_mini
 from ebr_engine.backbones.wan.model import WanConfig
 from ebr_engine.prompts.prompt import Prompt
 from ebr_engine.training.pretrain import Pretrainee, finished
 
 TINY = WanConfig(
+    patch_size=(1, 1, 1),
     num_attention_heads=2,
     attention_head_dim=12,
-    in_channels=48,
-    out_channels=48,
+    in_channels=192,
+    out_channels=192,
     text_dim=16,
     freq_dim=16,
     ffn_dim=32,
@@ -35,7 +38,7 @@ TINY_FLUX = FluxConfig(
 )
 
 
-def save_tiny(path: Path, gain: float = 3, time: float = 0.1, codec: PixelCodec | None = None, **sizes: int) -> Path:
+def save_tiny(path: Path, gain: float = 3, time: float = 0.1, codec: LappedCodec | None = None, **sizes: Any) -> Path:
     """Write a backbone whose every part has a say in the result; returns its path.
 
     `gain`: of the output layer. `time`: standard deviation of the layer that makes the modulation of time; 0 leaves it as
@@ -47,8 +50,13 @@ def save_tiny(path: Path, gain: float = 3, time: float = 0.1, codec: PixelCodec 
         model.trunk.patch_out.weight.mul_(gain)
         if time:
             model.conditioner.time_proj.weight.normal_(std=time)
-    save_mini(path, finished(model, dict(model.named_parameters()), codec or PixelCodec(), {}))
+    save_mini(path, finished(model, dict(model.named_parameters()), codec or LappedCodec(), {}))
     return path
+
+
+def save_blocks(path: Path, codec: PixelCodec | None = None) -> Path:
+    """The same over the block codec, which weights of the file's first format have."""
+    return save_tiny(path, codec=codec or PixelCodec(), patch_size=(1, 2, 2), in_channels=48, out_channels=48)
 
 
 def make_prompt(seed=0, tokens=4, width=TINY.width, blocks=TINY.num_layers, backbone="mini", t0=0.2) -> Prompt:

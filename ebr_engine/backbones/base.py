@@ -194,7 +194,7 @@ class Spec:
     conditioner: type[nn.Module]
     trunk: type[nn.Module]
     conditioning: type[Conditioning]
-    codec: type[Codec]
+    codec: Callable[..., Codec]  # by what `to_tensors` gives, or a VAE's class
     live: Callable[["Backbone", int], Callable[..., Any]]  # see `Backbone.live`
     load: Callable[[ModelSource, torch.device, torch.dtype], "Backbone"]
     checkpoints: Checkpoints | None = None  # how published models are read; None for one that is bundled whole
@@ -206,7 +206,7 @@ class Spec:
     small_side: int | None = None  # longest side of a small version that shows the whole picture; None: the tile
     knows_time: bool = False  # frames of a clip see each other
     asks_for_frames: bool = False  # a clip is restored frame by frame only where that is asked for
-    alternates: bool = False  # the grid of patches is shifted in each step: see `engine.plan.alternating`
+    moves: bool = False  # the grid of tokens lies elsewhere in each step, and detail keeps its level: see `views.py`
     mix: str = "residual"  # how several prompts are mixed, unless it is said
 
     released_size: tuple[int, int] | None = None  # height and width of the published protocol
@@ -282,6 +282,11 @@ class Backbone:
     def patch(self) -> int:
         """Latent cells that a token spans, either way."""
         return self.trunk.config.patch[-1]
+
+    @property
+    def noise(self) -> float:
+        """How much of the bridge's noise a run starts with."""
+        return getattr(self.codec, "noise", 1.0)
 
     @property
     def multiple(self) -> int:

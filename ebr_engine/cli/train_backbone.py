@@ -24,6 +24,9 @@ def train_backbone(
     size_odds: Annotated[
         str, typer.Option("--size-odds", metavar="A,B,C", help="How often crops are 64, 128 and 256 pixels a side.")
     ] = "0.4,0.4,0.2",
+    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0.0, help="Of Muon; the rest has half of it.")] = 2e-3,
+    decay: Annotated[float, typer.Option("--decay", min=0.01, max=1.0, help="Share of the run in which it falls to 0.")] = 0.35,
+    ema: Annotated[float, typer.Option("--ema", min=0.0, max=0.9999, help="Decay of the average that is written.")] = 0.999,
     seed: Annotated[int, typer.Option("--seed", help="Of weights, scenes and noise.")] = 0,
     compile_blocks: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Compile the blocks (needs a C++ compiler).")
@@ -31,6 +34,8 @@ def train_backbone(
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from FILE.ckpt if it is there.")] = True,
 ) -> None:
     """Pre-train mini by flow matching on procedural images; a log is kept in FILE.log.jsonl, a checkpoint in FILE.ckpt.
+
+    With --from, weights over the block codec (files of mini's first format) are turned to the lapped codec to begin with.
 
     [bold]ebr-engine train-backbone mini -o mini.safetensors --minutes 90[/]
     """
@@ -46,7 +51,8 @@ def train_backbone(
 
     from ebr_engine.training.pretrain import PretrainConfig, pretrain
 
-    config = PretrainConfig(minutes=minutes, seed=seed, batch=batch, size_odds=odds, compile=compile_blocks)
+    rates = {"learning_rate": learning_rate, "decay": decay, "ema": ema}
+    config = PretrainConfig(minutes=minutes, seed=seed, batch=batch, size_odds=odds, compile=compile_blocks, **rates)
     typer.echo(f"pre-training {backbone.value} for {minutes:g} minutes; see {out.with_suffix('.log.jsonl')}", err=True)
     pretrain(out, config, resume, start=start)
     typer.echo(str(out))

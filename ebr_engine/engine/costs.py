@@ -25,7 +25,8 @@ def costs_of(backbone: Backbone) -> Costs:
     trunk = (_bytes(backbone.trunk), waiting) if module else (0, 0)
     made = costs(backbone.spec, backbone.trunk.config, precision(backbone), backbone.device.type, vae, trunk)
     beside = _bytes(backbone.conditioner) if backbone.conditioner is not None and not made.cuda else 0
-    return replace(made, trunk=made.trunk + beside, codec=codec.parameters_bytes)
+    sizes = {"spatial": codec.spatial, "multiple": backbone.multiple}
+    return replace(made, trunk=made.trunk + beside, codec=codec.parameters_bytes, **sizes)
 
 
 def costs(

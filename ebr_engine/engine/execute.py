@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ebr_engine import settings
 from ebr_engine.backbones.base import Backbone
 from ebr_engine.backbones.layers import pack_trunk
+from ebr_engine.backbones.views import seen
 from ebr_engine.bridge.sampler import Callback, Velocity, sample
 from ebr_engine.engine.devices import synchronise
 from ebr_engine.engine.layout import tiled
@@ -237,13 +238,14 @@ class Runner:
             try:
                 if tiling is None:
                     return self._replayed(plan, degraded, noise, callback)
-                velocity = self._groups(self._step_of(plan), tiling, plan)
-                return sample(velocity, range(len(plan.table)), degraded, noise, plan.steps, callback)
+                velocity = plan.seen(self._groups(self._step_of(plan), tiling, plan), self.backbone.codec, degraded)
+                return sample(velocity, seen(range(len(plan.table)), plan.views), degraded, noise, plan.steps, callback)
             except GraphError as error:
                 self.graphs = None
                 warn(f"CUDA graphs are left out from here on: {error}")
-        velocity = plan.velocity(self.velocity if self._compiles(cells, plan) else self.backbone.velocity)
+        velocity = plan.averaged(self.velocity if self._compiles(cells, plan) else self.backbone.velocity)
         velocity = velocity if tiling is None else self._groups(velocity, tiling, plan)
+        velocity = plan.seen(velocity, self.backbone.codec, degraded)
         return sample(velocity, plan.conditioning, degraded, noise, plan.steps, callback)
 
     def velocity(self, latent: Tensor, step: Any) -> Tensor:
@@ -273,7 +275,8 @@ class Runner:
         shared = self._shared(plan)
 
         def run(degraded: Tensor, noise: Tensor, plan: Plan = shared.plan) -> Tensor:
-            return sample(plan.velocity(self.velocity), plan.conditioning, degraded, noise, plan.steps)
+            velocity = plan.seen(plan.averaged(self.velocity), self.backbone.codec, degraded)
+            return sample(velocity, plan.conditioning, degraded, noise, plan.steps)
 
         def warm(degraded: Tensor, noise: Tensor) -> Tensor:
             return run(degraded, noise, shared.plan.first(WARM_STEPS))
@@ -291,10 +294,10 @@ class Runner:
         shared = self._shared(plan)
 
         def velocity(state: Tensor, i: int) -> Tensor:
-            step = shared.plan.conditioning[i]
+            step = shared.plan.entries[i]
 
             def evaluate(state: Tensor) -> Tensor:
-                return shared.plan.velocity(self.velocity)(state, step)
+                return shared.plan.averaged(self.velocity)(state, step)
 
             key = ("steps", plan.kind, tuple(state.shape))
             reads = shared, self.backbone.prepare(state, shared.plan.tables[0][0])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,12 @@ class OffloadedCodec:
 
     def __init__(self, codec: "Codec", device: torch.device):
         self.codec, self.device = codec.to("cpu"), device
-        self.spatial, self.temporal, self.channels = codec.spatial, codec.temporal, codec.channels
-        self.frames = codec.frames
+
+    def __getattr__(self, name: str) -> Any:
+        """What a codec tells of itself, which waits for nothing."""
+        if name == "codec":  # not yet there
+            raise AttributeError(name)
+        return getattr(self.codec, name)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """See `base.Codec`."""

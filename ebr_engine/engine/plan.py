@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.base import Backbone
+from ebr_engine.backbones.base import Backbone, Codec
+from ebr_engine.backbones.views import View, seen, spun, views
 from ebr_engine.bridge.sampler import Steps, StepTable, Velocity, make_table, mean_velocity, place
 from ebr_engine.bridge.schedules import SCHEDULES
 from ebr_engine.errors import EngineError, check_choice
@@ -25,7 +26,7 @@ class Plan:
     table: StepTable
     tables: list[Any]  # a conditioning for every velocity that is averaged: one, unless prompts are mixed by velocity
     bake: Callable[[Backbone], list[Any]] | None = None  # the tables for the same backbone in another precision
-    shifts: tuple[tuple[int, int], ...] = ()  # of the grid of patches in each step, in cells down and right
+    views: tuple[View, ...] = ()  # how the transformer sees the state in each step
     following: tuple["Plan", ...] = ()  # runs of their own, each over the result of the one before
 
     @property
@@ -39,10 +40,14 @@ class Plan:
             raise EngineError("a file holds one run; make one for each prompt, or mix them with --mix residual")
 
     @property
+    def entries(self) -> Sequence:
+        """What the averaged velocity takes: an entry a step."""
+        return self.tables[0] if len(self.tables) == 1 else list(zip(*self.tables))
+
+    @property
     def conditioning(self) -> Sequence:
         """What `sample` takes: an entry a step."""
-        entries = self.tables[0] if len(self.tables) == 1 else list(zip(*self.tables))
-        return list(zip(entries, self.shifts)) if self.shifts else entries
+        return seen(self.entries, self.views)
 
     @cached_property
     def steps(self) -> Steps:
@@ -54,17 +59,20 @@ class Plan:
         """Equal for plans whose runs are the same work on other numbers: schedule, and shapes and dtypes of the tables."""
         shapes = tuple((tuple(x.shape), x.dtype) for tables in self.tables for x in tables.to_tensors().values())
         coefficients = tuple(map(tuple, self.table.coefficients.tolist()))
-        return self.table.t0, self.table.times, coefficients, self.shifts, len(self.tables), shapes
+        return self.table.t0, self.table.times, coefficients, self.views, len(self.tables), shapes
 
-    def velocity(self, velocity: Velocity) -> Velocity:
-        """The velocity function of a run, of the transformer's own."""
-        velocity = velocity if len(self.tables) == 1 else mean_velocity(velocity)
-        return shifted(velocity) if self.shifts else velocity
+    def averaged(self, velocity: Velocity) -> Velocity:
+        """The transformer's own velocity function, over all tables."""
+        return velocity if len(self.tables) == 1 else mean_velocity(velocity)
+
+    def seen(self, velocity: Velocity, codec: Codec, degraded: Tensor) -> Velocity:
+        """The velocity function of a run that restores the latent `degraded`, of the averaged one."""
+        return spun(velocity, codec, degraded) if self.views else velocity
 
     def first(self, count: int) -> "Plan":
         """The first steps alone: enough to have met every kernel, not a restoration."""
         steps = StepTable(self.table.t0, self.table.times[: count + 1], self.table.coefficients[:count])
-        return Plan(steps, [_Part(tables, len(steps)) for tables in self.tables], shifts=self.shifts[: len(steps)])
+        return Plan(steps, [_Part(tables, len(steps)) for tables in self.tables], views=self.views[: len(steps)])
 
     def with_precision(self, backbone: Backbone) -> "Plan":
         """The same run on the same backbone in another precision."""
@@ -80,36 +88,6 @@ class Plan:
         for own, new in zip(self.tables, other.tables):
             for name, table in own.to_tensors().items():
                 table.copy_(getattr(new, name))
-
-
-def alternating(backbone: Backbone, steps: int) -> tuple[tuple[int, int], ...]:
-    """A shift a step, so that the borders of patches lie elsewhere in each; none for a backbone whose patches are not seen.
-
-    A transformer that decides patch by patch leaves their grid in the picture; over shifted grids it averages out (cycle
-    spinning: Coifman and Donoho, "Translation-invariant de-noising", 1995), here at no further evaluation. The last step's is 0.
-    """
-    if not backbone.spec.alternates:
-        return ()
-    half = backbone.patch // 2
-    ways = ((0, 0), (half, 0), (0, half), (half, half))
-    return tuple(ways[(steps - 1 - i) % 4] for i in range(steps))
-
-
-def shifted(velocity: Velocity) -> Velocity:
-    """The same velocity function with the latent moved under the grid of patches; a step comes with its shift.
-
-    What leaves at one border comes back at the other: only its outermost cells meet strangers.
-    """
-
-    def moved(state: Tensor, entry: tuple[Any, tuple[int, int]]) -> Tensor:
-        step, (down, right) = entry
-        if (down, right) == (0, 0):
-            return velocity(state.contiguous(), step)
-        down, right = (by if side > 2 * by else 0 for by, side in zip((down, right), state.shape[-2:]))  # not within one patch
-        there = state.roll((down, right), (-2, -1)).clone(memory_format=torch.contiguous_format)  # one layout: one graph
-        return velocity(there, step).roll((-down, -right), (-2, -1))
-
-    return moved
 
 
 @dataclass(frozen=True)
@@ -158,7 +136,7 @@ def make_plan(backbone: Backbone, request: RestoreRequest) -> Plan:
 def of_file(file: Any, device: torch.device) -> Plan:
     """The plan that an engine file holds, its conditioning on `device`."""
     tables = [tables.to(device, file.backbone.dtype) for tables in file.tables]
-    return Plan(file.table, tables, shifts=alternating(file.backbone, len(file.table)))
+    return Plan(file.table, tables, views=views(file.backbone, file.table.times[:-1]))
 
 
 def released_size(backbone: Backbone) -> tuple[int, int]:
@@ -188,4 +166,4 @@ def bake(
     def tables(backbone: Backbone) -> list[Any]:
         return [backbone.bake(timesteps, mixed_weights(group)) for group in groups]
 
-    return Plan(table, tables(backbone), tables, alternating(backbone, len(table)))
+    return Plan(table, tables(backbone), tables, views(backbone, table.times[:-1]))

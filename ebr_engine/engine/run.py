@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ebr_engine.backbones.base import Backbone
 from ebr_engine.backbones.layers import unpack_trunk
+from ebr_engine.backbones.views import room_of
 from ebr_engine.bridge.sampler import Callback
 from ebr_engine.engine.costs import costs_of
 from ebr_engine.engine.execute import Runner, Tiling
@@ -174,7 +175,9 @@ class Attempt:
         if self.way.blend == "pixel":
             restored = in_pixels(self._whole, padded, noise, tiles, cell, callback)
         else:
-            restored = self._whole(padded, noise, callback, Tiling(tiles, self.way.at_once))
+            room = room_of(self.backbone.codec, self.plan.views)
+            moved = self.geometry.tiles(*padded.shape[-2:], self.way.tile, self.way.overlap, room)
+            restored = self._whole(padded, noise, callback, Tiling(moved, self.way.at_once))
         by_frame = (x.transpose(1, 2).flatten(0, 1) for x in (restored, guide))
         matched = match_tones(*by_frame, side // TONE_CELLS)
         return matched.unflatten(0, (len(padded), -1)).transpose(1, 2)

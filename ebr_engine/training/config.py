@@ -109,19 +109,18 @@ class LearnConfig:
         "refuse", "data", "A pair that cannot be used: refuse to go on, or skip it, naming it.", **_DATA, choices=BAD_DATA
     )
     scenes: int = _setting(512, "data", "Procedural scenes held in memory.")
+    photos: str = _setting("", "data", "Folder of clean photos to take crops of beside procedural scenes (mini).")
+    photo_share: float = _setting(0.5, "data", "Share of the crops that is of photos, where there are any.")
+    intact: float = _setting(0.0, "data", "Share of the crops of scenes and photos that is not degraded.")
+    stored: float = _setting(0.0, "data", "Share of them whose degraded form has noise and traces of JPEG too.")
 
-    bridge: str = _setting(
-        "ebr", "objective", "The process to learn by; naive and ddbm for comparison.", **_LEARNING, choices=BRIDGES
+    bridge: str = _setting("ebr", "objective", "The process: ebr; naive and ddbm for comparison.")
+    loss: str = _setting("pixel", "objective", "pixel (mini), x0 (latents), or velocity (wan's and flux's default).")
+    tone: float = _setting(0.0, "objective", "Extra weight of the error's means over blocks of the codec (pixel loss).")
+    even: float = _setting(
+        0.0, "objective", "Weights samples by their own damage to this power, inverted: above 0, mild ones count as well (ebr)."
     )
-    loss: str = _setting(
-        "pixel",
-        "objective",
-        "Error of the clean estimate in pixels (mini) or latents (x0), or of the velocity (default of wan and flux).",
-        **_LEARNING,
-        choices=LOSSES,
-        by_backbone=True,
-    )
-    t0: float = _setting(0.4, "objective", "Where the bridge starts, between 0 and 1.", **_LEARNING)
+    t0: float = _setting(0.4, "objective", "Where the bridge starts, between 0 and 1.")
     t_min: float = _setting(1e-4, "objective", "The least time.")
     power: float = _setting(1.0, "objective", "Times are t_min + (t0 - t_min) u^power; below 1 favours early steps.", **_LEARNING)
     on_policy: int = _setting(0, "objective", "Learn at the states that the fast sampler of so many steps visits; 0 does not.")
@@ -196,7 +195,7 @@ def _check_numbers(config: LearnConfig) -> None:
     if not 0 < config.t_min < config.t0 < 1:
         raise EbrError(f"t_min and t0 must fulfil 0 < t_min < t0 < 1, got {config.t_min} and {config.t0}")
     at_least = {1: "tokens iterations batch accumulate warmup scenes frames stride save_every save_last_n validation_count"}
-    at_least[0] = "views on_policy clip weight_decay validate_every"
+    at_least[0] = "views on_policy clip weight_decay validate_every tone even"
     for least, names in at_least.items():
         for name in names.split():
             if not getattr(config, name) >= least:
@@ -204,6 +203,9 @@ def _check_numbers(config: LearnConfig) -> None:
     for name in ("power", "learning_rate"):
         if not 0 < getattr(config, name) < math.inf:
             raise EbrError(f"{name} must be a positive number, got {getattr(config, name)}")
+    for name in ("photo_share", "intact", "stored"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise EbrError(f"{name} must be a share from 0 to 1, got {getattr(config, name)}")
     if not 0 <= config.ema < 1:
         raise EbrError(f"ema must be at least 0 and below 1, got {config.ema}")
     if not 0 <= config.seed < SEEDS:

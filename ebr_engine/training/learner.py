@@ -20,10 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ebr_engine.backbones.base import Backbone
 from ebr_engine.backbones.layers import pack_trunk
+from ebr_engine.backbones.views import View, seen, spun, views
 from ebr_engine.bridge.process import PROCESSES
 from ebr_engine.bridge.sampler import StepTable, make_table, sample
 from ebr_engine.engine.offload import block_lists
-from ebr_engine.engine.plan import alternating, shifted
 from ebr_engine.errors import EbrError
 from ebr_engine.prompts.prompt import Prompt, load_prompt
 from ebr_engine.training.config import FREE, LearnConfig
@@ -31,6 +31,7 @@ from ebr_engine.training.data import seeded
 from ebr_engine.training.distributed import World
 
 INITIAL_STD = 0.02  # of the prompt
+SLIGHT = 0.05  # mean square of a damage in the latent, below which all count alike
 PACKED = 2**31  # bytes of weights up to which a CPU keeps them twice, each way laid out for its products
 # (numbers of samples, those of the batch that follows) → degraded and clean latents [B, C, f, h, w]
 Batch = Callable[[Sequence[int], Sequence[int]], tuple[Tensor, Tensor]]
@@ -92,7 +93,7 @@ class Learner:
             following = self.numbers(self.iteration, part + 1)
             degraded, clean = (latent.to(self.backbone.device) for latent in batch(numbers, following))
             states = self.states(numbers, degraded, clean)
-            loss = self.loss(*states, self.shift) / self.config.accumulate
+            loss = self.loss(*states, degraded) / self.config.accumulate
             loss.backward()
             total += loss.detach()
         self.world.mean([*(parameter.grad for parameter in self.parameters), total])
@@ -116,7 +117,7 @@ class Learner:
             generator = seeded(config.seed, "state", number)
             times.append(torch.rand((), generator=generator))
             noises.append(torch.randn(clean.shape[1:], generator=generator))
-        noise = torch.stack(noises).to(clean)
+        noise = torch.stack(noises).to(clean) * (self.backbone.noise if config.bridge == "ebr" else 1.0)
         if config.on_policy:
             return self.visited(degraded, clean, noise)
         t = config.t_min + (config.t0 - config.t_min) * torch.stack(times).to(clean) ** config.power
@@ -129,7 +130,8 @@ class Learner:
         begun = StepTable(table.t0, table.times[: done + 1], table.coefficients[:done])
         timesteps = torch.tensor(begun.times[:-1], device=clean.device) * 1000
         steps = [self.live(t[None], self.residual, self.alpha) for t in timesteps]
-        state = sample(shifted(self.backbone.velocity), list(zip(steps, self.shifts)), degraded, noise, begun)
+        velocity = spun(self.backbone.velocity, self.backbone.codec, degraded) if self.views else self.backbone.velocity
+        state = sample(velocity, seen(steps, self.views[: len(steps)]), degraded, noise, begun)
         t = clean.new_full((len(clean),), table.times[done])
         return state, (state - clean) / table.times[done], t
 
@@ -140,23 +142,36 @@ class Learner:
         return table, int(torch.randint(len(table), (1,), generator=seeded(self.config.seed, "visited", self.iteration)))
 
     @property
-    def shifts(self) -> Sequence[tuple[int, int]]:
-        """On policy: of the grid of patches in each of the sampler's steps, as restoring has them."""
-        return alternating(self.backbone, self.config.on_policy) or [(0, 0)] * self.config.on_policy
+    def views(self) -> tuple[View, ...]:
+        """How the transformer sees the state in each of the sampler's steps, as restoring has them."""
+        return views(self.backbone, make_table("fast", self.config.t0, self.config.on_policy or None).times[:-1])
 
-    @property
-    def shift(self) -> tuple[int, int]:
-        """Of the grid of patches in this iteration."""
-        return self.shifts[self.path[1]] if self.config.on_policy else (0, 0)
+    def view(self, t: Tensor) -> View:
+        """How it sees the states of this iteration, at times [B]: on policy as in the sampler's step, else as in any of them."""
+        if self.config.on_policy:
+            return self.views[self.path[1]]
+        chosen = torch.randint(len(self.views), (1,), generator=seeded(self.config.seed, "view", self.iteration))
+        return self.views[int(chosen)]._replace(time=t)
 
-    def loss(self, state: Tensor, target: Tensor, t: Tensor, shift: tuple[int, int] = (0, 0)) -> Tensor:
-        """The loss of states [B, C, f, h, w] at times [B]; differentiable in the prompt and α."""
-        error = shifted(self.backbone.velocity)(state, (self.live(t * 1000, self.residual, self.alpha), shift)) - target
+    def loss(self, state: Tensor, target: Tensor, t: Tensor, degraded: Tensor | None = None) -> Tensor:
+        """The loss of states [B, C, f, h, w] at times [B]; differentiable in the prompt and α.
+
+        Where the latents `degraded` are given, the transformer sees the states as in restoring, otherwise plainly.
+        """
+        velocity, step = self.backbone.velocity, self.live(t * 1000, self.residual, self.alpha)
+        if degraded is not None and self.views:
+            velocity, step = spun(velocity, self.backbone.codec, degraded), (step, self.view(t))
+        error = velocity(state, step) - target
         if self.config.loss != "velocity":
             error = error * t.view(-1, 1, 1, 1, 1)
         if self.config.loss == "pixel":
-            error = error * self.backbone.codec.scale.view(1, -1, 1, 1, 1)
-        return error.square().mean()
+            weight = 1 + self.config.tone * self.backbone.codec.tones
+            error = error * (self.backbone.codec.scale * weight.sqrt()).view(1, -1, 1, 1, 1)
+        if not self.config.even or degraded is None:
+            return error.square().mean()
+        damage = (degraded - state + t.view(-1, 1, 1, 1, 1) * target).square().mean((1, 2, 3, 4))
+        weight = ((damage + SLIGHT) / damage.add(SLIGHT).mean()) ** -self.config.even
+        return (error.square().mean((1, 2, 3, 4)) * weight).mean()
 
     def prompt(self, training: dict | None = None) -> Prompt:
         """The prompt as it stands, averaged if the run averages."""
@@ -200,10 +215,13 @@ def initial(config: LearnConfig, backbone: Backbone) -> tuple[Tensor, Tensor]:
         return rows, torch.full((backbone.blocks,), config.alpha)
     begun = load_prompt(Path(config.start))
     begun.check(backbone.name, backbone.width, backbone.blocks)
-    if begun.residual.shape != shape:
-        own = f"tokens={begun.residual.shape[-2]} and per_block={str(begun.residual.ndim == 3).lower()}"
+    rows = begun.residual.float()
+    if config.per_block and rows.ndim == 2:  # every block begins with what all of them shared
+        rows = rows.expand(backbone.blocks, -1, -1).clone()
+    if rows.shape != shape:
+        own = f"tokens={rows.shape[-2]} and per_block={str(rows.ndim == 3).lower()}"
         raise EbrError(f"{config.start}: learn on with {own}, which this prompt was learned with")
-    return begun.residual.float(), begun.alpha.float()
+    return rows, begun.alpha.float()
 
 
 def check_fits(config: LearnConfig, backbone: Backbone, world: World) -> None:

@@ -21,6 +21,7 @@ from ebr_engine.training.data import PairSamples, Samples, SceneSamples, pair_sa
 from ebr_engine.training.distributed import World, joined
 from ebr_engine.training.latents import LatentSamples
 from ebr_engine.training.learner import Learner
+from ebr_engine.training.mixing import MixedSamples
 from ebr_engine.training.report import facts_of, write_report
 from ebr_engine.training.scenes import still_pool
 from ebr_engine.training.trackers import Trackers, check_installed
@@ -41,7 +42,7 @@ def check_request(config: LearnConfig, out: Path, overwrite: bool) -> None:
         raise EbrError(f"{out}: a prompt file's name ends in .safetensors")
     if out.exists() and not overwrite:
         raise EbrError(f"{out} exists; add --overwrite to replace it")
-    for name in ("data", "validation", "context", "vae"):
+    for name in ("data", "photos", "validation", "context", "vae"):
         if (path := getattr(config, name)) and not Path(path).exists():
             raise EbrError(f"{name}: there is no {path}")
     check_installed(config)
@@ -106,7 +107,8 @@ def samples_of(config: LearnConfig) -> Iterator[Samples]:
         yield pair_samples(config, config.data)
         return
     with still_pool(config.scenes) as pool:
-        yield SceneSamples(config, pool)
+        mixed = config.photos or config.intact or config.stored
+        yield MixedSamples(config, pool) if mixed else SceneSamples(config, pool)
 
 
 def _iterate(

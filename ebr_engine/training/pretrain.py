@@ -15,13 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ebr_engine.backbones.mini.codec import PixelCodec
-from ebr_engine.backbones.mini.model import CONTEXT_TOKENS, MINI, Mini, MiniTextEncoder, load_mini, save_mini
+from ebr_engine.backbones.mini.lapped import LappedCodec
+from ebr_engine.backbones.mini.model import CODECS, CONTEXT_TOKENS, MINI, Mini, MiniTextEncoder, load_mini, save_mini
 from ebr_engine.backbones.wan.model import WanConditioner, WanConfig, WanStep, WanTrunk
 from ebr_engine.errors import EbrError
 from ebr_engine.training import degradations, procedural
 from ebr_engine.training.scenes import ScenePool
+from ebr_engine.training.turning import turned
 
 CLEAN_WORD = "clean"
+MEASURED = 64  # scenes that a new codec's statistics are taken over
 VOCABULARY = [*procedural.CAPTION_WORDS, *degradations.CAPTION_WORDS, CLEAN_WORD]
 
 
@@ -83,7 +86,7 @@ class Pretrainee(nn.Module):
             getattr(self, part).load_state_dict(getattr(mini, part).state_dict())
 
     def forward(self, latent: Tensor, timestep: Tensor, ids: Tensor) -> Tensor:
-        """Velocity of noisy latents [B, 48, 1, h, w] at timesteps [B] with captions as token ids [B, 16]."""
+        """Velocity of noisy latents [B, C, 1, h, w] at timesteps [B] with captions as token ids [B, 16]."""
         modulation, head = self.conditioner.modulations(timestep)
         context = self.conditioner.encode_text(self.text_encoder(ids))
         key, value = self.conditioner.keys_values(context)
@@ -100,7 +103,7 @@ def pretrain(out: Path, config: PretrainConfig, resume: bool = True, sizes: WanC
     """
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    begun = load_mini(start) if start else None
+    begun = begin(load_mini(start)) if start else None
     model = Pretrainee(begun.trunk.config if begun else sizes)
     if begun:
         model.begin_from(begun)
@@ -115,7 +118,7 @@ def pretrain(out: Path, config: PretrainConfig, resume: bool = True, sizes: WanC
         average = saved["average"]
         for optimizer, state in zip(optimizers, saved["optimizers"]):
             optimizer.load_state_dict(state)
-        codec = PixelCodec(saved["mean"], saved["scale"])
+        codec = CODECS[model.trunk.config.in_channels](saved["mean"], saved["scale"])
         passed, iteration, runs = saved["minutes"], saved["iteration"], saved["runs"] + 1
         generator.manual_seed(config.seed + runs)  # crops differ from the run before; scenes go on where it stopped
 
@@ -139,7 +142,7 @@ def pretrain(out: Path, config: PretrainConfig, resume: bool = True, sizes: WanC
     log = out.with_suffix(".log.jsonl").open("a")
     with ScenePool(config.pool, 256, first=runs * 10_000_000, rate=config.scenes_per_second) as pool:
         if codec is None:
-            codec = measured_codec(pool, generator)
+            codec = measured_codec(CODECS[model.trunk.config.in_channels], *pool.crops(512, 64, generator)[:1])
         saved_at, sums, recent = passed, {}, time.monotonic()
         while passed < config.minutes:
             started = time.monotonic()
@@ -204,13 +207,13 @@ def rate_factor(progress: float, config: PretrainConfig) -> float:
 
 def batch(
     pool: ScenePool,
-    codec: PixelCodec,
+    codec: PixelCodec | LappedCodec,
     text: MiniTextEncoder,
     config: PretrainConfig,
     size: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Latents [B, 48, 1, h, w] of clean and degraded crops, shuffled by construction, and their captions' ids [B, 16]."""
+    """Latents [B, C, 1, h, w] of clean and degraded crops, shuffled by construction, and their captions' ids [B, 16]."""
     count = max(1, round(config.batch * (config.sizes[0] / size) ** 2))
     clean, depth, captions = pool.crops(count, size, generator)
     tasks = torch.randint(len(degradations.TASKS), (count,), generator=generator)
@@ -231,17 +234,24 @@ def batch(
     return codec.encode(images.unsqueeze(2)), text.tokenize(words)
 
 
-def measured_codec(pool: ScenePool, generator: torch.Generator) -> PixelCodec:
-    """The pixel codec with its channels' statistics over clean crops; fine chroma is kept above quantisation noise."""
-    plain = PixelCodec()
-    clean, _, _ = pool.crops(512, 64, generator)
+def measured_codec(kind: type, clean: Tensor) -> PixelCodec | LappedCodec:
+    """A codec with its channels' statistics over clean crops [B, 3, H, W]; fine chroma is kept above quantisation noise."""
+    plain = kind()
     latent = plain.encode(clean.unsqueeze(2)).transpose(0, 1).flatten(1)
-    mean = torch.where(torch.arange(plain.channels) % 16 == 0, latent.mean(1), torch.zeros(plain.channels))
+    mean = torch.where(plain.tones, latent.mean(1), torch.zeros(plain.channels))
     std = latent.std(1).clamp(min=0.01)
-    return PixelCodec(mean, (std * std.mean()).sqrt())
+    return kind(mean, (std * std.mean()).sqrt())
 
 
-def finished(model: Pretrainee, average: dict[str, Tensor], codec: PixelCodec, training: dict) -> Mini:
+def begin(mini: Mini) -> Mini:
+    """A finished backbone to go on from: one over the block codec is turned to the lapped codec."""
+    if isinstance(mini.codec, LappedCodec):
+        return mini
+    clean = torch.stack([torch.from_numpy(procedural.render(seed, 256).image) for seed in range(MEASURED)])
+    return turned(mini, measured_codec(LappedCodec, clean.permute(0, 3, 1, 2).float() / 255))
+
+
+def finished(model: Pretrainee, average: dict[str, Tensor], codec: PixelCodec | LappedCodec, training: dict) -> Mini:
     """A frozen backbone from the averaged weights."""
     copy = Pretrainee(model.trunk.config)
     copy.load_state_dict(average)

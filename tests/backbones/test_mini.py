@@ -4,13 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ebr_engine.backbones.mini.codec import PixelCodec
+from ebr_engine.backbones.mini.lapped import LappedCodec
 from ebr_engine.backbones.mini.model import MINI, Mini, MiniTextEncoder, load_mini, save_mini
 from ebr_engine.backbones.wan.model import WanConditioner, WanTrunk
 from ebr_engine.backbones.wan.weights import diffusers_state_dict, load_wan
+from ebr_engine.engine.restorer import Restorer
 from ebr_engine.errors import BackboneError
+from tests.tiny import save_blocks
 
 WORDS = ["haze", "strong", "blue"]
 CONFIG = replace(
@@ -27,7 +31,7 @@ def encoder():
 def mini(encoder):
     names = diffusers_state_dict(WanConditioner(CONFIG), WanTrunk(CONFIG))
     halves = load_wan(CONFIG, {name: torch.randn(tensor.shape) for name, tensor in names.items()})
-    codec = PixelCodec(torch.randn(48), torch.rand(48) + 0.1)
+    codec = LappedCodec(torch.randn(192), torch.rand(192) + 0.1)
     return Mini(*halves, codec, encoder, torch.randn(16, 8), {"minutes": 60, "seed": 3})
 
 
@@ -55,6 +59,19 @@ def test_the_trunk_alone_takes_the_precision_asked_for(mini, tmp_path):
     loaded = load_mini(tmp_path / "mini.safetensors", dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in loaded.trunk.parameters()} == {torch.bfloat16}
     assert {parameter.dtype for parameter in loaded.conditioner.parameters()} == {torch.float32}
+
+
+def test_weights_over_the_block_codec_are_still_read(tmp_path):
+    path = save_blocks(tmp_path / "blocks.safetensors", PixelCodec(torch.randn(48), torch.rand(48) + 0.1))
+    with safe_open(path, "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file(tensors, path, metadata | {"format": "ebr-engine mini 1"})
+    restorer = Restorer(model=path, device="cpu", precision="fp32")
+    assert isinstance(restorer.codec, PixelCodec)
+    assert restorer.backbone.multiple == 8
+    result = restorer.restore(torch.rand(3, 20, 30), t0=0.2)
+    assert result.shape == (3, 20, 30)
+    assert result.isfinite().all()
 
 
 def test_missing_damaged_and_other_files_are_refused(mini, tmp_path):

@@ -37,7 +37,7 @@ def test_a_graph_of_one_size_takes_smaller_pictures_padded_and_larger_ones_in_ti
     assert fixed.padded(torch.rand(1, 3, 1, 16, 24)).shape == (1, 3, 1, 16, 24)
     assert fixed.tile_size(None, None) == (16, 8)
     tiles = fixed.tiles(32, 40, 16, 4)
-    assert (tiles.tile_height, tiles.tile_width) == (4, 6)
+    assert (tiles.tile_height, tiles.tile_width) == (2, 3)
     assert fixed.guide(torch.rand(1, 3, 1, 32, 40), 24).shape == (1, 3, 1, 16, 24)
 
 

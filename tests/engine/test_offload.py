@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ebr_engine.backbones.mini.codec import PixelCodec
+from ebr_engine.backbones.mini.lapped import LappedCodec
 from ebr_engine.engine.offload import BlockOffload, OffloadedCodec
 
 
@@ -43,12 +43,12 @@ def test_a_block_computes_with_copies_and_hands_its_host_weights_back():
 def test_a_codec_is_on_the_cpu_unless_it_works():
     moves = []
 
-    class Watched(PixelCodec):
+    class Watched(LappedCodec):
         def to(self, device):
             moves.append(str(device))
             return super().to(device)
 
     codec = OffloadedCodec(Watched(), torch.device("cpu", 0))
-    pixels = torch.rand(1, 3, 1, 8, 12)
+    pixels = torch.rand(1, 3, 1, 8, 16)
     torch.testing.assert_close(codec.decode(codec.encode(pixels)), pixels)
     assert moves == ["cpu", "cpu:0", "cpu", "cpu:0", "cpu"]

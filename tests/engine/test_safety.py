@@ -74,7 +74,7 @@ def test_where_no_precision_helps_the_request_fails_in_one_line(weights):
 
 def test_what_is_not_the_transformers_fault_is_told(weights):
     one = engine(weights, "fp16")
-    one.codec.encode = lambda pixels: torch.full((1, 48, 1, 6, 10), torch.nan)
+    one.codec.encode = lambda pixels: torch.full((1, 192, 1, 3, 5), torch.nan)
     with pytest.raises(EngineError, match="codec"):
         one.restore(image(), prompt=make_prompt())
 
@@ -89,7 +89,7 @@ def test_an_exported_transformer_cannot_change_its_precision(weights):
 def test_a_safer_copy_computes_the_same_and_leaves_the_trunk(weights, relative_rms):
     exact = engine(weights, "fp32")
     step = exact.plan(prompt=make_prompt()).tables[0][1]
-    latent = torch.randn(1, 48, 1, 6, 10)
+    latent = torch.randn(1, 192, 1, 3, 5)
     narrow = engine(weights, "fp8").trunk
     dense = safer_trunk(narrow)
     assert has_fp8_layers(narrow)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ebr_engine.backbones.mini.codec import PixelCodec
+from ebr_engine.backbones.mini.lapped import LappedCodec
 from ebr_engine.media.images import write_image
 from ebr_engine.training import loop, scenes
 from ebr_engine.training.scenes import ScenePool
@@ -14,7 +14,7 @@ from tests.tiny import save_tiny
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
     """A backbone of random numbers that listens to its prompt; its codec weighs the channels unequally."""
-    codec = PixelCodec(scale=torch.linspace(0.5, 2, PixelCodec.channels))
+    codec = LappedCodec(scale=torch.linspace(0.5, 2, LappedCodec.channels))
     return save_tiny(tmp_path_factory.mktemp("mini") / "tiny.safetensors", gain=10, time=0, codec=codec)
 
 

@@ -34,17 +34,24 @@ def batches(learner, pool):
 
 def fixed_states(learner, pool):
     """16 states that are the same on every call."""
+    return fixed_latents(learner, pool)[:3]
+
+
+def fixed_latents(learner, pool):
+    """The same, and the degraded latents that they belong to."""
     config = replace(learner.config, seed=99)
     numbers = list(range(16))
     degraded, clean = LatentSamples(config, SceneSamples(config, pool), learner.backbone).batch(numbers)
     t = torch.linspace(0.05, 1, 16) * config.t0
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(4))
-    return *PROCESSES[config.bridge](clean, degraded, noise, t, config.t0), t
+    return *PROCESSES[config.bridge](clean, degraded, noise, t, config.t0), t, degraded
 
 
 @torch.no_grad()
 def fixed_loss(learner, pool):
-    return learner.loss(*fixed_states(learner, pool)).item()
+    """The loss over fixed states and one place of the grid, as learning sees them."""
+    still = replace(learner, config=replace(learner.config, on_policy=0), iteration=0)
+    return still.loss(*fixed_latents(learner, pool)).item()
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +148,57 @@ def test_the_x0_and_pixel_losses_are_errors_of_the_clean_estimate(weights, pool)
     assert abs(latents / pixels - 1) > 0.01  # so the two are told apart
 
 
+def test_learning_sees_states_as_restoring_does(weights, pool):
+    learner = start(weights, on_policy=3, batch=4)
+    degraded, clean = batches(learner, pool)(range(4))
+    state, target, t = learner.visited(degraded, clean, torch.randn(clean.shape))
+    plan = bake(learner.backbone, [(learner.prompt(), 1.0)], make_table("fast", learner.config.t0, 3))
+    step = plan.table.times.index(pytest.approx(t[0].item()))
+    velocity = plan.seen(learner.backbone.velocity, learner.backbone.codec, degraded)(state, plan.conditioning[step])
+    error = (velocity - target) * t.view(-1, 1, 1, 1, 1) * learner.backbone.codec.scale.view(1, -1, 1, 1, 1)
+    with torch.no_grad():
+        assert learner.loss(state, target, t, degraded).item() == pytest.approx(error.square().mean().item(), rel=1e-4)
+
+
+def test_off_policy_every_place_of_the_grid_is_learned(weights):
+    learner = start(weights)
+    t = torch.tensor([0.1, 0.3])
+    seen = []
+    for learner.iteration in range(40):
+        view = learner.view(t)
+        assert view.time is t
+        seen.append(view.offset)
+    assert set(seen) == set(learner.backbone.codec.offsets)
+
+
+def test_tones_weigh_more_where_that_is_asked_for(weights, pool):
+    plain, toned = start(weights), start(weights, tone=3.0)
+    state, target, t = fixed_states(plain, pool)
+    with torch.no_grad():
+        whole, more = (learner.loss(state, target, t).item() for learner in (plain, toned))
+        error = state - t.view(-1, 1, 1, 1, 1) * plain.backbone.velocity(state, plain.live(t * 1000, *plain.parameters))
+        error = (error - state + t.view(-1, 1, 1, 1, 1) * target) * plain.backbone.codec.scale.view(1, -1, 1, 1, 1)
+        tones = (error.square() * plain.backbone.codec.tones.view(1, -1, 1, 1, 1)).mean().item()
+    assert more == pytest.approx(whole + 3 * tones, rel=1e-4)
+
+
+def test_slight_damage_counts_more_where_that_is_asked_for(weights):
+    plain, even = start(weights), start(weights, even=0.5)
+    state, target = torch.randn(2, 192, 1, 2, 2), torch.randn(2, 192, 1, 2, 2)
+    t = torch.tensor([0.1, 0.2])
+    clean = state - t.view(-1, 1, 1, 1, 1) * target
+    damage = torch.tensor([0.0, 4.0])
+    degraded = clean + damage.sqrt().view(-1, 1, 1, 1, 1)
+    with torch.no_grad():
+        alone = torch.stack([plain.loss(state[i : i + 1], target[i : i + 1], t[i : i + 1], degraded[i : i + 1]) for i in (0, 1)])
+        weight = ((damage + 0.05) / (damage + 0.05).mean()) ** -0.5
+        assert weight[0] > 8 * weight[1]
+        torch.testing.assert_close(even.loss(state, target, t, degraded), (alone * weight).mean(), rtol=1e-4, atol=0)
+        torch.testing.assert_close(plain.loss(state, target, t, degraded), alone.mean(), rtol=1e-4, atol=0)
+
+
 def test_times_lie_between_t_min_and_t0_by_the_power(weights):
-    latents = torch.zeros(64, 48, 1, 2, 2)
+    latents = torch.zeros(64, 192, 1, 2, 2)
     even, early = (start(weights, power=power, t_min=0.1).states(range(64), latents, latents)[2] for power in (1, 0.25))
     for times in (even, early):
         assert 0.1 <= times.min() < times.max() <= 0.4
@@ -159,6 +215,8 @@ def test_learning_goes_on_from_a_prompt(weights, pool, few, tmp_path):
     assert torch.equal(second.alpha, first.alpha)
     second.step(few)
     assert not torch.equal(second.residual, first.residual)
+    apart = start(weights, start=str(tmp_path / "first.safetensors"), per_block=True)
+    assert torch.equal(apart.residual, first.residual.expand(len(apart.alpha), -1, -1))
     with pytest.raises(EbrError, match="tokens=4 and per_block=false"):
         start(weights, start=str(tmp_path / "first.safetensors"), tokens=8)
     with pytest.raises(EbrError, match="nowhere"):
@@ -181,12 +239,13 @@ def test_on_policy_states_are_those_of_the_sampler(weights, pool):
     noise = torch.randn(clean.shape)
     table = make_table("fast", learner.config.t0, 4)
     plan = bake(learner.backbone, [(learner.prompt(), 1.0)], table)
-    assert len(set(plan.shifts)) == 4  # of the grid of patches, as restoring has them
+    assert learner.views == plan.views  # the grid lies where restoring has it
+    assert len({view.offset for view in plan.views}) == 4
     visited: dict[float, torch.Tensor] = {}
 
     def velocity(state, entry):
         visited[table.times[len(visited)]] = state
-        return plan.velocity(learner.backbone.velocity)(state, entry)
+        return plan.seen(learner.backbone.velocity, learner.backbone.codec, degraded)(state, entry)
 
     sample(velocity, plan.conditioning, degraded, noise, table)
     seen = set()
@@ -196,7 +255,7 @@ def test_on_policy_states_are_those_of_the_sampler(weights, pool):
         time = next(known for known in visited if known == pytest.approx(t[0].item()))
         assert torch.allclose(state, visited[time], atol=1e-5)
         assert torch.allclose(state - t.view(-1, 1, 1, 1, 1) * target, clean, atol=1e-4)
-        assert learner.shift == plan.shifts[table.times.index(time)]
+        assert learner.view(t) == plan.views[table.times.index(time)]
         seen.add(time)
     assert len(seen) == 4
 

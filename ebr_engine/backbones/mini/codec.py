@@ -23,6 +23,10 @@ class PixelCodec(nn.Module):
     spatial = BLOCK
     temporal = 1
     channels = 3 * BLOCK * BLOCK
+    span = 2 * BLOCK  # pixels of a token, either way
+    offsets = ((0, 0), (4, 0), (0, 4), (4, 4))  # of the grid of tokens in a run's steps, the last step first
+    noise = 1.0  # of the bridge's own that a run starts with
+    levels = False  # whether the mean of a picture's detail is kept, see `backbones/views.py`
 
     def __init__(self, mean: Tensor | None = None, scale: Tensor | None = None):
         super().__init__()
@@ -38,6 +42,11 @@ class PixelCodec(nn.Module):
     def to_tensors(self) -> dict[str, Tensor]:
         """What the codec is made of again, by the names of its arguments: an engine file holds it."""
         return {"mean": self.mean, "scale": self.scale}
+
+    @property
+    def tones(self) -> Tensor:
+        """Which channels hold a block's mean, the rest being its detail, [48] bool."""
+        return torch.arange(self.channels, device=self.mean.device) % BLOCK**2 == 0
 
     def frames(self, count: int) -> int:
         """Any number of frames can be encoded."""

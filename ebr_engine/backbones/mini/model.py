@@ -10,20 +10,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ebr_engine.backbones.mini.codec import PixelCodec
+from ebr_engine.backbones.mini.lapped import LappedCodec
 from ebr_engine.backbones.wan.model import WanConditioner, WanConfig, WanTrunk
 from ebr_engine.backbones.wan.weights import diffusers_state_dict, load_wan
 from ebr_engine.errors import BackboneError
 from ebr_engine.tensor_files import write_tensors
 
 WEIGHTS = Path(__file__).parents[2] / "assets" / "mini" / "mini.safetensors"
-FORMAT = "ebr-engine mini 1"
+FORMAT = "ebr-engine mini 2"
+BLOCK_FORMAT = "ebr-engine mini 1"  # before the lapped codec; still read
+CODECS = {codec.channels: codec for codec in (PixelCodec, LappedCodec)}  # by the channels that the transformer takes
 CONTEXT_TOKENS = 16
 MINI = WanConfig(
-    patch_size=(1, 2, 2),
+    patch_size=(1, 1, 1),
     num_attention_heads=4,
     attention_head_dim=64,
-    in_channels=PixelCodec.channels,
-    out_channels=PixelCodec.channels,
+    in_channels=LappedCodec.channels,
+    out_channels=LappedCodec.channels,
     text_dim=64,
     freq_dim=128,
     ffn_dim=1024,
@@ -77,7 +80,7 @@ class Mini:
 
     conditioner: WanConditioner
     trunk: WanTrunk
-    codec: PixelCodec
+    codec: PixelCodec | LappedCodec
     text_encoder: MiniTextEncoder
     context: Tensor  # [16, text_dim] float32: the empty caption's
     training: dict  # how the weights were made
@@ -110,7 +113,7 @@ def load_mini(path: Path = WEIGHTS, device: torch.device | str = "cpu", dtype: t
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise BackboneError(f"cannot read the mini backbone from {path}: {error}") from error
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in (FORMAT, BLOCK_FORMAT):
         raise BackboneError(f"{path} is not a mini backbone ({FORMAT})")
 
     def part(prefix: str) -> dict[str, Tensor]:
@@ -120,7 +123,7 @@ def load_mini(path: Path = WEIGHTS, device: torch.device | str = "cpu", dtype: t
         config = WanConfig.from_diffusers(json.loads(metadata["config"]))
         text_encoder = MiniTextEncoder(json.loads(metadata["vocabulary"]), config.text_dim)
         text_encoder.load_state_dict(part("text_encoder."))
-        codec = PixelCodec(tensors["codec.mean"], tensors["codec.scale"])
+        codec = CODECS[config.in_channels](tensors["codec.mean"], tensors["codec.scale"])
         training = json.loads(metadata["training"])
         context = tensors["context"]
     except (KeyError, RuntimeError, json.JSONDecodeError) as error:

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ebr_engine.backbones.base import Backbone, CodecCosts, Learning, ModelSource, Spec
-from ebr_engine.backbones.mini.codec import BLOCK, PixelCodec
-from ebr_engine.backbones.mini.model import MINI, WEIGHTS, load_mini
+from ebr_engine.backbones.base import Backbone, Codec, CodecCosts, Learning, ModelSource, Spec
+from ebr_engine.backbones.mini.lapped import LappedCodec
+from ebr_engine.backbones.mini.model import CODECS, MINI, WEIGHTS, load_mini
 from ebr_engine.backbones.wan.live import LiveWan
 from ebr_engine.backbones.wan.model import WanConditioner, WanConditioning, WanConfig, WanTrunk
 from ebr_engine.backbones.wan.spec import TOKEN_BYTES, run_flop
@@ -20,6 +21,11 @@ def load(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Backb
     return Backbone(SPEC, mini.conditioner, mini.trunk, mini.codec.to(device), text, device, dtype, "mini")
 
 
+def codec_of(mean: Tensor, scale: Tensor) -> Codec:
+    """The codec whose channels have these statistics."""
+    return CODECS[len(mean)](mean, scale)
+
+
 SPEC = Spec(
     name="mini",
     title="mini",
@@ -29,17 +35,17 @@ SPEC = Spec(
     conditioner=WanConditioner,
     trunk=WanTrunk,
     conditioning=WanConditioning,
-    codec=PixelCodec,
+    codec=codec_of,
     live=LiveWan,
     load=load,
     takes=("model", "offline"),
     tile=512,
     chunk=(4, 0),
     small_side=512,
-    alternates=True,
+    moves=True,
     mix="turn",  # measured to restore more
     learning=Learning(losses=("pixel", "x0", "velocity"), scenes=True, steps=FAST_STEPS),
     token_bytes=TOKEN_BYTES,
-    codec_costs=CodecCosts(24, 12, BLOCK, 1),
+    codec_costs=CodecCosts(24, 12, LappedCodec.spatial, 1),
     flop=run_flop,
 )
