@@ -39,12 +39,16 @@ class Geometry:
             raise EngineError(f"the tile overlap must be at least 0 and less than the tile of {tile} pixels, got {overlap}")
         return tile, overlap
 
-    def tiles(self, height: int, width: int, tile: int, overlap: int) -> Tiles:
-        """The tiles of a padded picture of height × width pixels, in latent cells; `tile`, `overlap`: of `tile_size`."""
+    def tiles(self, height: int, width: int, tile: int, overlap: int, room: int = 0) -> Tiles:
+        """The tiles of a padded picture of height × width pixels, in latent cells; `tile`, `overlap`: of `tile_size`.
+
+        `room`: cells by which the grid is larger than the picture, either way; every tile is, too.
+        """
         cell = self.parts.codec.spatial
         sides = self.parts.fixed[1:] if self.parts.fixed else 2 * (tile or max(height, width),)
         cells = tuple(side // cell for side in sides)
-        return plan_tiles(height // cell, width // cell, cells, overlap // cell, self.parts.patch)
+        height, width, overlap = (length // cell + room for length in (height, width, overlap))
+        return plan_tiles(height, width, tuple(side + room for side in cells), overlap, self.parts.patch)
 
     def guide(self, padded: Tensor, side: int) -> Tensor:
         """A small version of padded pixels [B, 3, F, H, W], as large as one tile whose longer side is `side` pixels."""

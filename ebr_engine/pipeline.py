@@ -18,6 +18,7 @@ from ebr_engine.plan import Plan
 from ebr_engine.runner import Runner, Tiling
 from ebr_engine.safety import Safety
 from ebr_engine.sampler import Callback
+from ebr_engine.spinning import room_of
 from ebr_engine.tiled import in_chunks, in_pixels, share
 
 TILES_AT_ONCE = 4
@@ -154,8 +155,8 @@ class Attempt:
             if self.rung.blend == "pixel":
                 restored = in_pixels(self._whole, padded, noise, tiles, cell, callback)
             else:
-                room = self.parts.codec.span if self.plan.views and self.plan.views[0].offset else 0  # a moved grid is larger
-                moved = self.geometry.tiles(*(side + room for side in padded.shape[-2:]), self.rung.tile, self.rung.overlap)
+                room = room_of(self.parts.codec, self.plan.views)
+                moved = self.geometry.tiles(*padded.shape[-2:], self.rung.tile, self.rung.overlap, room)
                 restored = self._whole(padded, noise, callback, Tiling(moved, self.rung.at_once))
             by_frame = (x.transpose(1, 2).flatten(0, 1) for x in (restored, guide))
             matched = match_tones(*by_frame, side // TONE_CELLS)

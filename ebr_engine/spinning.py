@@ -35,6 +35,11 @@ def views(parts: Backbone, times: Sequence[float]) -> tuple[View, ...]:
     return tuple(View(time, None if parts.fixed else offsets[(last - i) % len(offsets)]) for i, time in enumerate(times))
 
 
+def room_of(codec: Codec, views: Sequence[View]) -> int:
+    """Cells by which the grid of these views is larger than the picture's, either way."""
+    return codec.span // codec.spatial if views and views[0].offset is not None else 0
+
+
 def seen(entries: Sequence[Any], views: Sequence[View]) -> Sequence[Any]:
     """What the function of `spun` takes in each step: the step's own entry, with its view if there is one."""
     return list(zip(entries, views)) if views else entries

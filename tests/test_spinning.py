@@ -7,7 +7,7 @@ import torch
 
 from ebr_engine.codecs import PixelCodec
 from ebr_engine.lapped import LappedCodec
-from ebr_engine.spinning import View, levelled, moved, moved_back, seen, spun, views
+from ebr_engine.spinning import View, levelled, moved, moved_back, room_of, seen, spun, views
 
 OFFSETS = [(0, 0), (4, 4), (4, 0), (2, 6), (8, 8)]
 
@@ -86,13 +86,16 @@ def test_steps_have_other_grids_the_last_ones_always_the_same():
     five, three = views(mini, (0.2, 0.16, 0.1, 0.05, 0.02)), views(mini, (0.2, 0.1, 0.02))
     assert [view.time for view in five] == [0.2, 0.16, 0.1, 0.05, 0.02]
     assert len({view.offset for view in five}) == 5
+    assert room_of(mini.codec, five) == 1
     assert [view.offset for view in three] == [view.offset for view in five[2:]]
     assert views(SimpleNamespace(name="wan"), (0.2, 0.1)) == ()
 
 
 def test_a_graph_of_one_size_keeps_its_grid():
     mini = SimpleNamespace(name="mini", codec=LappedCodec(), fixed=(1, 64, 64))
-    assert {view.offset for view in views(mini, (0.2, 0.1, 0.05))} == {None}
+    still = views(mini, (0.2, 0.1, 0.05))
+    assert {view.offset for view in still} == {None}
+    assert room_of(mini.codec, still) == room_of(mini.codec, ()) == 0
 
 
 def test_steps_without_views_stay_as_they_are():
