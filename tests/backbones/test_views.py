@@ -7,7 +7,7 @@ import torch
 
 from ebr_engine.backbones.mini.codec import PixelCodec
 from ebr_engine.backbones.mini.lapped import LappedCodec
-from ebr_engine.backbones.views import View, levelled, moved, moved_back, seen, spun, views
+from ebr_engine.backbones.views import View, levelled, moved, moved_back, room_of, seen, spun, views
 
 OFFSETS = [(0, 0), (4, 4), (4, 0), (2, 6), (8, 8)]
 
@@ -86,6 +86,7 @@ def test_steps_have_other_grids_the_last_ones_always_the_same():
     five, three = views(mini, (0.2, 0.16, 0.1, 0.05, 0.02)), views(mini, (0.2, 0.1, 0.02))
     assert [view.time for view in five] == [0.2, 0.16, 0.1, 0.05, 0.02]
     assert len({view.offset for view in five}) == 5
+    assert room_of(mini.codec, five) == 1
     assert [view.offset for view in three] == [view.offset for view in five[2:]]
     assert views(SimpleNamespace(name="wan"), (0.2, 0.1)) == ()
 

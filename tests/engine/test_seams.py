@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ebr_engine import Restorer
 
-HEIGHT, WIDTH, TILE, CELL = 256, 320, 160, 4
+HEIGHT, WIDTH, TILE, CELL = 256, 320, 160, 8
 MOST = 1.03  # times the step that an uncut picture has there
 
 
