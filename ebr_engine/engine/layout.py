@@ -51,6 +51,16 @@ class Geometry:
             return resized(padded, *self.backbone.fixed[1:])
         return reduced(padded, max(side, SMALLEST_GUIDE), self.backbone.multiple)
 
+    def small(self, pixels: Tensor) -> Tensor:
+        """A version of pixels [B, 3, F, H, W] that shows all of them in one tile, of sides that the backbone takes."""
+        spec = self.backbone.spec
+        return self.guide(pixels, spec.small_side or spec.tile)
+
+    @property
+    def untiled(self) -> int | None:
+        """What to ask for as a tile so that there are none; a graph of one size takes nothing else."""
+        return None if self.backbone.fixed else 0
+
     def chunk_size(self, frames: int | None) -> tuple[int, int]:
         """Length of a clip's chunks in frames, the backbone's default for None, and how many neighbours share by default.
 

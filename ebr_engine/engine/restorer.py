@@ -140,7 +140,7 @@ class Restorer:
     def build(self, path: str | Path, plan: Plan, about: dict | None = None) -> None:
         """Write an engine file of this backbone and one plan, to start from with `from_engine`; see `export/engine_file.py`."""
         plan.check_single()
-        save_engine(Path(path), self.backbone, plan.table, plan.tables, about or {})
+        save_engine(Path(path), self.backbone, plan.table, plan.tables, (about or {}) | {"detail": plan.detail})
 
     def bake(
         self, prompts: list[tuple[Prompt, float]], table: StepTable, mix: str = "residual", timesteps: Tensor | None = None
@@ -185,7 +185,8 @@ class Restorer:
         evaluation each and average `velocity` (as released), or restore in `turn`, in the order that they are named, each from
         its own T0; `auto` is the backbone's. `strength`: of all prompts together, 1 as they were learned, 0 the empty prompt,
         at most 2. `steps`, `schedule`, `order`, `t0`: see `sampler.make_table`; t0 is the first prompt's by default. `seed` of
-        the noise. `tile`, `tile_overlap`: pixels; pictures larger than a tile run in tiles (default by backbone; 0 never
+        the noise. `detail`: of the `model`, or of the `input`, whose tones alone the model then changes, by one run on a small
+        version (`media/detail.py`); `auto` is what the prompt says. `tile`, `tile_overlap`: pixels; pictures larger than a tile run in tiles (default by backbone; 0 never
         tiles), which `tile_blend` blends in the `latent` inside every step, or in `pixel`s after all steps (less memory).
         `callback(done, total)` after each step, or once after the last where all of them are one CUDA graph.
         Raises: `EbrError` (a ValueError) for anything the request gets wrong.
@@ -291,7 +292,7 @@ class Restorer:
         `size` (height, width) resizes first, as the published protocol does; the result is then of that size.
         `first`: number of a chunk's first frame in its clip, so that every chunk sees the clip's noise of that moment. A
         backbone that knows nothing of time (mini, FLUX) restores a clip frame by frame, with the same noise in each.
-        `options`: `seed`, `tile`, `tile_overlap`, `tile_blend`.
+        `options`: `seed`, `detail`, `tile`, `tile_overlap`, `tile_blend`.
         """
         check_names(options, RUNNING)
         how = RestoreRequest.of(**options).part(RUN)

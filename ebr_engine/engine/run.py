@@ -17,6 +17,7 @@ from ebr_engine.engine.memory import Costs, Fallback, Work
 from ebr_engine.engine.offload import inner, offloaded
 from ebr_engine.engine.plan import Plan
 from ebr_engine.errors import out_of_memory
+from ebr_engine.media.detail import detail_of_input
 from ebr_engine.media.tiling import crop, match_tones
 from ebr_engine.request import OFFLOADS
 
@@ -67,11 +68,16 @@ class Engine:
         tile: int | None = None,
         tile_overlap: int | None = None,
         tile_blend: str = "latent",
+        detail: str = "auto",
     ) -> Tensor:
         """Clips [B, 3, F, H, W] in [0, 1] → restored ones, float32 on the CPU; arguments as those of `Restorer.run`.
 
         Raises what the way that needs least raises.
         """
+        if plan.by_input(detail):
+            small = self.geometry.small(pixels)
+            restored = self.run(small, plan, first, callback, seed=seed, tile=self.geometry.untiled, detail="model")
+            return detail_of_input(pixels, small, restored)
         ways, work = self.fallbacks(pixels.shape, tile, tile_overlap, tile_blend)
         index = self.fitting.choose(ways, self.costs, work)
         while True:
