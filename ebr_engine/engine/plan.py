@@ -43,6 +43,10 @@ class Plan:
         """Whether this run takes the detail of its result from its input, `detail` being what the request says."""
         return (self.detail if detail == "auto" else detail) == "input"
 
+    def any_by_input(self, detail: str = "auto") -> bool:
+        """Whether any of the runs does."""
+        return any(stage.by_input(detail) for stage in self.stages)
+
     @property
     def conditioning(self) -> Sequence:
         """What `sample` takes: an entry a step."""

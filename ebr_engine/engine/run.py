@@ -17,11 +17,13 @@ from ebr_engine.engine.memory import Costs, Fallback, Work
 from ebr_engine.engine.offload import inner, offloaded
 from ebr_engine.engine.plan import Plan
 from ebr_engine.errors import out_of_memory
-from ebr_engine.media.detail import detail_of_input
+from ebr_engine.media.detail import NEIGHBOURS, detail_of_input
 from ebr_engine.media.tiling import crop, match_tones
 from ebr_engine.request import OFFLOADS
 
 TILES_AT_ONCE = 4
+MAP_FRAMES = 12  # of a chunk where the detail is the input's and the backbone knows no time: neighbours smooth each other
+MAP_PIXELS = 48 << 20  # of such a chunk, unless the backbone's own is larger
 TONE_CELLS = 4  # cells a tile, either way, in which a tiled picture takes the tones of the whole
 
 
@@ -106,10 +108,21 @@ class Engine:
         return fallbacks_of(self.backbone, start, self.costs, self.runner.compile == "on"), Work(batch, frames, height, width)
 
     def chunk_size(
-        self, frames: int | None, overlap: int | None, size: tuple[int, int] | None = None, tile: int | None = None
+        self,
+        frames: int | None,
+        overlap: int | None,
+        size: tuple[int, int] | None = None,
+        tile: int | None = None,
+        by_input: bool = False,
     ) -> tuple[int, int]:
         """See `Restorer.chunk_size`."""
         length, shared = self.geometry.chunk_size(frames)
+        if by_input and self.backbone.codec.temporal == 1:
+            fitting = MAP_PIXELS // (size[0] * size[1]) if size else MAP_FRAMES
+            length = max(length, min(MAP_FRAMES, fitting)) if frames is None else frames
+            shared = min(NEIGHBOURS, length - 1)
+        if by_input and size is not None:
+            size, tile = self.geometry.small_size(*size), self.geometry.untiled
         if size is not None and self.backbone.codec.temporal > 1 and not self.backbone.fixed:
             ways, work = self.fallbacks((1, 3, length, *size), tile, None, "latent")
             length = ways[self.fitting.choose(ways, self.costs, work)].frames

@@ -125,7 +125,7 @@ def _widened(maps: Tensor, width: int) -> Tensor:
 
 
 def _between(size: int, small: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The two of `small` cells between whose middles each of `size` pixels lies, and how far it is from the first to the second."""
+    """The two of `small` cells between whose middles each of `size` pixels lies, and how far along."""
     places = ((torch.arange(size, dtype=torch.float64) + 0.5) * (small / size) - 0.5).clamp(0, small - 1)
     low = places.long()
     return low, (low + 1).clamp(max=small - 1), (places - low).float()

@@ -59,9 +59,10 @@ class Prompt:
             "t0": repr(self.t0),
             "t_min": repr(self.t_min),
             "steps": str(self.steps),
-            "detail": self.detail,
             "training": json.dumps(self.training),
         }
+        if self.detail != "model":
+            metadata["detail"] = self.detail
         try:
             write_tensors(path, {"residual": self.residual.float(), "alpha": self.alpha.float()}, metadata)
         except (OSError, SafetensorError) as error:

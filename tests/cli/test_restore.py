@@ -86,6 +86,7 @@ def test_settings_reach_the_engine(cli, engine):
         "tile": 64,
         "tile_overlap": 8,
         "tile_blend": "latent",
+        "detail": "auto",
         "mix": "velocity",
         "strength": 0.5,
     }
