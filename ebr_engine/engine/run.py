@@ -77,6 +77,7 @@ class Engine:
         Raises what the way that needs least raises.
         """
         if plan.by_input(detail):
+            self.geometry.tile_size(tile, tile_overlap)  # refuses impossible ones, though there are no tiles
             small = self.geometry.small(pixels)
             restored = self.run(small, plan, first, callback, seed=seed, tile=self.geometry.untiled, detail="model")
             return detail_of_input(pixels, small, restored)
