@@ -41,9 +41,7 @@ def seam(restored, tiles):
 @pytest.mark.parametrize("kind", ["smooth", "textured"])
 def test_tiles_leave_no_seam(restorer, kind, blend):
     restored = restorer.restore(scene(kind), task="haze", detail="model", steps=2, tile=TILE, tile_overlap=64, tile_blend=blend)
-    whole = restorer.restore(
-        scene(kind), task="haze", detail="model", steps=2, tile=0
-    )  # with the steps of its own grid of patches
+    whole = restorer.restore(scene(kind), task="haze", detail="model", steps=2, tile=0)  # on its own grid of patches
     tiles = restorer.engine.geometry.tiles(HEIGHT, WIDTH, TILE, 64).scaled(CELL)
     assert seam(restored, tiles) < MOST * seam(whole, tiles)
 
