@@ -25,6 +25,7 @@ MIXES = ("auto", "residual", "velocity", "turn")
 SIZES = ("native", "released")
 COLOUR_FIXES = ("none", "wavelet", "adain")
 COMPARES = ("side", "wipe")
+DETAILS = ("auto", "model", "input")
 
 LOAD, PLAN, RUN, CLIP, FILE = "load", "plan", "run", "clip", "file"  # the stage that reads a field
 
@@ -74,6 +75,16 @@ class RestoreRequest:
         choices=MIXES,
     )
     strength: float = _repair(1.0, "--strength X", "Of the prompts: 1 as learned, 0 none, at most 2.", span=(0, 2))
+    detail: str = _ask(
+        RUN,
+        "What to repair",
+        "auto",
+        "--detail",
+        "input: the model gives tones only, by one run on a small version without tiles, and the detail is the input's, as haze "
+        "and low light allow; auto: what the prompt says.",
+        choices=DETAILS,
+        by_file=True,
+    )
     guess: bool = _seen(False, "--guess", "With --task auto: take the likeliest task where none is sure.")
     copy_clean: bool = _seen(False, "--copy-clean", "With --task auto: copy what needs no repair, as it is.")
     color_fix: str | None = _seen(

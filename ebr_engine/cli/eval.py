@@ -74,7 +74,10 @@ TableForm = Annotated[Literal[FORMS], _results("--table", help="How tables are p
 MODEL = ("backbone", "model", "revision", "offline", "context", "vae", "engine")
 
 
-@takes("prompt", "mix", "strength", "steps", "order", "t0", "seed", *MODEL, "device", "precision", "tile", "tile_overlap")
+@takes(
+    *("prompt", "mix", "strength", "detail", "steps", "order", "t0", "seed", *MODEL, "device", "precision"),
+    *("tile", "tile_overlap"),
+)
 def evaluate(
     folders: Folders = None,
     *,
@@ -155,7 +158,7 @@ def evaluate(
         *(weights_dir, empty, form),
     )
     chosen = schedule or ("released" if protocol == "released" else "fast")
-    names = ("precision", "mix", "strength", "steps", "order", "t0", "tile", "tile_overlap")
+    names = ("precision", "mix", "strength", "detail", "steps", "order", "t0", "tile", "tile_overlap")
     how = {name: getattr(request, name) for name in (*MODEL, *names)}
     how = {name: str(value) if isinstance(value, Path) else value for name, value in how.items()}
     how |= {"schedule": chosen, "seeds": _seeds(seeds, request.seed)}
@@ -200,7 +203,7 @@ def _bundled_benchmark(
         typer.echo(f"{record['task']:9} {record['photo']:11} {record['row']:13} {record['psnr']:6.2f} dB", err=True)
 
     pixels = None if size == "full" else int(size)
-    scores = quality.measure(restorer, task or TASKS, size=pixels, callback=tell, prompts=prompts)
+    scores = quality.measure(restorer, task or TASKS, size=pixels, callback=tell, prompts=prompts, detail=request.detail)
     where = {
         "device": str(restorer.device),
         "dtype": str(restorer.dtype),

@@ -11,7 +11,7 @@ from torch import Tensor
 from ebr_engine.backbones.base import Backbone
 from ebr_engine.bridge.sampler import Callback, Velocity, draw_noise
 from ebr_engine.errors import EngineError
-from ebr_engine.media.sizes import pad_frames, reduced, resized
+from ebr_engine.media.sizes import pad_frames, reduced_size, resized
 from ebr_engine.media.tiling import Tiles, pad_to, pad_to_multiple, plan_tiles
 
 SMALLEST_GUIDE = 256  # pixels a side: less does not show what is in the picture
@@ -51,9 +51,26 @@ class Geometry:
 
     def guide(self, padded: Tensor, side: int) -> Tensor:
         """A small version of padded pixels [B, 3, F, H, W], as large as one tile whose longer side is `side` pixels."""
+        return resized(padded, *self._guide_size(*padded.shape[-2:], side))
+
+    def _guide_size(self, height: int, width: int, side: int) -> tuple[int, int]:
         if self.backbone.fixed:
-            return resized(padded, *self.backbone.fixed[1:])
-        return reduced(padded, max(side, SMALLEST_GUIDE), self.backbone.multiple)
+            return self.backbone.fixed[1:]
+        return reduced_size(height, width, max(side, SMALLEST_GUIDE), self.backbone.multiple)
+
+    def small(self, pixels: Tensor) -> Tensor:
+        """A version of pixels [B, 3, F, H, W] that shows all of them in one tile, of sides that the backbone takes."""
+        return resized(pixels, *self.small_size(*pixels.shape[-2:]))
+
+    def small_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of that version."""
+        spec = self.backbone.spec
+        return self._guide_size(height, width, spec.small_side or spec.tile)
+
+    @property
+    def untiled(self) -> int | None:
+        """What to ask for as a tile so that there are none; a graph of one size takes nothing else."""
+        return None if self.backbone.fixed else 0
 
     def chunk_size(self, frames: int | None) -> tuple[int, int]:
         """Length of a clip's chunks in frames, the backbone's default for None, and how many neighbours share by default.

@@ -27,6 +27,7 @@ class Plan:
     tables: list[Any]  # a conditioning for every velocity that is averaged: one, unless prompts are mixed by velocity
     bake: Callable[[Backbone], list[Any]] | None = None  # the tables for the same backbone in another precision
     views: tuple[View, ...] = ()  # how the transformer sees the state in each step
+    detail: str = "model"  # whose detail the result has, where the request leaves it open: the model's or the input's
     following: tuple["Plan", ...] = ()  # runs of their own, each over the result of the one before
 
     @property
@@ -38,6 +39,14 @@ class Plan:
         """Raise `EngineError` where more than one run is planned."""
         if self.following:
             raise EngineError("a file holds one run; make one for each prompt, or mix them with --mix residual")
+
+    def by_input(self, detail: str = "auto") -> bool:
+        """Whether this run takes the detail of its result from its input, `detail` being what the request says."""
+        return (self.detail if detail == "auto" else detail) == "input"
+
+    def any_by_input(self, detail: str = "auto") -> bool:
+        """Whether any of the runs does."""
+        return any(stage.by_input(detail) for stage in self.stages)
 
     @property
     def entries(self) -> Sequence:
@@ -136,7 +145,8 @@ def make_plan(backbone: Backbone, request: RestoreRequest) -> Plan:
 def of_file(file: Any, device: torch.device) -> Plan:
     """The plan that an engine file holds, its conditioning on `device`."""
     tables = [tables.to(device, file.backbone.dtype) for tables in file.tables]
-    return Plan(file.table, tables, views=views(file.backbone, file.table.times[:-1]))
+    detail = file.about.get("detail", "model")
+    return Plan(file.table, tables, views=views(file.backbone, file.table.times[:-1]), detail=detail)
 
 
 def released_size(backbone: Backbone) -> tuple[int, int]:
@@ -166,4 +176,5 @@ def bake(
     def tables(backbone: Backbone) -> list[Any]:
         return [backbone.bake(timesteps, mixed_weights(group)) for group in groups]
 
-    return Plan(table, tables(backbone), tables, views(backbone, table.times[:-1]))
+    detail = "input" if prompts and all(prompt.detail == "input" for prompt, _ in prompts) else "model"
+    return Plan(table, tables(backbone), tables, views(backbone, table.times[:-1]), detail)

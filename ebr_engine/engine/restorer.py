@@ -140,7 +140,7 @@ class Restorer:
     def build(self, path: str | Path, plan: Plan, about: dict | None = None) -> None:
         """Write an engine file of this backbone and one plan, to start from with `from_engine`; see `export/engine_file.py`."""
         plan.check_single()
-        save_engine(Path(path), self.backbone, plan.table, plan.tables, about or {})
+        save_engine(Path(path), self.backbone, plan.table, plan.tables, (about or {}) | {"detail": plan.detail})
 
     def bake(
         self, prompts: list[tuple[Prompt, float]], table: StepTable, mix: str = "residual", timesteps: Tensor | None = None
@@ -185,8 +185,10 @@ class Restorer:
         evaluation each and average `velocity` (as released), or restore in `turn`, in the order that they are named, each from
         its own T0; `auto` is the backbone's. `strength`: of all prompts together, 1 as they were learned, 0 the empty prompt,
         at most 2. `steps`, `schedule`, `order`, `t0`: see `sampler.make_table`; t0 is the first prompt's by default. `seed` of
-        the noise. `tile`, `tile_overlap`: pixels; pictures larger than a tile run in tiles (default by backbone; 0 never
-        tiles), which `tile_blend` blends in the `latent` inside every step, or in `pixel`s after all steps (less memory).
+        the noise. `detail`: of the `model`, or of the `input`, whose tones alone the model then changes, by one run on a small
+        version (`media/detail.py`); `auto` is what the prompt says. `tile`, `tile_overlap`: pixels; pictures larger than a tile
+        run in tiles (default by backbone; 0 never tiles), which `tile_blend` blends in the `latent` inside every step, or in
+        `pixel`s after all steps (less memory).
         `callback(done, total)` after each step, or once after the last where all of them are one CUDA graph.
         Raises: `EbrError` (a ValueError) for anything the request gets wrong.
         """
@@ -238,16 +240,21 @@ class Restorer:
     def _together(self, clips: list[Tensor], plan: Plan, at_once: int, how: dict[str, Any]) -> Iterable[tuple[int, Tensor]]:
         """(number, restored clip) of every clip [B, 3, F, H, W], those of one padded size in one run.
 
-        Between two stages each is cut to its own size again, as it is when it runs alone.
+        Between two stages each is cut to its own size again, as it is when it runs alone. Where the detail is the input's
+        nothing is padded, as a small version would show the padding: one size is then the pictures' own.
         """
-        geometry = self.engine.geometry
-        padded = [geometry.padded(clip) for clip in clips]
+        geometry, by_input = self.engine.geometry, plan.any_by_input(how["detail"])
+        ready = (lambda clip: clip) if by_input else geometry.padded
+        shapes = [tuple(ready(clip).shape) for clip in clips]
         sides = geometry.tile_size(how["tile"], how["tile_overlap"])
-        tiled = [len(geometry.tiles(*clip.shape[-2:], *sides)) > 1 for clip in padded]
-        for group in groups([tuple(clip.shape) for clip in padded], tiled, at_once):
+        if by_input:
+            large = [max(shape[-2:]) > self.backbone.spec.tile for shape in shapes]
+        else:
+            large = [len(geometry.tiles(*shape[-2:], *sides)) > 1 for shape in shapes]
+        for group in groups(shapes, large, at_once):
             now = [clips[i] for i in group]
             for stage in plan.stages:
-                whole = torch.cat([geometry.padded(clip) for clip in now])
+                whole = torch.cat([ready(clip) for clip in now])
                 parts = self.engine.run(whole, stage, 0, None, **how).split([len(clip) for clip in now])
                 now = [crop(part, *clip.shape[-2:])[:, :, : clip.shape[2]] for part, clip in zip(parts, now)]
             yield from zip(group, now)
@@ -291,7 +298,7 @@ class Restorer:
         `size` (height, width) resizes first, as the published protocol does; the result is then of that size.
         `first`: number of a chunk's first frame in its clip, so that every chunk sees the clip's noise of that moment. A
         backbone that knows nothing of time (mini, FLUX) restores a clip frame by frame, with the same noise in each.
-        `options`: `seed`, `tile`, `tile_overlap`, `tile_blend`.
+        `options`: `seed`, `detail`, `tile`, `tile_overlap`, `tile_blend`.
         """
         check_names(options, RUNNING)
         how = RestoreRequest.of(**options).part(RUN)
@@ -333,14 +340,22 @@ class Restorer:
         return self.backbone.spec.asks_for_frames
 
     def chunk_size(
-        self, frames: int | None, overlap: int | None, size: tuple[int, int] | None = None, **tiling: Any
+        self,
+        frames: int | None,
+        overlap: int | None,
+        size: tuple[int, int] | None = None,
+        plan: Plan | None = None,
+        detail: str = "auto",
+        **tiling: Any,
     ) -> tuple[int, int]:
         """Length and overlap of a clip's chunks in frames, with the backbone's defaults; `EngineError` for a wrong length.
 
         For frames of `size` (height, width), run with `tile`, `tile_overlap` and `tile_blend`, they are no longer than memory
-        allows, where it is limited.
+        allows, where it is limited. Where `plan` and `detail` take the detail from the input, neighbours smooth each other
+        even if the backbone knows no time.
         """
-        return self.engine.chunk_size(frames, overlap, size, **tiling)
+        by_input = plan is not None and plan.any_by_input(detail)
+        return self.engine.chunk_size(frames, overlap, size, by_input=by_input, **tiling)
 
     def tile_size(self, tile: int | None, overlap: int | None) -> tuple[int, int]:
         """Side and overlap of the tiles in pixels, checked, with the backbone's defaults; a side of 0 never tiles."""

@@ -18,10 +18,13 @@ from ebr_engine.engine.memory import Costs, Fallback, Work
 from ebr_engine.engine.offload import inner, offloaded
 from ebr_engine.engine.plan import Plan
 from ebr_engine.errors import out_of_memory
+from ebr_engine.media.detail import NEIGHBOURS, detail_of_input
 from ebr_engine.media.tiling import crop, match_tones
 from ebr_engine.request import OFFLOADS
 
 TILES_AT_ONCE = 4
+MAP_FRAMES = 12  # of a chunk where the detail is the input's and the backbone knows no time: neighbours smooth each other
+MAP_PIXELS = 48 << 20  # of such a chunk, unless the backbone's own is larger
 TONE_CELLS = 4  # cells a tile, either way, in which a tiled picture takes the tones of the whole
 
 
@@ -68,11 +71,17 @@ class Engine:
         tile: int | None = None,
         tile_overlap: int | None = None,
         tile_blend: str = "latent",
+        detail: str = "auto",
     ) -> Tensor:
         """Clips [B, 3, F, H, W] in [0, 1] → restored ones, float32 on the CPU; arguments as those of `Restorer.run`.
 
         Raises what the way that needs least raises.
         """
+        if plan.by_input(detail):
+            self.geometry.tile_size(tile, tile_overlap)  # refuses impossible ones, though there are no tiles
+            small = self.geometry.small(pixels)
+            restored = self.run(small, plan, first, callback, seed=seed, tile=self.geometry.untiled, detail="model")
+            return detail_of_input(pixels, small, restored)
         ways, work = self.fallbacks(pixels.shape, tile, tile_overlap, tile_blend)
         index = self.fitting.choose(ways, self.costs, work)
         while True:
@@ -108,9 +117,16 @@ class Engine:
         tile: int | None = None,
         tile_overlap: int | None = None,
         tile_blend: str = "latent",
+        by_input: bool = False,
     ) -> tuple[int, int]:
         """See `Restorer.chunk_size`."""
         length, shared = self.geometry.chunk_size(frames)
+        if by_input and self.backbone.codec.temporal == 1:
+            fitting = MAP_PIXELS // (size[0] * size[1]) if size else MAP_FRAMES
+            length = max(length, min(MAP_FRAMES, fitting)) if frames is None else frames
+            shared = min(NEIGHBOURS, length - 1)
+        if by_input and size is not None:
+            size, tile = self.geometry.small_size(*size), self.geometry.untiled
         if size is not None and self.backbone.codec.temporal > 1 and not self.backbone.fixed:
             ways, work = self.fallbacks((1, 3, length, *size), tile, tile_overlap, tile_blend)
             length = ways[self.fitting.choose(ways, self.costs, work)].frames

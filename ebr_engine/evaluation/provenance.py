@@ -130,7 +130,7 @@ def data_facts(items: Sequence[Item]) -> dict[str, Any]:
 def restoration_facts(restoring: Restoring, device: str) -> dict[str, Any]:
     """How files were restored: weights, prompts, and every number that the sampler had."""
     about = asdict(restoring)
-    shown = ("mix", "strength", "seeds", "precision", "tile", "tile_overlap")
+    shown = ("mix", "strength", "seeds", "precision", "tile", "tile_overlap", "detail")
     if restoring.engine:
         path = Path(restoring.engine)
         return {"engine": {"file": path.name, "sha256": file_hash(path), **read_about(path)}, "seeds": list(restoring.seeds)}

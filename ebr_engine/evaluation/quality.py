@@ -27,11 +27,12 @@ def measure(
     rows: Sequence[str] = ROWS,
     callback: Callable[[dict], None] | None = None,
     prompts: Path | None = None,
+    detail: str = "auto",
 ) -> list[dict]:
     """PSNR and SSIM of every row on every photo and task: a list of {task, photo, row, psnr, ssim}.
 
     All restorations use seed 42 and five steps; results are rounded to 8 bit, as in a file. `prompts`: another folder of
-    learned prompts (`TASK.safetensors`, and `naive/TASK.safetensors`) than the bundled one.
+    learned prompts (`TASK.safetensors`, and `naive/TASK.safetensors`) than the bundled one. `detail`: see `Restorer.restore`.
     """
     folder = prompts or ASSETS / restorer.backbone.name / "prompts"
     scores = []
@@ -39,7 +40,7 @@ def measure(
         for photo in photos:
             case = make_case(photo, task, size)
             for row in rows:
-                result = (restore_row(restorer, row, task, case.degraded, folder) * 255).round() / 255
+                result = (restore_row(restorer, row, task, case.degraded, folder, detail) * 255).round() / 255
                 record = {"task": task, "photo": photo, "row": row}
                 record |= {"psnr": psnr(result, case.clean), "ssim": ssim(result, case.clean)}
                 scores.append(record)
@@ -48,7 +49,7 @@ def measure(
     return scores
 
 
-def restore_row(restorer: Restorer, row: str, task: str, degraded: Tensor, folder: Path) -> Tensor:
+def restore_row(restorer: Restorer, row: str, task: str, degraded: Tensor, folder: Path, detail: str = "auto") -> Tensor:
     """The degraded picture as one row of the benchmark restores it."""
     if row == "input":
         return degraded
@@ -59,7 +60,7 @@ def restore_row(restorer: Restorer, row: str, task: str, degraded: Tensor, folde
         raise PromptError(f"no prompt for the row {row!r}: {file}")
     prompt = load_prompt(file)
     if row == "EBR prompt":
-        return restorer.restore(degraded, prompt=prompt)
+        return restorer.restore(degraded, prompt=prompt, detail=detail)
     if row == "empty prompt":  # the same sampler from the same start, nothing learned
         return restorer.restore(degraded, t0=prompt.t0)
     steps = flow_table(power_times(FAST_STEPS, prompt.t0), prompt.t0)

@@ -55,6 +55,7 @@ class Restoring:
     seeds: tuple[int, ...] = (42,)
     tile: int | None = None
     tile_overlap: int | None = None
+    detail: str = "auto"
 
     def load(self, device: str) -> tuple[Restorer, Plan]:
         """The restorer and its plan; `EbrError` for anything that does not fit."""
@@ -171,7 +172,7 @@ class Measurer:
         from ebr_engine.media.video.info import Frame
 
         restoring = self.settings.restoring
-        how = {"seed": seed, "tile": restoring.tile, "tile_overlap": restoring.tile_overlap}
+        how = {"seed": seed, "tile": restoring.tile, "tile_overlap": restoring.tile_overlap, "detail": restoring.detail}
         peak = 2 ** (_bits(source) if protocol.size is None else 8) - 1
 
         def run(clip: Tensor, first: int = 0) -> Tensor:  # [1, 3, F, H, W]
@@ -182,7 +183,7 @@ class Measurer:
         if protocol.frames is not None or not source.clip:  # all of them in one run, as the released code does
             yield from run(torch.cat(list(frames)).movedim(0, 1)[None])[0].movedim(1, 0).split(1)
             return
-        length, overlap = self.restorer.chunk_size(None, None)
+        length, overlap = self.restorer.chunk_size(None, None, plan=plan, detail=restoring.detail)
         stream = (Frame(frame[0].permute(1, 2, 0).numpy(), i, Fraction(1, 24)) for i, frame in enumerate(frames))
         chunks = chunked(stream, length, overlap, self.restorer.codec.frames)
         pixels = ((chunk, torch.from_numpy(chunk.pixels).movedim(-1, 0)[None]) for chunk in chunks)

@@ -49,7 +49,8 @@ def restore_clip(
     with open_video(job.source, **reading(options)) as reader:
         frame = recipe.size or (reader.info.height, reader.info.width)
         tiling = {"tile": options.tile, "tile_overlap": options.tile_overlap, "tile_blend": options.tile_blend}
-        length, overlap = restorer.chunk_size(options.chunk_frames, options.chunk_overlap, frame, **tiling)
+        asked = (options.chunk_frames, options.chunk_overlap, frame, recipe.plan, options.detail)
+        length, overlap = restorer.chunk_size(*asked, **tiling)
         job.target.parent.mkdir(parents=True, exist_ok=True)
         total = reader.info.expected_frames
         total = total if options.frames is None or total is None else min(total, options.frames)

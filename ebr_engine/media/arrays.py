@@ -43,13 +43,16 @@ def _from_array(image: np.ndarray) -> tuple[Tensor, Any]:
     colours = 1 if grey else 3
     top = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1
     shown = np.repeat(planes[..., :1], 3, axis=-1) if grey else planes[..., :3]
-    pixels = torch.from_numpy(shown.astype(np.float32) / np.float32(top)).permute(2, 0, 1)[None]
+    values = np.require(shown, np.float32, ("C", "W"))  # itself where it can be: a copy of a large picture is large
+    pixels = torch.from_numpy(values / np.float32(top) if top != 1 else values).permute(2, 0, 1)[None]
     _check_range(pixels)
 
     def rebuild(result: Tensor) -> np.ndarray:
         values = (luma(result)[0, ..., None] if grey else result[0].permute(1, 2, 0)).numpy()
-        made = (values * top).round().astype(image.dtype) if image.dtype.kind == "u" else values.astype(image.dtype)
-        return np.concatenate((made, planes[..., colours:]), axis=-1).reshape(image.shape)
+        made = (values * top).round() if image.dtype.kind == "u" else values
+        made = made.astype(image.dtype, copy=False)
+        alpha = planes[..., colours:]
+        return (np.concatenate((made, alpha), axis=-1) if alpha.size else made).reshape(image.shape)
 
     return pixels, rebuild
 
@@ -81,7 +84,8 @@ def _from_pil(image: Any) -> tuple[Tensor, Any]:
 
 
 def _check_range(pixels: Tensor) -> None:
-    if not pixels.isfinite().all():
+    low, high = pixels.aminmax()  # NaN if any value is
+    if not (low.isfinite() and high.isfinite()):
         raise EngineError("the picture holds values that are not finite")
-    if pixels.min() < 0 or pixels.max() > 1:
-        raise EngineError(f"pixels must lie in [0, 1], got {pixels.min():.3g} to {pixels.max():.3g}")
+    if low < 0 or high > 1:
+        raise EngineError(f"pixels must lie in [0, 1], got {low:.3g} to {high:.3g}")

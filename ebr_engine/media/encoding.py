@@ -86,7 +86,9 @@ def _image(page: "Picture", bits: int, format: str):
         colours = (colours @ _LUMA.astype(colours.dtype))[..., None]
     if page.alpha is not None and format != "jpeg":
         colours = np.concatenate([colours, page.alpha[..., None]], axis=2)
-    stored = np.rint(np.clip(colours, 0, 1) * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
+    scaled = np.clip(colours, 0, 1)
+    scaled *= 2**bits - 1  # in place: copies of a large picture are large
+    stored = np.rint(scaled, out=scaled).astype(np.uint8 if bits == 8 else np.uint16)
     if 8 < bits < 16:
         stored <<= 16 - bits  # libvips takes the upper bits
     height, width, bands = stored.shape

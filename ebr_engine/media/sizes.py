@@ -11,10 +11,10 @@ def pad_frames(clip: Tensor, frames: int) -> Tensor:
     return torch.cat((clip, clip[:, :, -1:].expand(-1, -1, missing, -1, -1)), dim=2) if missing else clip
 
 
-def reduced(clip: Tensor, side: int, multiple: int) -> Tensor:
-    """The clip [B, 3, F, H, W] reduced so that its longer side is at most `side`; both sides multiples of `multiple`."""
-    scale = min(1.0, side / max(clip.shape[-2:]))
-    return resized(clip, *(max(multiple, round(length * scale / multiple) * multiple) for length in clip.shape[-2:]))
+def reduced_size(height: int, width: int, side: int, multiple: int) -> tuple[int, int]:
+    """Height and width reduced so that the longer one is at most `side`; both multiples of `multiple`."""
+    scale = min(1.0, side / max(height, width))
+    return tuple(max(multiple, round(length * scale / multiple) * multiple) for length in (height, width))
 
 
 def resized(clip: Tensor, height: int, width: int) -> Tensor:

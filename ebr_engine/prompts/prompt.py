@@ -14,6 +14,7 @@ from ebr_engine.errors import PromptError
 from ebr_engine.tensor_files import write_tensors
 
 FORMAT = "ebr-engine prompt 1"
+DETAILS = ("model", "input")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Prompt:
     t0: float = RELEASED_T0
     t_min: float = RELEASED_T_MIN
     steps: int = RELEASED_STEPS
+    detail: str = "model"  # whose detail a restored picture has: the model's, or the input's where the degradation is smooth
     training: dict = field(default_factory=dict)  # free-form summary of how it was learned
 
     @property
@@ -59,6 +61,8 @@ class Prompt:
             "steps": str(self.steps),
             "training": json.dumps(self.training),
         }
+        if self.detail != "model":
+            metadata["detail"] = self.detail
         try:
             write_tensors(path, {"residual": self.residual.float(), "alpha": self.alpha.float()}, metadata)
         except (OSError, SafetensorError) as error:
@@ -103,8 +107,11 @@ def _read(path: Path) -> Prompt:
         raise PromptError(f"{path} has damaged metadata: {error}") from error
     if not 0 < numbers["t0"] < 1 or not 0 < numbers["t_min"] < numbers["t0"] or numbers["steps"] < 1:
         raise PromptError(f"{path} has impossible settings: {numbers}")
+    detail = metadata.get("detail", "model")
+    if detail not in DETAILS:
+        raise PromptError(f"{path} has impossible settings: detail {detail!r}, expected {' or '.join(DETAILS)}")
     texts = {name: metadata.get(name, "") for name in ("backbone", "task", "base_model")}
-    return Prompt(residual, alpha, **texts, **numbers, training=training)
+    return Prompt(residual, alpha, **texts, **numbers, detail=detail, training=training)
 
 
 def import_released(path: Path) -> Prompt:

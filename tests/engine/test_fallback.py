@@ -44,7 +44,7 @@ CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllo
 )
 def test_out_of_memory_steps_down_says_so_and_goes_on(picture, monkeypatch, times, error):
     restorer = Restorer("mini", precision="fp32")
-    plan = restorer.plan("haze", steps=1)
+    plan = restorer.plan("rain", steps=1)
     alone = restorer.restore(picture, plan=plan, tile=64, tile_overlap=16)
     exhausted = Exhausted(restorer.backbone.velocity, times, error)
     monkeypatch.setattr(restorer.backbone, "velocity", exhausted)
@@ -63,7 +63,7 @@ def test_what_never_fits_is_an_error_after_the_smallest_way_was_tried(picture, m
     exhausted = Exhausted(restorer.backbone.velocity, 99, CPU)
     monkeypatch.setattr(restorer.backbone, "velocity", exhausted)
     with pytest.warns(EngineWarning, match="tiles of 128 pixels"), pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
-        restorer.restore(picture, "haze", steps=1)
+        restorer.restore(picture, "rain", steps=1)
     assert exhausted.left == 97  # in one piece, and in tiles: nothing else needs less for so small a picture
 
 
@@ -72,7 +72,7 @@ def test_another_error_is_no_reason_to_try_again(picture, monkeypatch):
     exhausted = Exhausted(restorer.backbone.velocity, 99, RuntimeError("a bug"))
     monkeypatch.setattr(restorer.backbone, "velocity", exhausted)
     with pytest.raises(RuntimeError, match="a bug"):
-        restorer.restore(picture, "haze", steps=1)
+        restorer.restore(picture, "rain", steps=1)
     assert exhausted.left == 98
 
 
@@ -84,13 +84,13 @@ def test_a_limit_chooses_the_way_and_the_least_that_would_do_is_told(picture):
     shapes = []
     velocity = limited.backbone.velocity
     limited.backbone.velocity = lambda latent, step: shapes.append(latent.shape[0]) or velocity(latent, step)
-    restored = limited.restore(picture, "haze", steps=1, tile=64, tile_overlap=16)
+    restored = limited.restore(picture, "rain", steps=1, tile=64, tile_overlap=16)
     assert max(shapes) < 4  # tiles at once
-    expected = free.restore(picture, "haze", steps=1, tile=64, tile_overlap=16)
+    expected = free.restore(picture, "rain", steps=1, tile=64, tile_overlap=16)
     torch.testing.assert_close(restored, expected, atol=1e-4, rtol=0)
     small = Restorer("mini", precision="fp32", max_memory="1M")
     with pytest.raises(EngineError, match=r"need .* MB at least, more than the 1 MB"):
-        small.restore(picture, "haze", steps=1)
+        small.restore(picture, "rain", steps=1)
 
 
 def tried(fitting, rungs, model, work, refused):
@@ -151,7 +151,7 @@ def test_pictures_that_do_not_fit_together_run_one_by_one(monkeypatch):
 def test_the_tables_of_a_run_survive_a_move_of_the_codec():
     restorer = Restorer("mini", precision="fp32")
     clip = torch.rand(1, 3, 32, 32)
-    plan = restorer.plan("haze", t0=0.05, steps=2)
+    plan = restorer.plan("rain", t0=0.05, steps=2)
     before = restorer.run(clip, plan)
     restorer.engine.apply(Fallback(512, 64, offload="codec"))
     assert restorer.engine.offload == "codec"
