@@ -1,7 +1,7 @@
 """The blocks of the README and the guide run as they stand, in their order, in an empty folder with the bundled photos.
 
-A block of ```sh that needs more names it behind: `clip` and `pairs` are made here, `slow` runs with the slow tests, and `download`
-does not run. Commands run in this process; photos are small here, and learning is short.
+A block of a shell that needs more names it behind ```sh: `clip` and `pairs` are made here, `slow` runs with the slow tests, and
+`download` does not run. Commands run in this process; photos are small here, and learning is short.
 """
 
 import re
@@ -26,7 +26,7 @@ SIZE = (64, 48)
 
 
 def blocks(page, *wanted):
-    """(language, content) of a page's blocks, in their order: those of Python, and those of a shell that need what is `wanted`."""
+    """(language, content) of a page's blocks in their order: those of Python, and those of a shell that need what is `wanted`."""
     found = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
     return [(language, text) for language, needs, text in found if language == "python" or needs in wanted]
 
