@@ -200,7 +200,8 @@ def write_input(folder: Path, frames: int, height: int, width: int) -> None:
     """A smooth picture, or a clip of it moving."""
     import numpy as np
 
-    from ebr_engine.media.images import Picture, write_image
+    from ebr_engine.media.images import write_image
+    from ebr_engine.media.picture import Picture
     from ebr_engine.media.video import VideoInfo, write_video
 
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)

@@ -80,7 +80,8 @@ def read(source: Path, out: Path) -> tuple[Any, Any]:
 
         pictures = [frame.pixels for frame in frames]
     else:
-        from ebr_engine.media.images import Picture, read_image, write_image
+        from ebr_engine.media.images import read_image, write_image
+        from ebr_engine.media.picture import Picture
 
         picture = read_image(source)
         pictures = [picture.pixels]

@@ -3,15 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ebr_engine.backbones.parameters import OriginalNames, State
 from ebr_engine.errors import BackboneError, EbrError
-
-if TYPE_CHECKING:
-    from ebr_engine.backbones.checkpoint import Checkpoints
 
 PUBLISHED_PROMPTS = (
     "github.com/sudraj2002/YPT, folder ckpts"  # the authors', for Wan and FLUX; without a licence, so never bundled
@@ -150,6 +148,40 @@ class Learning:
 
 
 @dataclass(frozen=True)
+class Encoder:
+    """One text encoder: which tensor of the context it gives, by which classes of transformers, of how many tokens."""
+
+    tensor: str
+    model: str
+    tokenizer: str
+    kinds: tuple[str, ...]  # `model_type` of its config.json
+    tokens: int
+    special: int  # tokens of the empty text: the end token, and CLIP's start token
+    masked: bool = False  # padding is masked, and its rows are zero
+
+    @property
+    def pooled(self) -> bool:
+        return self.tensor == "pooled"
+
+    @property
+    def shape(self) -> str:
+        return "[D]" if self.pooled else f"[{self.tokens}, D]"
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """How the published models of a backbone are found and read."""
+
+    default: str  # hub id
+    transformer: str  # diffusers' name of its class, in config.json
+    layouts: Mapping[str, bool]  # what some keys of every file begin with: whether the layout is the original one
+    original: OriginalNames
+    sizes: Callable[[State, dict], dict]  # diffusers' settings from the shapes of tensors and the original ones
+    load: Callable[[Config, Mapping[str, Tensor], torch.device | str, torch.dtype], tuple[nn.Module, nn.Module]]
+    text_encoders: tuple[Encoder, ...]  # in the order of the model folder's text_encoder, text_encoder_2
+
+
+@dataclass(frozen=True)
 class Spec:
     """All that the engine has to know of a family of backbones: facts, and references to its classes and functions."""
 
@@ -165,7 +197,7 @@ class Spec:
     codec: type[Codec]
     live: Callable[["Backbone", int], Callable[..., Any]]  # see `Backbone.live`
     load: Callable[[ModelSource, torch.device, torch.dtype], "Backbone"]
-    checkpoints: "Checkpoints | None" = None  # how published models are read; None for one that is bundled whole
+    checkpoints: Checkpoints | None = None  # how published models are read; None for one that is bundled whole
     takes: tuple[str, ...] = tuple(one.name for one in fields(ModelSource))  # what of a `ModelSource`
 
     tile: int = 512  # pixels a side that the backbone knows

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from ebr_engine.backbones.base import Config
 from ebr_engine.backbones.hub import HUB_ID, fetch
-from ebr_engine.backbones.parameters import OriginalNames, OriginalState, State, TensorFiles
+from ebr_engine.backbones.parameters import OriginalState, State, TensorFiles
 from ebr_engine.backbones.registry import published, spec
-from ebr_engine.backbones.text import Encoder
 from ebr_engine.errors import BackboneError
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")  # of the transformer, in files that hold other models too
@@ -30,19 +29,6 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 READABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 LORA = re.compile(r"lora_(A|B|up|down)|\.lora\.|\.(hada|lokr)_")
 QUANTISED = re.compile(r"(scale_weight|weight_scale(_inv)?|scale_input|input_scale|scaled_fp8|absmax|quant_map|qweight|SCB)$")
-
-
-@dataclass(frozen=True)
-class Checkpoints:
-    """How the published models of a backbone are found and read."""
-
-    default: str  # hub id
-    transformer: str  # diffusers' name of its class, in config.json
-    layouts: Mapping[str, bool]  # what some keys of every file begin with: whether the layout is the original one
-    original: OriginalNames
-    sizes: Callable[[State, dict], dict]  # diffusers' settings from the shapes of tensors and the original ones
-    load: Callable[[Config, Mapping[str, Tensor], torch.device | str, torch.dtype], tuple[nn.Module, nn.Module]]
-    text_encoders: tuple[Encoder, ...]  # in the order of the model folder's text_encoder, text_encoder_2
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ebr_engine.backbones.base import Encoder
 from ebr_engine.backbones.registry import published, spec
 from ebr_engine.errors import BackboneError, EbrError
 from ebr_engine.settings import cache_dir
@@ -31,27 +31,6 @@ TOKENIZER_FILES = (*FAST_TOKENIZER_FILES, "spiece.model")  # without one, transf
 INSTALL = "pip install 'ebr-engine[models]'"
 
 logger = logging.getLogger("ebr_engine")
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """One text encoder: which tensor of the context it gives, by which classes of transformers, of how many tokens."""
-
-    tensor: str
-    model: str
-    tokenizer: str
-    kinds: tuple[str, ...]  # `model_type` of its config.json
-    tokens: int
-    special: int  # tokens of the empty text: the end token, and CLIP's start token
-    masked: bool = False  # padding is masked, and its rows are zero
-
-    @property
-    def pooled(self) -> bool:
-        return self.tensor == "pooled"
-
-    @property
-    def shape(self) -> str:
-        return "[D]" if self.pooled else f"[{self.tokens}, D]"
 
 
 def empty_context(

@@ -6,25 +6,20 @@ from typing import Annotated
 
 import typer
 
+from ebr_engine.cli.options import takes
 from ebr_engine.errors import EbrError
+from ebr_engine.request import RestoreRequest
 
 
+@takes("backbone", "model", "revision", "offline", backbone=..., help={"backbone": "wan or flux."})
 def cache_text(
-    backbone: Annotated[str, typer.Option("--backbone", "-b", metavar="NAME", help="wan or flux.")],
-    model: Annotated[
-        str | None,
-        typer.Option("--model", metavar="SOURCE", show_default="the backbone's own", help="A model folder, or an id of the hub."),
-    ] = None,
-    revision: Annotated[
-        str | None,
-        typer.Option("--revision", metavar="REV", show_default="newest", help="Commit, branch or tag of the hub."),
-    ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never ask the hub; use what has been downloaded.")] = False,
+    *,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", show_default="in the cache", help="Where to write it, for --context."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make it again, and replace the file.")] = False,
+    request: RestoreRequest,
 ) -> None:
     """Encode the empty text of a model, the only one that restoring needs, and keep the result (a few MB).
 
@@ -32,6 +27,7 @@ def cache_text(
 
     [bold]ebr-engine cache-text --backbone wan --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers[/]
     """
+    backbone, model, revision, offline = (getattr(request, name) for name in ("backbone", "model", "revision", "offline"))
     if out is not None and out.exists() and not overwrite:
         raise EbrError(f"{out} exists; add --overwrite to replace it")
 

@@ -24,8 +24,8 @@ def takes(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The command with options of these fields in the place of its parameter `request`, which it gets whole.
 
-    `defaults` and `help`: other ones than the fields', for this command. A prompt's option takes texts FILE[:WEIGHT], whose
-    files exist; `~` is the user's folder in every path.
+    `defaults` and `help`: other ones than the fields', for this command; what has ... as its default has to be said. A prompt's
+    option takes texts FILE[:WEIGHT], whose files exist; `~` is the user's folder in every path.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -65,7 +65,10 @@ def _parameters(one: Parameter, names: tuple[str, ...], defaults: dict[str, Any]
         default = defaults.get(name, about.default)
         made.append(
             Parameter(
-                name, one.kind, default=default or None if default == () else default, annotation=_option(about, help.get(name))
+                name,
+                one.kind,
+                default=Parameter.empty if default is ... else default or None if default == () else default,
+                annotation=_option(about, help.get(name)),
             )
         )
         if "switch" in about.metadata:

@@ -12,6 +12,7 @@ from ebr_engine.errors import EbrError, PromptError
 if TYPE_CHECKING:
     from ebr_engine.prompts.prompt import Prompt
 
+WIDE = 10_000  # columns: what a program reads is not cut into lines
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show and add prompts, and import released ones.")
@@ -29,6 +30,7 @@ def list_prompts() -> None:
 
     columns = ("backbone", "task", "T0", "steps", "tokens", "origin", "file")
     table, damaged = Table(*columns, box=None, header_style="bold", pad_edge=False), False
+    table.columns[-1].overflow = "fold"
     for backbone in BACKBONES:
         for task, file in prompt_files(backbone).items():
             origin = "bundled" if file.is_relative_to(ASSETS) else "yours"
@@ -38,7 +40,9 @@ def list_prompts() -> None:
             except PromptError:  # one bad file must not hide the others
                 facts, damaged = ("[red]damaged[/]", "", ""), True
             table.add_row(backbone, escape(task), *facts, origin, escape(str(file)))
-    Console(soft_wrap=True).print(table)
+    console = Console()
+    console.width = console.width if console.is_terminal else WIDE
+    console.print(table)
     if damaged:
         typer.echo("What is wrong with a damaged one: ebr-engine prompts show FILE")
 

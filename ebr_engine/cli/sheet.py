@@ -105,7 +105,8 @@ def _read(source: Path, start: float | None) -> "np.ndarray":
 
 
 def _reduced(pixels: "np.ndarray", side: int) -> "np.ndarray":
-    from ebr_engine.media.images import Picture, resize_picture
+    from ebr_engine.media.images import resize_picture
+    from ebr_engine.media.picture import Picture
 
     scale = side / max(pixels.shape[:2])
     if scale >= 1:

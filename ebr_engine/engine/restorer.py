@@ -333,13 +333,14 @@ class Restorer:
         return self.backbone.spec.asks_for_frames
 
     def chunk_size(
-        self, frames: int | None, overlap: int | None, size: tuple[int, int] | None = None, tile: int | None = None
+        self, frames: int | None, overlap: int | None, size: tuple[int, int] | None = None, **tiling: Any
     ) -> tuple[int, int]:
         """Length and overlap of a clip's chunks in frames, with the backbone's defaults; `EngineError` for a wrong length.
 
-        For frames of `size` (height, width) they are no longer than memory allows, where it is limited.
+        For frames of `size` (height, width), run with `tile`, `tile_overlap` and `tile_blend`, they are no longer than memory
+        allows, where it is limited.
         """
-        return self.engine.chunk_size(frames, overlap, size, tile)
+        return self.engine.chunk_size(frames, overlap, size, **tiling)
 
     def tile_size(self, tile: int | None, overlap: int | None) -> tuple[int, int]:
         """Side and overlap of the tiles in pixels, checked, with the backbone's defaults; a side of 0 never tiles."""

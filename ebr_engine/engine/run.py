@@ -100,12 +100,18 @@ class Engine:
         return fallbacks_of(self.backbone, start, self.costs, self.runner.compile == "on"), Work(batch, frames, height, width)
 
     def chunk_size(
-        self, frames: int | None, overlap: int | None, size: tuple[int, int] | None = None, tile: int | None = None
+        self,
+        frames: int | None,
+        overlap: int | None,
+        size: tuple[int, int] | None = None,
+        tile: int | None = None,
+        tile_overlap: int | None = None,
+        tile_blend: str = "latent",
     ) -> tuple[int, int]:
         """See `Restorer.chunk_size`."""
         length, shared = self.geometry.chunk_size(frames)
         if size is not None and self.backbone.codec.temporal > 1 and not self.backbone.fixed:
-            ways, work = self.fallbacks((1, 3, length, *size), tile, None, "latent")
+            ways, work = self.fallbacks((1, 3, length, *size), tile, tile_overlap, tile_blend)
             length = ways[self.fitting.choose(ways, self.costs, work)].frames
         return length, min(shared, length - 1) if overlap is None else overlap
 

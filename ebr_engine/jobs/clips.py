@@ -48,7 +48,8 @@ def restore_clip(
     options = recipe.request
     with open_video(job.source, **reading(options)) as reader:
         frame = recipe.size or (reader.info.height, reader.info.width)
-        length, overlap = restorer.chunk_size(options.chunk_frames, options.chunk_overlap, frame, options.tile)
+        tiling = {"tile": options.tile, "tile_overlap": options.tile_overlap, "tile_blend": options.tile_blend}
+        length, overlap = restorer.chunk_size(options.chunk_frames, options.chunk_overlap, frame, **tiling)
         job.target.parent.mkdir(parents=True, exist_ok=True)
         total = reader.info.expected_frames
         total = total if options.frames is None or total is None else min(total, options.frames)

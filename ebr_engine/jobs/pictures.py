@@ -10,7 +10,7 @@ from ebr_engine.jobs.recipe import Recipe
 if TYPE_CHECKING:
     from ebr_engine.jobs.files import Job
     from ebr_engine.media.holdings import Outcome as HoldingOutcome
-    from ebr_engine.media.images import Picture
+    from ebr_engine.media.picture import Picture
 
 
 def read(job: "Job", recipe: Recipe) -> "Picture":

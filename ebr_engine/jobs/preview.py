@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ebr_engine.jobs.files import Job
-    from ebr_engine.media.images import Picture
+    from ebr_engine.media.picture import Picture
 
 SIDE = 512  # a larger picture is shown by its centre
 
@@ -44,7 +44,7 @@ def write_preview(restorer: Any, jobs: "Sequence[Job]", recipes: Recipes, progre
 
 def _whole(job: "Job", recipe: Recipe) -> "Picture":
     """The first frame of a clip, or a picture."""
-    from ebr_engine.media.images import Picture
+    from ebr_engine.media.picture import Picture
     from ebr_engine.media.video import open_video
 
     if not job.is_clip:

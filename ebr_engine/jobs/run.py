@@ -26,7 +26,7 @@ from ebr_engine.jobs.work import Work, find_work
 
 if TYPE_CHECKING:
     from ebr_engine.jobs.files import Job
-    from ebr_engine.media.images import Picture
+    from ebr_engine.media.picture import Picture
     from ebr_engine.request import RestoreRequest
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -22,7 +22,8 @@ from ebr_engine.media.holdings.images import kind_of, parts_of
 from ebr_engine.media.holdings.parts import Part, Window
 from ebr_engine.media.holdings.types import Outcome
 from ebr_engine.media.holdings.writing import Preparation
-from ebr_engine.media.images import MAX_MEGAPIXELS, Picture, write_atomically
+from ebr_engine.media.images import MAX_MEGAPIXELS, write_atomically
+from ebr_engine.media.picture import Picture
 from ebr_engine.media.seen import seen_values
 from ebr_engine.media.video.info import Colour, Frame, VideoInfo
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ebr_engine.media.decoding import MediaError
-from ebr_engine.media.images import Picture, resize_picture
+from ebr_engine.media.images import resize_picture
+from ebr_engine.media.picture import Picture
 from ebr_engine.media.video import open_video, write_video
 
 SIDE, WIPE = WAYS = ("side", "wipe")

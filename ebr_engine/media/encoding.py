@@ -14,7 +14,7 @@ from ebr_engine.media.holdings.writing import Preparation
 from ebr_engine.media.seen import stored_values
 
 if TYPE_CHECKING:
-    from ebr_engine.media.images import Picture
+    from ebr_engine.media.picture import Picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".avif", ".gif")
 QUALITY = 95
@@ -46,7 +46,7 @@ def encode(picture: "Picture", format: str, quality: int | None = None) -> tuple
         files.append((data, prepared.result))
         if format == "gif" and page.alpha is not None and ((page.alpha > 0) & (page.alpha < 1)).any():
             outcomes.append(Outcome(Holding("partial transparency", "alpha"), *IMAGE_FATES["partial transparency"]["gif"]))
-        outcomes += [_asked(outcome, page, format, quality) for outcome in prepared.outcomes]
+        outcomes += [_asked(outcome, format, quality) for outcome in prepared.outcomes]
     return finished(files, format), outcomes
 
 
@@ -60,13 +60,10 @@ def encode_frame(picture: "Picture", format: str, how: dict) -> bytes:
     return image.webpsave_buffer(keep="none", **(how if "lossless" in how else {**how, "smart_subsample": True, "alpha_q": 100}))
 
 
-def _asked(outcome: Outcome, page: "Picture", format: str, quality: int | None) -> Outcome:
+def _asked(outcome: Outcome, format: str, quality: int | None) -> Outcome:
     """The outcome, where an option asks for something else than the table has."""
-    lossless = outcome.holding.kind == "lossless coding" and format in ("webp", "avif")
-    if lossless and quality is not None:
+    if outcome.holding.kind == "lossless coding" and format in ("webp", "avif") and quality is not None:
         return Outcome(outcome.holding, Fate.NOT_KEPT, "--quality asks for a lossy file")
-    if lossless and page.bits > 8:
-        return Outcome(outcome.holding, Fate.NOT_KEPT, "only 8 bits are coded without loss; .png keeps them")
     return outcome
 
 
@@ -106,7 +103,7 @@ def _thumbnail(image) -> bytes:
 
 
 def _options(page: "Picture", format: str, quality: int | None, big: bool) -> dict:
-    lossless = quality is None and page.bits == 8 and any(part.kind == "lossless coding" for part in page.parts)
+    lossless = quality is None and any(part.kind == "lossless coding" for part in page.parts)
     if format == "jpeg":
         how = page.coding
         chosen = quality or (how.quality if how else QUALITY)

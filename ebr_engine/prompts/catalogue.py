@@ -1,6 +1,7 @@
 """What can be asked for by name: tasks, and the prompt files behind them; imports nothing heavy."""
 
 import math
+from difflib import get_close_matches
 from pathlib import Path
 
 from ebr_engine.backbones.registry import spec
@@ -28,7 +29,9 @@ def find_prompt(backbone: str, task: str) -> Path:
     """The prompt file of a task; `PromptError` names the tasks there are, or how to add the authors' published prompts."""
     files = prompt_files(backbone)
     if task not in files:
-        line = f"unknown task {task!r}: {backbone} has no prompt for it; there is: {', '.join(files) or 'none'}"
+        near = get_close_matches(task.lower(), files, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        line = f"unknown task {task!r}: {backbone} has no prompt for it; {hint}there is: {', '.join(files) or 'none'}"
         if published := spec(backbone).published_prompts:
             line += f". The authors publish theirs ({published}); add one with: ebr-engine prompts add FILE.pt --task {task}"
         raise PromptError(line)

@@ -70,7 +70,7 @@ class FakeRestorer:
     def tile_size(self, *sizes):
         pass
 
-    def chunk_size(self, frames, overlap, *size):
+    def chunk_size(self, frames, overlap, *size, **tiling):
         return frames or 2, overlap or 0
 
     class codec:

@@ -48,7 +48,8 @@ def test_a_part_of_a_clip_can_be_restored(cli):
 
 
 def test_folders_of_pictures_and_clips_are_mirrored(cli, engine):
-    from ebr_engine.media.images import Picture, write_image
+    from ebr_engine.media.images import write_image
+    from ebr_engine.media.picture import Picture
 
     Path("in/deep").mkdir(parents=True)
     clip("in/deep/a.mkv", 2)

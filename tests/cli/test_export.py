@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from ebr_engine import Restorer
 from ebr_engine.cli import app
-from ebr_engine.media.images import Picture, read_image, write_image
+from ebr_engine.media.images import read_image, write_image
+from ebr_engine.media.picture import Picture
 from tests.real_layout import FLUX, WAN, write_flux, write_released_prompt, write_wan
 from tests.tiny import make_prompt, save_tiny
 

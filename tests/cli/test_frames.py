@@ -10,7 +10,8 @@ from PIL import Image
 
 pytest.importorskip("av")
 
-from ebr_engine.media.images import Picture, read_image, write_image
+from ebr_engine.media.images import read_image, write_image
+from ebr_engine.media.picture import Picture
 from ebr_engine.media.video import VideoInfo, open_video, write_video
 
 HOW = ["--task", "haze", "--steps", "1"]

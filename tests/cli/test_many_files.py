@@ -14,7 +14,8 @@ import pytest
 
 from ebr_engine.jobs.journal import NAME
 from ebr_engine.media import images
-from ebr_engine.media.images import Picture, read_image, write_image
+from ebr_engine.media.images import read_image, write_image
+from ebr_engine.media.picture import Picture
 
 
 def picture(path, value=0.25, size=(6, 10)):

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from benchmarks.released import released_flux, released_wan
 from ebr_engine.bridge.sampler import draw_noise
-from ebr_engine.media.images import Picture, read_image, write_image
+from ebr_engine.media.images import read_image, write_image
+from ebr_engine.media.picture import Picture
 from tests.real_layout import FLUX, WAN, write_flux, write_released_prompt, write_wan
 
 diffusers = pytest.importorskip("diffusers")

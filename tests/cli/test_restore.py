@@ -10,7 +10,8 @@ import pytest
 
 from ebr_engine.backbones.registry import spec
 from ebr_engine.errors import EbrError
-from ebr_engine.media.images import Picture, read_image, write_image
+from ebr_engine.media.images import read_image, write_image
+from ebr_engine.media.picture import Picture
 
 
 def picture(path, value=0.25, size=(6, 10), **more):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ebr_engine.engine.classify import Diagnosis
-from ebr_engine.media.images import Picture, read_image, write_image
+from ebr_engine.media.images import read_image, write_image
+from ebr_engine.media.picture import Picture
 from ebr_engine.media.sheet import MARK
 from ebr_engine.media.video import VideoInfo, write_video
 from ebr_engine.prompts.catalogue import TASKS

@@ -7,7 +7,8 @@ import pytest
 
 from ebr_engine.errors import EbrError
 from ebr_engine.evaluation.paired import pair_folders, read_list
-from ebr_engine.media.images import Picture, write_image
+from ebr_engine.media.images import write_image
+from ebr_engine.media.picture import Picture
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from ebr_engine.evaluation.paired import Item, Media, pair_folders
 from ebr_engine.evaluation.protocols import as_frame
 from ebr_engine.evaluation.run import Measurer, Restoring, Settings, evaluate, means
 from ebr_engine.evaluation.summary import notes, score_table, write_summary
-from ebr_engine.media.images import Picture, read_image, write_image
+from ebr_engine.media.images import read_image, write_image
+from ebr_engine.media.picture import Picture
 
 GIVEN = Settings("native", ("psnr", "ssim"))
 RESTORED = Settings("native", ("psnr", "ssim"), Restoring(task="haze", precision="fp32", steps=1))

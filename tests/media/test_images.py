@@ -13,7 +13,8 @@ from PIL import Image, ImageCms, ImageOps
 
 from ebr_engine.media import images
 from ebr_engine.media.decoding import MediaError
-from ebr_engine.media.images import Picture, read_image, write_image
+from ebr_engine.media.images import read_image, write_image
+from ebr_engine.media.picture import Picture
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

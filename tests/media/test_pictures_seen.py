@@ -17,8 +17,9 @@ from ebr_engine.media.holdings import icc, inventory, jpeg, not_kept_line, xmp
 from ebr_engine.media.holdings.images import kind_of_file, parts_of
 from ebr_engine.media.holdings.jpeg_scan import coding
 from ebr_engine.media.holdings.parts import Window
-from ebr_engine.media.images import Picture, read_image, write_image
+from ebr_engine.media.images import read_image, write_image
 from ebr_engine.media.kinds import left_out_line
+from ebr_engine.media.picture import Picture
 from tests.media.picture_maker import (
     FILES,
     SRGB,
@@ -383,6 +384,15 @@ def test_boxes_of_jpeg_xl_are_read(tmp_path):
     boxes += box(b"Exif", bytes(4) + exif()[6:]) + box(b"xml ", XMP) + box(b"brob", b"xml " + bytes(9)) + box(b"jxlc", b"")
     found = {each.kind: each.detail for each in inventory(save(tmp_path / "a.jxl", boxes))}
     assert found == {"exif": "", "xmp": "", "unknown item": "xml, compressed"}
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+def test_lossless_deep_avif_stays_lossless(tmp_path, bits):
+    array = np.random.default_rng(0).integers(0, 2**bits, (20, 30, 3)).astype(np.uint16) << (16 - bits)
+    image = pyvips.Image.new_from_memory(array.tobytes(), 30, 20, 3, "ushort").copy(interpretation="rgb16")
+    image.heifsave(str(tmp_path / "in.avif"), compression="av1", bitdepth=bits, lossless=True)
+    write_image(tmp_path / "out.avif", read_image(tmp_path / "in.avif"))
+    np.testing.assert_array_equal(pyvips.Image.new_from_file(str(tmp_path / "out.avif")).numpy(), array)
 
 
 # Folders.

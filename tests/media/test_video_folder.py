@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ebr_engine.media.decoding import MediaError
-from ebr_engine.media.images import Picture, read_image, write_image
+from ebr_engine.media.images import read_image, write_image
+from ebr_engine.media.picture import Picture
 from ebr_engine.media.video import VideoInfo, open_video, write_video
 
 

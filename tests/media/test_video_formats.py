@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ebr_engine.media.decoding import MediaError
-from ebr_engine.media.images import Picture, write_image
+from ebr_engine.media.images import write_image
+from ebr_engine.media.picture import Picture
 from ebr_engine.media.video import Colour, open_video, write_video
 from ebr_engine.media.video.colour import from_rgb
 from tests.media.clip_maker import RATE, SIZE, picture, write_clip

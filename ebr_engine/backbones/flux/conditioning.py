@@ -2,15 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ebr_engine.backbones.base import Conditioning, Prompts
 from ebr_engine.errors import BackboneError
-
-if TYPE_CHECKING:
-    from ebr_engine.backbones.flux.model import FluxTrunk
 
 
 class FluxStep(NamedTuple):
@@ -74,7 +71,7 @@ class FluxConditioning(Conditioning):
     by_step: ClassVar[tuple[str, ...]] = ("double_modulation", "single_modulation", "head")
     in_trunk_dtype: ClassVar[tuple[str, ...]] = ("text", "double_rows", "single_rows")
 
-    def with_prompts(self, trunk: "FluxTrunk", prompts: Prompts) -> "FluxConditioning":
+    def with_prompts(self, trunk: nn.Module, prompts: Prompts) -> "FluxConditioning":
         """The same run with other prompts: (residual [L, D], weight [blocks]) each, the weight being mixing weight × α.
 
         Needs no conditioner: nothing else in the tables depends on a prompt. Several prompts are mixed as residuals in one

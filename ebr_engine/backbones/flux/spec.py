@@ -7,15 +7,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.base import PUBLISHED_PROMPTS, CodecCosts, Learning, Spec
-from ebr_engine.backbones.checkpoint import Checkpoints
+from ebr_engine.backbones.base import PUBLISHED_PROMPTS, Checkpoints, CodecCosts, Encoder, Learning, Spec
 from ebr_engine.backbones.flux.codec import FluxCodec
 from ebr_engine.backbones.flux.conditioning import FluxConditioning, FluxStep
 from ebr_engine.backbones.flux.live import LiveFlux
 from ebr_engine.backbones.flux.model import MLP_RATIO, PACK, FluxConditioner, FluxConfig, FluxTrunk
 from ebr_engine.backbones.flux.weights import ORIGINAL, flux_sizes, load_flux
 from ebr_engine.backbones.pretrained import load_pretrained
-from ebr_engine.backbones.text import Encoder
 from ebr_engine.bridge.schedules import RELEASED_STEPS
 
 TEXT_ROWS = 512  # of the empty text

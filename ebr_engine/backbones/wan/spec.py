@@ -6,10 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.base import PUBLISHED_PROMPTS, CodecCosts, Learning, Spec
-from ebr_engine.backbones.checkpoint import Checkpoints
+from ebr_engine.backbones.base import PUBLISHED_PROMPTS, Checkpoints, CodecCosts, Encoder, Learning, Spec
 from ebr_engine.backbones.pretrained import load_pretrained
-from ebr_engine.backbones.text import Encoder
 from ebr_engine.backbones.wan.codec import WanCodec
 from ebr_engine.backbones.wan.live import LiveWan
 from ebr_engine.backbones.wan.model import WanConditioner, WanConditioning, WanConfig, WanStep, WanTrunk

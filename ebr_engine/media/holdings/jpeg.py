@@ -1,45 +1,15 @@
 """JPEG's markers, and what phones put behind the picture: gain maps, clips, more pictures."""
 
 import struct
-from collections.abc import Iterator
 from dataclasses import replace
 
 from ebr_engine.media.holdings import iptc, xmp
-from ebr_engine.media.holdings.jpeg_scan import marks
+from ebr_engine.media.holdings.jpeg_scan import segments
 from ebr_engine.media.holdings.parts import Density, Part, Window, damaged, words
 
 EXIF, XMP, EXTENSION = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
 ICC, MPF, ISO_GAIN_MAP = b"ICC_PROFILE\0", b"MPF\0", b"urn:iso:std:iso:ts:21496:-1\0"
 _THUMBNAIL_TYPES = (0x010001, 0x010002)  # MPF's large thumbnails
-
-
-def segments(window: Window, begin: int = 0) -> Iterator[tuple[int, int, bytes]]:
-    """(marker, place, content) of a picture from its first marker to its end, (0xD9, place behind it, b"") last.
-
-    Scans are passed over, markers behind the first one found. Ends without 0xD9 where the file is cut short.
-    """
-    place = begin + 2
-    while len(head := window.at(place, 4)) >= 2:
-        if head[0] != 0xFF:
-            return
-        marker = head[1]
-        if marker == 0xFF:  # filling
-            place += 1
-            continue
-        if marker == 0xD9:
-            yield marker, place + 2, b""
-            return
-        if marker == 0x01 or 0xD0 <= marker <= 0xD8:
-            place += 2
-            continue
-        length = int.from_bytes(head[2:4], "big")
-        content = window.at(place + 4, length - 2) if length >= 2 else b""
-        if len(content) < length - 2:
-            return
-        yield marker, place, content
-        place += 2 + length
-        if marker == 0xDA:
-            place = next(marks(window, place), window.size)
 
 
 def parts(window: Window, light: bool = False) -> list[Part]:

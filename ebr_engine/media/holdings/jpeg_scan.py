@@ -44,10 +44,37 @@ def marks(window: Window, place: int) -> Iterator[int]:
         place += len(block) - 1
 
 
+def segments(window: Window, begin: int = 0) -> Iterator[tuple[int, int, bytes]]:
+    """(marker, place, content) of a picture from its first marker to its end, (0xD9, place behind it, b"") last.
+
+    Scans are passed over, markers behind the first one found. Ends without 0xD9 where the file is cut short.
+    """
+    place = begin + 2
+    while len(head := window.at(place, 4)) >= 2:
+        if head[0] != 0xFF:
+            return
+        marker = head[1]
+        if marker == 0xFF:  # filling
+            place += 1
+            continue
+        if marker == 0xD9:
+            yield marker, place + 2, b""
+            return
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:
+            place += 2
+            continue
+        length = int.from_bytes(head[2:4], "big")
+        content = window.at(place + 4, length - 2) if length >= 2 else b""
+        if len(content) < length - 2:
+            return
+        yield marker, place, content
+        place += 2 + length
+        if marker == 0xDA:
+            place = next(marks(window, place), window.size)
+
+
 def coding(window: Window) -> Coding | None:
     """Quality, subsampling and order of a JPEG, from its tables and its frame's header; None where they are missing."""
-    from ebr_engine.media.holdings.jpeg import segments
-
     tables: dict[int, list[int]] = {}
     frame, progressive = b"", False
     for marker, _, content in segments(window):

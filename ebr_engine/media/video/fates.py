@@ -53,7 +53,8 @@ class Fates:
             return None
         if alpha.shape == size:
             return alpha
-        from ebr_engine.media.images import Picture, resize_picture
+        from ebr_engine.media.images import resize_picture
+        from ebr_engine.media.picture import Picture
 
         return resize_picture(Picture(np.repeat(alpha[..., None], 3, axis=2)), *size).pixels[..., 0]
 

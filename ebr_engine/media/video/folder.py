@@ -14,7 +14,8 @@ import numpy as np
 from ebr_engine.media.decoding import MediaError
 from ebr_engine.media.holdings import format_of
 from ebr_engine.media.holdings.boxes import read_xmp
-from ebr_engine.media.images import SUFFIXES, Picture, check_can_hold, read_image, write_image
+from ebr_engine.media.images import SUFFIXES, check_can_hold, read_image, write_image
+from ebr_engine.media.picture import Picture
 from ebr_engine.media.video.fates import Fates
 from ebr_engine.media.video.frame_files import (
     aspect_of,

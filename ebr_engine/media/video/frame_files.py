@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ebr_engine.media.holdings import icc
 from ebr_engine.media.holdings.parts import Density, Part
-from ebr_engine.media.images import Picture
+from ebr_engine.media.picture import Picture
 from ebr_engine.media.video.info import Colour, Frame, VideoInfo
 from ebr_engine.media.video.light import Light
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from ebr_engine.media.decoding import MediaError
-from ebr_engine.media.images import Picture
+from ebr_engine.media.picture import Picture
 from ebr_engine.media.video.light import Light
 
 
