@@ -25,12 +25,12 @@ gpu-check:
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/demo.stamp: .venv/bin/python pyproject.toml setup.py $(wildcard csrc/*)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+.venv/demo.stamp: .venv/bin/python constraints.txt pyproject.toml setup.py $(wildcard csrc/*)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-.venv/dev.stamp: .venv/bin/python pyproject.toml setup.py $(wildcard csrc/*)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+.venv/dev.stamp: .venv/bin/python constraints.txt pyproject.toml setup.py $(wildcard csrc/*)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@ .venv/demo.stamp
 
 clean:

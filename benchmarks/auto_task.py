@@ -21,9 +21,9 @@ from benchmarks.report import columns, mean
 from ebr_engine.engine.classify import Classifier, bundled, diagnose, load_classifier
 from ebr_engine.evaluation.metrics import psnr
 from ebr_engine.evaluation.photos import NAMES, STRENGTH, load_photo, square
+from ebr_engine.media.degradations import degrade, seeds
 from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.training.classifier import as_stored, spoil
-from ebr_engine.training.degradations import degrade, seeds
 
 GREY = ("camera", "coins", "brick", "grass", "gravel")
 PHOTOS = (*NAMES, "rocket", *GREY)

@@ -23,8 +23,8 @@ from ebr_engine.backbones.wan.model import WanStep
 from ebr_engine.bridge.process import training_state
 from ebr_engine.bridge.sampler import draw_noise, sample
 from ebr_engine.evaluation.photos import Case
+from ebr_engine.media.degradations import STRENGTH_WORDS, degrade
 from ebr_engine.tensor_files import write_tensors
-from ebr_engine.training.degradations import STRENGTH_WORDS, degrade
 from ebr_engine.training.pretrain import CLEAN_WORD
 from ebr_engine.training.scenes import ScenePool, still_pool
 

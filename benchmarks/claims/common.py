@@ -25,11 +25,11 @@ from ebr_engine.bridge.schedules import FAST_POWER, FAST_STEPS, power_times
 from ebr_engine.engine.restorer import Restorer
 from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.evaluation.photos import NAMES, STRENGTH, Case, load_photo
+from ebr_engine.media.degradations import degrade, seeds
 from ebr_engine.media.images import write_atomically
 from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.prompts.prompt import Prompt, load_prompt
 from ebr_engine.training.config import LearnConfig
-from ebr_engine.training.degradations import degrade, seeds
 from ebr_engine.training.loop import learn
 from ebr_engine.training.pretrain import Pretrainee, finished
 

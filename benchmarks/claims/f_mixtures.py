@@ -17,9 +17,9 @@ from benchmarks.claims.fitting import fit
 from benchmarks.claims.reporting import command_of, finish
 from ebr_engine.engine.classify import diagnose
 from ebr_engine.evaluation.photos import STRENGTH, Case
+from ebr_engine.media.degradations import degrade
 from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.prompts.prompt import Prompt, load_prompt
-from ebr_engine.training.degradations import degrade
 from ebr_engine.training.scenes import still_pool
 
 MIXTURES = (("haze", "rain"), ("haze", "snow"), ("lowlight", "blur"))

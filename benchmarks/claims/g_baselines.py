@@ -13,9 +13,9 @@ from benchmarks.claims import classical
 from benchmarks.claims.common import Study, arguments, key_of, study_of
 from benchmarks.claims.fitting import pairs
 from benchmarks.claims.reporting import command_of, finish
+from ebr_engine.media.degradations import degrade
 from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.tensor_files import write_tensors
-from ebr_engine.training.degradations import degrade
 from ebr_engine.training.scenes import ScenePool, still_pool
 
 REFERENCE = "EBR prompt"

@@ -28,8 +28,8 @@ from ebr_engine.backbones.mini.model import Mini
 from ebr_engine.backbones.wan.model import BlockStep, WanBlock
 from ebr_engine.evaluation.photos import Case
 from ebr_engine.kernels.prompt_attention import prompt_attention_ref
+from ebr_engine.media.degradations import degrade
 from ebr_engine.prompts.prompt import Prompt
-from ebr_engine.training.degradations import degrade
 from ebr_engine.training.scenes import ScenePool, still_pool
 
 PROMPTS = 4  # of the router

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ebr_engine.errors import EbrError
-from ebr_engine.training.degradations import degrade, depth_from_disparity, seeds
+from ebr_engine.media.degradations import degrade, depth_from_disparity, seeds
 
 NAMES = ("astronaut", "chelsea", "coffee", "motorcycle")
 STRENGTH = 0.75  # of 0 (mild) to 1 (ruined): what a photographer would call bad

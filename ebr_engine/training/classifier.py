@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from ebr_engine.engine.classify import FORMAT, GLANCE, PATCH, Classifier
 from ebr_engine.errors import EbrError
+from ebr_engine.media.degradations import TASKS, degrade, seeds
 from ebr_engine.tensor_files import write_tensors
-from ebr_engine.training.degradations import TASKS, degrade, seeds
 from ebr_engine.training.scenes import ScenePool
 
 SIZES = (128, 128, 192)  # sides of the crops, a batch of one each

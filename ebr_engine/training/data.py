@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from ebr_engine.errors import EbrError
+from ebr_engine.media.degradations import degrade, seeds
 from ebr_engine.media.images import check_opaque, opaque_pixels
 from ebr_engine.media.kinds import is_clip
 from ebr_engine.media.video import open_video
 from ebr_engine.training.config import LearnConfig
-from ebr_engine.training.degradations import degrade, seeds
 from ebr_engine.training.pairs import Pair, Problem, Source, find_pairs
 from ebr_engine.training.scenes import ScenePool
 

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ebr_engine.errors import EbrError
+from ebr_engine.media.degradations import degrade
 from ebr_engine.media.images import SUFFIXES, read_image
 from ebr_engine.training.classifier import as_stored
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.data import seeded
-from ebr_engine.training.degradations import degrade
 from ebr_engine.training.scenes import ScenePool
 
 NOISE = 0.012  # largest standard deviation of the noise in a stored picture

@@ -19,7 +19,8 @@ from ebr_engine.backbones.mini.lapped import LappedCodec
 from ebr_engine.backbones.mini.model import CODECS, CONTEXT_TOKENS, MINI, Mini, MiniTextEncoder, load_mini, save_mini
 from ebr_engine.backbones.wan.model import WanConditioner, WanConfig, WanStep, WanTrunk
 from ebr_engine.errors import EbrError
-from ebr_engine.training import degradations, procedural
+from ebr_engine.media import degradations
+from ebr_engine.training import procedural
 from ebr_engine.training.scenes import ScenePool
 from ebr_engine.training.turning import turned
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, multiprocessing
 from torch.nn import functional as F
 
-from ebr_engine.training.degradations import seeds
+from ebr_engine.media.degradations import seeds
 from ebr_engine.training.procedural import CAPTION_WORDS, render
 
 

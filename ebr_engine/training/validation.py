@@ -15,12 +15,12 @@ from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.evaluation.pictures import sheet
 from ebr_engine.evaluation.run import Row, means
 from ebr_engine.evaluation.statistics import EMPTY, INPUT, RESTORED, worst
+from ebr_engine.media.degradations import degrade, seeds
 from ebr_engine.media.images import write_image
 from ebr_engine.prompts.mixing import scaled
 from ebr_engine.prompts.prompt import Prompt
 from ebr_engine.training.config import SCENE_SIDE, LearnConfig
 from ebr_engine.training.data import pair_samples
-from ebr_engine.training.degradations import degrade, seeds
 from ebr_engine.training.learner import Learner
 from ebr_engine.training.procedural import render
 

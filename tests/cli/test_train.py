@@ -10,10 +10,10 @@ from ebr_engine.backbones.wan.model import WanConfig
 from ebr_engine.bridge.process import PROCESSES
 from ebr_engine.cli import train
 from ebr_engine.cli.learning_options import TRAIN
+from ebr_engine.media.degradations import TASKS
 from ebr_engine.prompts.prompt import load_prompt
 from ebr_engine.training import loop, pretrain, scenes
 from ebr_engine.training.config import LOSSES, SETTINGS, LearnConfig, read_toml, resolve
-from ebr_engine.training.degradations import TASKS
 from ebr_engine.training.scenes import ScenePool
 
 SMALL = ("--iterations", "2", "--batch", "2", "--size", "32", "--tokens", "3", "--device", "cpu", "--set", "validation_count=1")

@@ -6,10 +6,10 @@ import torch
 from ebr_engine import Restorer
 from ebr_engine.engine.classify import PATCH, WEIGHTS, Classifier, Diagnosis, bundled, diagnose, load_classifier, views
 from ebr_engine.errors import EbrError
+from ebr_engine.media.degradations import degrade, seeds
 from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.tensor_files import write_tensors
 from ebr_engine.training.classifier import ClassifierConfig, save_classifier
-from ebr_engine.training.degradations import degrade, seeds
 from ebr_engine.training.procedural import render
 
 

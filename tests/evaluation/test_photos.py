@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from ebr_engine.evaluation import photos
 from ebr_engine.evaluation.photos import NAMES, load_photo, make_case
+from ebr_engine.media.degradations import seeds
 from ebr_engine.prompts.catalogue import TASKS
-from ebr_engine.training.degradations import seeds
 
 SIZE = 64
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ebr_engine.engine.classify import load_classifier
+from ebr_engine.media.degradations import degrade
 from ebr_engine.training.classifier import (
     ClassifierConfig,
     as_stored,
@@ -14,7 +15,6 @@ from ebr_engine.training.classifier import (
     train,
     varied,
 )
-from ebr_engine.training.degradations import degrade
 
 
 class Pool:

@@ -5,6 +5,7 @@ import pytest
 from ebr_engine.backbones.registry import BACKBONES, load_backbone, spec
 from ebr_engine.bridge.process import PROCESSES
 from ebr_engine.errors import EbrError
+from ebr_engine.media.degradations import seeds
 from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.training import config as module
 from ebr_engine.training.config import (
@@ -16,7 +17,6 @@ from ebr_engine.training.config import (
     resolve,
     to_toml,
 )
-from ebr_engine.training.degradations import seeds
 
 
 def test_every_setting_is_documented_and_of_a_group():

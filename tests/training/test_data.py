@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from ebr_engine.errors import EbrError
+from ebr_engine.media.degradations import TASKS, seeds
 from ebr_engine.media.images import read_image, write_image
 from ebr_engine.media.video import VideoInfo, write_video
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.data import BadDataError, PairSamples, SceneSamples, pair_samples, seeded
-from ebr_engine.training.degradations import TASKS, seeds
 
 from .conftest import smooth
 

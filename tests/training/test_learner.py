@@ -12,9 +12,9 @@ from ebr_engine.bridge.process import PROCESSES
 from ebr_engine.bridge.sampler import make_table, sample
 from ebr_engine.engine.plan import bake
 from ebr_engine.errors import EbrError
+from ebr_engine.media.degradations import TASKS
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.data import SceneSamples
-from ebr_engine.training.degradations import TASKS
 from ebr_engine.training.distributed import World
 from ebr_engine.training.latents import LatentSamples
 from ebr_engine.training.learner import Learner, blocks_of, check_fits, rate_factor, shareable

@@ -11,10 +11,10 @@ from ebr_engine.engine.restorer import Restorer
 from ebr_engine.errors import EbrError
 from ebr_engine.evaluation.collecting import collected
 from ebr_engine.evaluation.metrics import psnr, ssim
+from ebr_engine.media.degradations import seeds
 from ebr_engine.media.images import read_image
 from ebr_engine.prompts.prompt import load_prompt
 from ebr_engine.training.config import LearnConfig, read_toml, resolve
-from ebr_engine.training.degradations import seeds
 from ebr_engine.training.learner import shareable
 from ebr_engine.training.loop import learn
 from tests.tiny import TINY

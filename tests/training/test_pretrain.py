@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from ebr_engine.backbones.mini.lapped import LappedCodec
 from ebr_engine.backbones.mini.model import CONTEXT_TOKENS, load_mini
 from ebr_engine.errors import EbrError
-from ebr_engine.training import degradations, pretrain, procedural, scenes
+from ebr_engine.media import degradations
+from ebr_engine.training import pretrain, procedural, scenes
 from ebr_engine.training.pretrain import CLEAN_WORD, VOCABULARY, PretrainConfig, Pretrainee, batch, measured_codec, rate_factor
 from ebr_engine.training.scenes import ScenePool
 from tests.tiny import TINY

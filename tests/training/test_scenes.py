@@ -9,8 +9,8 @@ import torch
 from torch import multiprocessing
 from torch.nn import functional as F
 
+from ebr_engine.media.degradations import seeds
 from ebr_engine.training import scenes
-from ebr_engine.training.degradations import seeds
 from ebr_engine.training.procedural import KINDS, PALETTES, SCALES, render
 from ebr_engine.training.scenes import ScenePool, still_pool
 

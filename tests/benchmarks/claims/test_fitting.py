@@ -11,7 +11,7 @@ from benchmarks.claims.fitting import fit
 from ebr_engine.backbones.mini.model import load_mini
 from ebr_engine.bridge.process import training_state
 from ebr_engine.evaluation.photos import load_photo
-from ebr_engine.training.degradations import degrade
+from ebr_engine.media.degradations import degrade
 from ebr_engine.training.scenes import ScenePool
 
 LEARNING = Learning(iterations=30, batch=4, size=32, scenes=2)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ebr_engine.training.degradations import (
+from ebr_engine.media.degradations import (
     CAPTION_WORDS,
     TASKS,
     degrade,

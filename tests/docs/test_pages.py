@@ -1,0 +1,102 @@
+"""The pages agree with the code: tables that are made, links, variables, commands, versions."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ebr_engine.cli.group import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks/README.md"]
+PAGES += [*sorted((ROOT / "docs").glob("*.md")), ROOT / "findings/README.md", ROOT / "ebr_engine/assets/mini/MODEL_CARD.md"]
+CODE = [*(ROOT / "ebr_engine").rglob("*.py"), *(ROOT / "kernels").rglob("*.py"), ROOT / "setup.py"]
+
+
+@pytest.fixture(scope="module")
+def maker():
+    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "docs" / "make_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def text_of(path):
+    return path.read_text(encoding="utf-8")
+
+
+def anchors_of(text):
+    """What a page's headings are linked by, as GitHub makes them: lower case, no punctuation, hyphens for spaces."""
+    plain = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", plain, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_is_one_page():
+    assert len(text_of(ROOT / "README.md").splitlines()) <= 130
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/reference.md", "docs/research.md"])
+def test_tables_are_those_that_the_code_makes(maker, name):
+    page = text_of(ROOT / name)
+    assert len(maker.PART.findall(page)) == page.count("<!-- made:") > 0
+    assert maker.filled(page) == page, "python docs/make_tables.py makes them anew"
+
+
+def test_a_table_that_has_changed_is_seen(maker):
+    page = text_of(ROOT / "docs" / "reference.md")
+    old = page.replace("| `fast` | 5 |", "| `fast` | 6 |")
+    assert old != page
+    assert maker.filled(old) == page
+
+
+def test_every_command_of_the_help_stands_in_the_reference_and_no_other(maker):
+    shown = subprocess.run(
+        [sys.executable, "-c", "from ebr_engine.cli import main; main()", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    reference = text_of(ROOT / "docs" / "reference.md")
+    sections = re.findall(r"^### ebr-engine (.+)$", reference, re.MULTILINE)
+    assert {words.split()[0] for words in sections} == set(COMMANDS)
+    assert all(re.search(rf"\b{name}\b", shown) for name in COMMANDS)
+    assert sections == list(maker.commands())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+        if re.match(r"\w+://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors_of(text_of(file)), target
+
+
+def test_links_to_headings_are_checked():
+    assert anchors_of("## What `--task auto` sees\n```sh\n# no heading\n```\n") == {"what---task-auto-sees"}
+
+
+def test_every_variable_of_ours_stands_in_the_reference():
+    used = {name for path in CODE for name in re.findall(r"\bEBR_[A-Z_]+\b", text_of(path))}
+    told = set(re.findall(r"`(EBR_[A-Z_]+)`", text_of(ROOT / "docs" / "reference.md")))
+    assert used
+    assert used <= told <= used | {"EBR_GOLDEN_DIR"}  # the tests' own
+
+
+def test_every_extra_stands_in_the_reference():
+    project = text_of(ROOT / "pyproject.toml").split("[project.optional-dependencies]")[1].split("\n[")[0]
+    table = text_of(ROOT / "docs" / "reference.md").split("## Extras")[1].split("\n## ")[0]
+    assert set(re.findall(r"^(\w+) = \[", project, re.MULTILINE)) == set(re.findall(r"`(\w+)`", table)) - {"pip"}
+
+
+def test_what_is_required_is_pinned_to_what_is_tested():
+    project = text_of(ROOT / "pyproject.toml")
+    needed = project.split("dependencies = [")[1].split("]\n\n")[0]
+    extras = re.search(r"^models = \[(.*)\]$", project, re.MULTILINE)[1]
+    names = {name.lower() for name in re.findall(r'"([\w-]+)', needed.split("\n]")[0] + extras)} - {"tomli"}
+    pinned = {name.lower().replace("_", "-") for name in re.findall(r"^([\w.-]+)==", text_of(ROOT / "constraints.txt"), re.M)}
+    assert names - pinned == set()
+    assert '"torch>=2.9"' in needed
