@@ -20,7 +20,7 @@ KERNELS = TESTS.parents[1] / "kernels"
 @pytest.mark.skipif(backend.INTERPRETED, reason="already interpreted")
 def test_kernels_are_their_formulas_in_the_interpreter():
     operations = [path.stem for path in sorted(KERNELS.glob("*.py")) if "@triton.jit" in path.read_text()]
-    files = [TESTS / f"test_{operation}.py" for operation in operations]
+    files = [TESTS / f"test_{operation}.py" for operation in (*operations, "gate")]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, files)],
         cwd=KERNELS.parent,
