@@ -22,7 +22,7 @@ from torch import Tensor
 
 CHOICES = ("auto", "torch", "triton", "cuda")
 ASKED = os.environ.get("EBR_KERNELS", "auto")
-VERIFY_CHOICES = ("off", "first", "always")
+VERIFY_CHOICES = {"off": "never compared", "first": "compared on first use", "always": "compared at every call"}  # as told
 VERIFY = os.environ.get("EBR_VERIFY", "first")
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 HAS_TRITON = find_spec("triton") is not None
@@ -106,6 +106,8 @@ def backends() -> list[Backend]:
         triton_reason = "runs in its interpreter (TRITON_INTERPRET=1)"
     else:
         triton_reason = "used on CUDA devices" if device else "needs a CUDA device"
+    if HAS_TRITON and (device or INTERPRETED):
+        triton_reason += f", {VERIFY_CHOICES.get(VERIFY, VERIFY)} with torch"
     triton_reason += "".join(f"; {name} is left to torch: {fault}" for name, fault in distrusted.items())
     return [
         Backend("cuda", built and device, cuda if device or not built else "built, but there is no CUDA device"),

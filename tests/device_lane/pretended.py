@@ -282,6 +282,11 @@ def _replace(x: Tensor, value: Tensor) -> None:
     torch.utils.swap_tensors(x, torch.nn.Parameter(value.detach(), requires_grad=x.requires_grad))
 
 
+def _grouped(groups: dict) -> dict:
+    """Lists of tensors by device and dtype, as C++ makes them, with the devices that Python sees."""
+    return {(lists[0][0].device, dtype): (lists, where) for (_, dtype), (lists, where) in groups.items()}
+
+
 def _strict(device: Device, sample: Callable) -> Callable:
     """The sampler, whose loop must never wait for the device, recorded or not; blocks that wait on the CPU may be copied."""
 
@@ -333,5 +338,7 @@ def pretended(monkeypatch: Any) -> Iterator[Device]:
     monkeypatch.setattr(backend, "launches", lambda _: False)  # with references in the kernels' place
     monkeypatch.setattr(scaled_linear, "launches_fp8", lambda x: x.is_cuda)  # but the library's fp8 products, and their rules
     monkeypatch.setattr(scaled_linear, "scaled_linear_launch", _by_reference)
+    grouping = torch.nn.utils.clip_grad._group_tensors_by_device_and_dtype
+    monkeypatch.setattr(torch.nn.utils.clip_grad, "_group_tensors_by_device_and_dtype", lambda x: _grouped(grouping(x)))
     with torch.autograd.set_multithreading_enabled(False), device.dispatching, device.calling:
         yield device

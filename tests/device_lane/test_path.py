@@ -88,7 +88,9 @@ def test_a_step_of_learning(precision, device, wide):
     before = learner.prompt().residual
     pixels = torch.rand(2, 3, 1, 32, 32).to(CUDA)
     latents = backbone.codec.encode(pixels), backbone.codec.encode(pixels * 0.5)
+    device.reads.clear()
     progress = learner.step(lambda *_: latents)
+    assert device.reads == ["item", "item"]  # loss and norm, when all is done
     assert progress.loss > 0
     assert all(isinstance(one, Pretended) for one in (*learner.parameters, *learner.average))
     assert not torch.equal(learner.prompt().residual, before)

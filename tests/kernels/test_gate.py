@@ -9,7 +9,9 @@ import time
 import pytest
 import torch
 
+from ebr_engine import Restorer
 from ebr_engine.engine.execute import Graphs
+from ebr_engine.errors import EngineError
 from ebr_engine.kernels import backend, gate
 from ebr_engine.kernels import bridge_step as step
 from ebr_engine.kernels.context_kv import context_kv
@@ -68,7 +70,7 @@ def test_a_wrong_kernel_is_left_to_torch_with_one_warning(spoil, caplog):
     (told,) = caplog.messages
     assert "bridge_step" in told
     (triton,) = (one for one in backend.backends() if one.name == "triton")
-    assert "bridge_step is left to torch: its relative error is" in triton.reason
+    assert "compared on first use with torch; bridge_step is left to torch: its relative error is" in triton.reason
 
 
 @interpreted
@@ -198,6 +200,12 @@ def test_a_graph_is_gated_in_its_warm_up_and_never_while_it_is_recorded(spoil, m
     result = Graphs(record).run("step", tensors, run, run)
     assert torch.equal(result, step.bridge_step_ref(*tensors, table))
     assert (len(calls), compared) == (1, ["bridge_step_op"])
+
+
+def test_a_choice_that_there_is_not_is_told(monkeypatch):
+    monkeypatch.setattr(backend, "VERIFY", "sometimes")
+    with pytest.raises(EngineError, match="unknown EBR_VERIFY 'sometimes'; choose one of off, first, always"):
+        Restorer("mini", device="cpu")
 
 
 @interpreted
