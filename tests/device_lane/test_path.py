@@ -4,11 +4,7 @@ import pytest
 import torch
 
 from ebr_engine import Restorer
-from ebr_engine.backbones.base import ModelSource
-from ebr_engine.backbones.registry import load_backbone
-from ebr_engine.training.config import LearnConfig
-from ebr_engine.training.learner import Learner
-from tests.device_lane.pretended import CUDA, Pretended
+from tests.device_lane.pretended import Pretended
 from tests.tiny import picture
 
 CLOSE = {"fp32": 1e-5, "bf16": 0.01, "fp8": 0.03}
@@ -78,22 +74,6 @@ def test_widths_that_fp8_products_do_not_take_go_without_the_library(device, wei
     result = Restorer(model=weights, device="cuda", precision="fp8").restore(picture(), prompt=prompt)
     assert result.isfinite().all()
     assert device.products == 0
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_of_learning(precision, device, wide):
-    config = LearnConfig("haze", tokens=4, iterations=6, batch=2, size=32, warmup=1, precision=precision, ema=0.9)
-    backbone = load_backbone("mini", ModelSource(wide), CUDA, precision)
-    learner = Learner.start(config, backbone)
-    before = learner.prompt().residual
-    pixels = torch.rand(2, 3, 1, 32, 32).to(CUDA)
-    latents = backbone.codec.encode(pixels), backbone.codec.encode(pixels * 0.5)
-    device.reads.clear()
-    progress = learner.step(lambda *_: latents)
-    assert device.reads == ["item", "item"]  # loss and norm, when all is done
-    assert progress.loss > 0
-    assert all(isinstance(one, Pretended) for one in (*learner.parameters, *learner.average))
-    assert not torch.equal(learner.prompt().residual, before)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
