@@ -114,7 +114,8 @@ def run_section(name: str, seconds: float, deadline: float, tiny: bool, out: Pat
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows"
         command = [sys.executable, "-m", "benchmarks.gpu", "--worker", name, str(file), f"{started + limit}", "--out", str(out)]
-        environment = os.environ | {"EBR_KERNELS": SECTIONS[name].kernels}
+        # A wrong kernel is to be seen here, not to be replaced.
+        environment = os.environ | {"EBR_KERNELS": SECTIONS[name].kernels, "EBR_VERIFY": "off"}
         try:
             done = subprocess.run([*command, *(["--tiny"] if tiny else [])], cwd=ROOT, env=environment, timeout=limit + GRACE)
             status = "done" if done.returncode == 0 else f"failed: exit status {done.returncode}"

@@ -3,11 +3,15 @@
 `EBR_KERNELS` asks for one: `auto` (Triton on a CUDA device, plain torch elsewhere), `torch`, `triton`, `cuda` (the extension
 for the operations it has, Triton for the rest). With `triton` or `cuda` every operation goes through its torch.library
 registration on any device; on a CPU that runs Triton's interpreter if `TRITON_INTERPRET=1` is set, the reference otherwise.
+
+`EBR_VERIFY` asks when a kernel is compared with its reference (`gate.py`): `first`, on its first use; `always`; or `off`.
 """
 
 import functools
 import os
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,9 +22,14 @@ from torch import Tensor
 
 CHOICES = ("auto", "torch", "triton", "cuda")
 ASKED = os.environ.get("EBR_KERNELS", "auto")
+VERIFY_CHOICES = {"off": "never compared", "first": "compared on first use", "always": "compared at every call"}  # as told
+VERIFY = os.environ.get("EBR_VERIFY", "first")
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 HAS_TRITON = find_spec("triton") is not None
 FORCED = ASKED in ("triton", "cuda")
+
+distrusted: dict[str, str] = {}  # operations whose kernel was found wrong in this process, and how; see `gate.py`
+_asked = threading.local()
 
 if HAS_TRITON and (FORCED or INTERPRETED or torch.version.cuda):
     import triton
@@ -45,12 +54,31 @@ def registered(x: Tensor) -> bool:
 
 def launches(x: Tensor) -> bool:
     """Whether Triton kernels can run on `x`: on a CUDA device, or anywhere in the interpreter."""
-    return HAS_TRITON and (x.is_cuda or INTERPRETED)
+    return HAS_TRITON and (x.is_cuda or INTERPRETED) and not by_reference()
+
+
+def by_reference() -> bool:
+    """Whether this thread's operations run their references whatever there is."""
+    return getattr(_asked, "references", False)
+
+
+@contextmanager
+def references() -> Iterator[None]:
+    """Within it, this thread's operations run their references."""
+    before, _asked.references = by_reference(), True
+    try:
+        yield
+    finally:
+        _asked.references = before
+
+
+def extension() -> ModuleType | None:
+    """The launchers of the CUDA extension (`kernels/cuda.py`) if it is asked for and built, else None."""
+    return None if by_reference() else _extension()
 
 
 @functools.cache
-def extension() -> ModuleType | None:
-    """The launchers of the CUDA extension (`kernels/cuda.py`) if it is asked for and built, else None."""
+def _extension() -> ModuleType | None:
     if ASKED != "cuda" or find_spec("ebr_engine._csrc") is None:
         return None
     return import_module("ebr_engine.kernels.cuda")
@@ -78,6 +106,9 @@ def backends() -> list[Backend]:
         triton_reason = "runs in its interpreter (TRITON_INTERPRET=1)"
     else:
         triton_reason = "used on CUDA devices" if device else "needs a CUDA device"
+    if HAS_TRITON and (device or INTERPRETED):
+        triton_reason += f", {VERIFY_CHOICES.get(VERIFY, VERIFY)} with torch"
+    triton_reason += "".join(f"; {name} is left to torch: {fault}" for name, fault in distrusted.items())
     return [
         Backend("cuda", built and device, cuda if device or not built else "built, but there is no CUDA device"),
         Backend("triton", HAS_TRITON and (device or INTERPRETED), triton_reason),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ebr_engine.kernels import backend
 from ebr_engine.kernels.backend import tl, triton
+from ebr_engine.kernels.gate import gated
 
 BLOCK = 1024
 
@@ -43,6 +44,7 @@ def bridge_step_launch(x: Tensor, velocity: Tensor, degraded: Tensor, coefficien
 
 
 @torch.library.custom_op("ebr::bridge_step", mutates_args=())
+@gated({"x": -1, "velocity": -1, "degraded": -1}, (-1,))
 def bridge_step_op(x: Tensor, velocity: Tensor, degraded: Tensor, coefficients: Tensor) -> Tensor:
     step = bridge_step_launch if backend.launches(x) else bridge_step_ref
     return step(x, velocity, degraded, coefficients)

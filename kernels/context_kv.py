@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ebr_engine.kernels import backend
 from ebr_engine.kernels.backend import tl, triton
+from ebr_engine.kernels.gate import gated
 from ebr_engine.kernels.rows import launches, load_row, tile, wide
 
 
@@ -71,6 +72,7 @@ def context_kv_launch(kv: Tensor, bias: Tensor, norm: Tensor, heads: int, eps: f
 
 
 @torch.library.custom_op("ebr::context_kv", mutates_args=())
+@gated({"kv": 2}, (3, 3))
 def context_kv_op(kv: Tensor, bias: Tensor, norm: Tensor, heads: int, eps: float) -> tuple[Tensor, Tensor]:
     if launches(kv):
         return context_kv_launch(kv, bias, norm, heads, eps)

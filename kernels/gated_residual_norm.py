@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ebr_engine.kernels import backend
 from ebr_engine.kernels.backend import tl, triton
+from ebr_engine.kernels.gate import gated
 from ebr_engine.kernels.layer_norm_modulate import affine_gradients, layer_norm_gradient_ref, modulated_ref
 from ebr_engine.kernels.quantize_fp8 import Quantized, empty_quantized, quantize_fp8_ref
 from ebr_engine.kernels.rows import (
@@ -140,6 +141,7 @@ def gated_residual_norm_backward_launch(
 
 
 @torch.library.custom_op("ebr::gated_residual_norm", mutates_args=())
+@gated({"x": 1, "y": 1}, (1, 1))
 def gated_residual_norm_op(
     x: Tensor, y: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -157,6 +159,7 @@ def _(x, y, gate, weight, bias, eps):
 
 
 @torch.library.custom_op("ebr::gated_residual_norm_backward", mutates_args=())
+@gated({"sum_gradient": 1, "norm_gradient": 1, "total": 1}, (1, 1))
 def gated_residual_norm_backward_op(
     sum_gradient: Tensor, norm_gradient: Tensor, total: Tensor, gate: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -173,6 +176,7 @@ def _(sum_gradient, norm_gradient, total, gate, weight, eps):
 
 
 @torch.library.custom_op("ebr::gated_residual_norm_fp8", mutates_args=())
+@gated({"x": 1, "y": 1}, (1, 1, 1))
 def gated_residual_norm_fp8_op(
     x: Tensor, y: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ebr_engine.kernels import backend
 from ebr_engine.kernels.backend import tl, triton
+from ebr_engine.kernels.gate import gated
 from ebr_engine.kernels.quantize_fp8 import Quantized, empty_quantized, quantize_fp8_ref
 from ebr_engine.kernels.rows import (
     batch_stride,
@@ -107,6 +108,7 @@ def layer_norm_modulate_backward_launch(gradient: Tensor, x: Tensor, weight: Ten
 
 
 @torch.library.custom_op("ebr::layer_norm_modulate", mutates_args=())
+@gated({"x": 1}, (1,))
 def layer_norm_modulate_op(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     if x.is_cuda and (cuda := backend.extension()):
         return cuda.layer_norm_modulate(x, weight, bias, eps)
@@ -123,6 +125,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 @torch.library.custom_op("ebr::layer_norm_modulate_backward", mutates_args=())
+@gated({"gradient": 1, "x": 1}, (1,))
 def layer_norm_modulate_backward_op(gradient: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if launches(x):
         return layer_norm_modulate_backward_launch(gradient, x, weight, eps)
@@ -135,6 +138,7 @@ def _(gradient: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 @torch.library.custom_op("ebr::layer_norm_modulate_fp8", mutates_args=())
+@gated({"x": 1}, (1, 1))
 def layer_norm_modulate_fp8_op(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     if x.is_cuda and (cuda := backend.extension()):
         return cuda.layer_norm_modulate_fp8(x, weight, bias, eps)

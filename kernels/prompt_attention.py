@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ebr_engine.kernels import backend
 from ebr_engine.kernels.backend import tl, triton
+from ebr_engine.kernels.gate import gated
 from ebr_engine.kernels.heads import (
     capability,
     constants,
@@ -179,6 +180,7 @@ def prompt_attention_launch(
 
 
 @torch.library.custom_op("ebr::prompt_attention", mutates_args=())
+@gated({"q": 2}, (2, 3))
 def prompt_attention_op(
     q: Tensor,
     text_key: Tensor,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ebr_engine.kernels import backend
 from ebr_engine.kernels.backend import tl, triton
+from ebr_engine.kernels.gate import gated
 from ebr_engine.kernels.heads import (
     capability,
     constants,
@@ -212,6 +213,7 @@ def prompt_attention_backward_launch(
 
 
 @torch.library.custom_op("ebr::prompt_attention_backward", mutates_args=())
+@gated({"gradient": 2, "q": 2, "log_sum": 3}, None)
 def prompt_attention_backward_op(
     gradient: Tensor,
     q: Tensor,

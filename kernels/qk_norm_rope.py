@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ebr_engine.kernels import backend
 from ebr_engine.kernels.backend import tl, triton
+from ebr_engine.kernels.gate import gated
 from ebr_engine.kernels.rows import dense, launches, warps, wide
 
 
@@ -313,6 +314,7 @@ def qk_norm_rope_backward_launch(
 
 
 @torch.library.custom_op("ebr::qk_norm_rope", mutates_args=())
+@gated({"qkv": 1, "cos": 0, "sin": 0, "rows": -2}, (2, 2, 2))
 def qk_norm_rope_op(
     qkv: Tensor,
     q_weight: Tensor,
@@ -339,6 +341,7 @@ def _(qkv, q_weight, k_weight, cos, sin, heads, eps, rows):
 
 
 @torch.library.custom_op("ebr::qk_norm_rope_backward", mutates_args=())
+@gated({"dq": 2, "dk": 2, "dv": 2, "qkv": 1, "cos": 0, "sin": 0, "rows": -2}, (1,))
 def qk_norm_rope_backward_op(
     dq: Tensor,
     dk: Tensor,

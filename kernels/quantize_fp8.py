@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ebr_engine.kernels import backend
 from ebr_engine.kernels.backend import tl, triton
+from ebr_engine.kernels.gate import gated
 from ebr_engine.kernels.rows import launches_fp8, load_row, store_row, tile
 
 E4M3_MAX = 448.0
@@ -58,6 +59,7 @@ def quantize_fp8_launch(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("ebr::quantize_fp8", mutates_args=())
+@gated({"x": -2}, (-2, -2))
 def quantize_fp8_op(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.is_cuda and (cuda := backend.extension()):
         return cuda.quantize_fp8(x)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from ebr_engine.kernels import backend
 from ebr_engine.kernels.backend import tl, triton
+from ebr_engine.kernels.gate import gated
 from ebr_engine.kernels.quantize_fp8 import E4M3_MAX, SMALLEST_SCALE, Quantized, quantize_fp8
 from ebr_engine.kernels.rows import launches_fp8, refuse_gradient
 
@@ -188,6 +189,7 @@ def chosen_library(x: Tensor, weight: Tensor, ending: str) -> bool:
 
 
 @torch.library.custom_op("ebr::scaled_linear", mutates_args=())
+@gated({"x": -2, "x_scale": -2}, (-2,))
 def scaled_linear_op(
     x: Tensor,
     x_scale: Tensor | None,
@@ -231,6 +233,7 @@ scaled_linear_op.register_autograd(_backward, setup_context=_save)
 
 
 @torch.library.custom_op("ebr::scaled_linear_fp8", mutates_args=())
+@gated({"x": -2, "x_scale": -2}, (-2, -2))
 def scaled_linear_fp8_op(
     x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, bound: Tensor, gelu: bool
 ) -> tuple[Tensor, Tensor]:

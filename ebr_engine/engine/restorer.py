@@ -49,6 +49,7 @@ class Restorer:
         check_names(options, names_of(LOAD))
         request = RestoreRequest.of(backbone=backbone, **options)
         check_choice("EBR_KERNELS", backend.ASKED, backend.CHOICES)
+        check_choice("EBR_VERIFY", backend.VERIFY, tuple(backend.VERIFY_CHOICES))
         paths = (Path(path).expanduser() if path else None for path in (request.context, request.vae))
         source = ModelSource(request.model, request.revision, request.offline, *paths, request.sample_latents)
         device, fitting = choose_device(request.device), Fitting(request.max_memory, request.low_memory)
@@ -81,6 +82,7 @@ class Restorer:
         check_names(options, KEPT_BY_ENGINE)
         request = RestoreRequest.of(**options)
         check_choice("EBR_KERNELS", backend.ASKED, backend.CHOICES)
+        check_choice("EBR_VERIFY", backend.VERIFY, tuple(backend.VERIFY_CHOICES))
         device, fitting = choose_device(request.device), Fitting(request.max_memory, request.low_memory)
 
         def load(offload: str) -> Restorer:

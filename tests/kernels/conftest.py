@@ -70,6 +70,12 @@ def quantised_once():
 
 
 @pytest.fixture(autouse=True)
+def ungated(monkeypatch):
+    """The gate would put the reference in a wrong kernel's place: what is to be tested is the kernel."""
+    monkeypatch.setattr(backend, "VERIFY", "off")
+
+
+@pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     """In Triton's interpreter: fresh tensors hold NaN, so that an element no kernel writes is seen; casts round as GPUs do.
 
