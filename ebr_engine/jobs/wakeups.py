@@ -33,6 +33,8 @@ class Wakeups:
             self.why_polling = "it lies on a network mount" if is_remote(self._folder) else ""
             if not self.why_polling:
                 self._changes = self._events()
+                if self._changes is not None:
+                    self._changed()  # from now on the system keeps what happens
 
     def close(self) -> None:
         changes, self._changes = self._changes, None
@@ -61,7 +63,10 @@ class Wakeups:
 
     def _changed(self) -> bool:
         try:
-            return bool(next(self._changes, ()))
+            changes = next(self._changes, None)
+            if changes is None:  # it has ended
+                self._changes = None
+            return changes is None or bool(changes)
         except (OSError, RuntimeError) as error:  # no more watches to be had, or the folder is away
             self._changes, self.why_polling = None, " ".join(str(error).split()) or type(error).__name__
             return True

@@ -292,12 +292,22 @@ def test_waiting_ends_with_an_event_long_before_the_next_look(tmp_path):
     pytest.importorskip("watchfiles")
     waiting = wakeups.Wakeups(tmp_path)
     assert not waiting.why_polling
-    waiting.wait(0.5, lambda: False)  # the watch begins with the first wait
-    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep").mkdir()  # before the first wait, as what comes while files are restored
     began = time.monotonic()
     waiting.wait(None, lambda: time.monotonic() - began > 30)
     assert time.monotonic() - began < 20
     waiting.close()
+
+
+def test_a_system_without_watches_to_give_is_polled(tmp_path, monkeypatch):
+    watchfiles = pytest.importorskip("watchfiles")
+
+    def watch(*_, **__):
+        raise OSError(errno.ENOSPC, "OS file watch limit reached")
+        yield
+
+    monkeypatch.setattr(watchfiles, "watch", watch)
+    assert "OS file watch limit reached" in wakeups.Wakeups(tmp_path).why_polling
 
 
 def test_without_events_it_looks_from_time_to_time(tmp_path, monkeypatch):
