@@ -21,6 +21,7 @@ EXTRAS = {"scipy": "train", "skimage": "train"}  # the extra that a missing modu
 # name: (module:attribute, panel of the help page); the attribute is a function, or a typer.Typer with its own commands.
 COMMANDS = {
     "restore": ("restore:restore", "Restore"),
+    "watch": ("watch:watch", "Restore"),
     "inspect": ("inspect:inspect", "Restore"),
     "sheet": ("sheet:sheet", "Restore"),
     "build": ("build:build", "Restore"),

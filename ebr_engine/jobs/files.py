@@ -95,6 +95,12 @@ def pair_inputs(
     ]
 
 
+def pair_found(source: Path, relative: Path, folder: Path, compare: bool = False) -> Job:
+    """The job of a file that `walk` has found at `relative`: written below `folder` as `pair_inputs` would."""
+    target = folder / written_name(source, relative)
+    return Job(source, target, _compare_path(source, target) if compare else None)
+
+
 def _compare_path(source: Path, target: Path) -> Path:
     moves = is_clip(source) or ((_names_video(target) or _may_move(target)) and is_animation(source))
     return target.with_name(f"{target.stem}_compare{target.suffix if moves else '.png'}")
@@ -164,7 +170,7 @@ def check_jobs(
 def _gather(item: Path, out: Path, left_out: list[tuple[Path, str]]) -> list[tuple[Path, Path]]:
     """(picture, its path below `out`) for a file, or for every one in a folder or that a pattern matches, in a stable order."""
     if item.is_dir():
-        files = list(_walk(item, out))
+        files = list(walk(item, out))
     elif item.exists():
         return [(item, Path(item.name))]
     elif _is_pattern(item):
@@ -183,9 +189,14 @@ def _gather(item: Path, out: Path, left_out: list[tuple[Path, str]]) -> list[tup
     return found
 
 
-def _walk(top: Path, out: Path, depth: int | None = None) -> Iterator[tuple[Path, Path]]:
-    """Files below a folder, at most `depth` folders deep; links to folders are not followed."""
-    for folder, folders, names in os.walk(top, onerror=_raise):
+def walk(
+    top: Path, out: Path, depth: int | None = None, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[Path, Path]]:
+    """Files below a folder, at most `depth` folders deep, `out` left aside; links to folders are not followed.
+
+    A folder that cannot be read is told to `onerror` and left out; without it the error is raised.
+    """
+    for folder, folders, names in os.walk(top, onerror=onerror or _raise):
         deep = len(Path(folder).relative_to(top).parts)
         folders[:] = sorted(f for f in folders if not f.startswith(".") and not _same(Path(folder, f), out) and deep != depth)
         shown = (name for name in sorted(names) if not name.startswith("."))
@@ -203,7 +214,7 @@ def _matching(pattern: Path, out: Path) -> Iterator[tuple[Path, Path]]:
     depth = None if "**" in parts else len(parts) - first - 1
     top = Path(*parts[:first])
     if top.is_dir():  # not glob, which follows links round and round
-        yield from (each for each in _walk(top, out, depth) if _matches(parts[first:], each[1].parts))
+        yield from (each for each in walk(top, out, depth) if _matches(parts[first:], each[1].parts))
 
 
 def _matches(pattern: Sequence[str], names: Sequence[str]) -> bool:

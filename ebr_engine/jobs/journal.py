@@ -98,6 +98,16 @@ class Journal:
         """Whether an output was made by an earlier run, from whatever settings."""
         return self._key(path) in self._entries
 
+    def outdated(self, path: Path, job: Job, settings: str) -> bool:
+        """Whether this output of a job is as these settings made it from the same file, which has changed since."""
+        entry = self._entries.get(self._key(path))
+        if entry is None or (entry.name, entry.settings) != (job.source.name, settings):
+            return False
+        try:
+            return entry.output.fits(Stamp.of(path)) and not entry.source.fits(Stamp.of(job.source))
+        except OSError:
+            return False
+
     def commit(self, job: Job, settings: str) -> Callable[[Path, Path], None]:
         """What gives the outputs of a job their names, and writes them down. To be called before the source is read."""
         source = Stamp.of(job.source)
