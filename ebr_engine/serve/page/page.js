@@ -4,6 +4,7 @@ const $ = (id) => document.getElementById(id);
 const CLIPS = [".mp4", ".m4v", ".mov", ".webm"];
 const OVER = ["done", "skipped", "failed", "cancelled"];
 const rows = new Map(); // id of a job → what stands in the list for it
+const sent = new Set(); // ids of jobs that this page has sent
 let shownJob = null;
 
 async function call(path, options = {}) {
@@ -71,7 +72,8 @@ async function send(files) {
     form.append("request", JSON.stringify(request));
     form.append("files", file, file.name);
     try {
-      await call("/v1/restorations", { method: "POST", body: form });
+      const { data } = await call("/v1/restorations", { method: "POST", body: form });
+      for (const job of data) sent.add(job.id);
     } catch (error) {
       wrong.push(error.message.includes(file.name) ? error.message : `${file.name}: ${error.message}`);
     }
@@ -87,8 +89,8 @@ function words(job) {
   return {
     queued: `${task} · waits${job.ahead ? `, ${job.ahead} ahead` : ""}`,
     running: `${task} · ${job.step ?? "starting"}${left}`,
-    done: [task, job.note, size, ...(job.warnings ?? [])].filter(Boolean).join(" · "),
-    skipped: `left as it is: ${job.note ?? ""}`,
+    done: [job.note ? "" : task, job.note, size, ...(job.warnings ?? [])].filter(Boolean).join(" · "),
+    skipped: `left as it is: ${(job.note ?? "").split(";")[0]}; choose a task to repair it all the same`,
     failed: job.error ?? "failed",
     cancelled: `${task} · cancelled`,
   }[job.status];
@@ -134,8 +136,8 @@ function put(job, before) {
   row.bar.hidden = job.status !== "running";
   row.bar.value = job.progress;
   if (row.status !== job.status) {
-    if (row.status && OVER.includes(job.status)) $("live").textContent = `${job.name}: ${job.status}`;
-    if (row.status && job.status === "done" && !shownJob) show(job);
+    if (sent.has(job.id) && OVER.includes(job.status)) $("live").textContent = `${job.name}: ${job.status}`;
+    if (sent.has(job.id) && job.status === "done" && !shownJob) show(job);
     row.status = job.status;
     row.acts.replaceChildren(...acts(job));
   }

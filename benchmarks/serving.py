@@ -1,0 +1,194 @@
+"""The server under load: latency of many requests at once, its memory, and what a kill in the middle loses.
+
+    python -m benchmarks.serving [--requests 200] [--at-once 20] [--size 128] [--json FILE]
+
+Starts `ebr-engine serve` with mini on this machine, one step a picture. First all pictures are sent, so many at once, each client
+waiting for its result before it sends the next. Then they are sent again to a new server, which is killed when half are done,
+and started anew: every job that it had accepted has to end, with the bytes of the first run.
+"""
+
+import argparse
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import report
+from benchmarks.report import ROOT, Benchmark, columns
+
+REQUEST = '{"task": "haze", "steps": 1}'
+PICTURES = 8  # different ones, sent in turn
+LONGEST = 600  # seconds that anything may take
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    report.main("serving", __doc__, Benchmark(_options, measure, table), arguments)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--at-once", type=int, default=20, help="clients")
+    parser.add_argument("--size", type=int, default=128, help="side of the pictures")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Load, then a kill in the middle."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pictures = _pictures(folder, options.size)
+        load, digests = _load(folder / "load", pictures, options)
+        return {"options": vars_of(options), "load": load, "kill": _kill(folder / "kill", pictures, digests, options)}
+
+
+def vars_of(options: argparse.Namespace) -> dict[str, int]:
+    return {"requests": options.requests, "at_once": options.at_once, "size": options.size}
+
+
+def _load(store: Path, pictures: list[bytes], options: argparse.Namespace) -> tuple[dict[str, Any], dict[int, str]]:
+    with serving(store, options.requests) as (client, process):
+        run(client, pictures[0])  # the first one makes the plan
+        begun_with = memory(process.pid)
+        digests: dict[int, str] = {}
+
+        def one(number: int) -> float:
+            started = time.perf_counter()
+            digest = run(client, pictures[number % PICTURES])
+            digests.setdefault(number % PICTURES, digest)
+            if digest != digests[number % PICTURES]:
+                raise SystemExit("error: one picture gave two results")
+            return time.perf_counter() - started
+
+        started = time.perf_counter()
+        with ThreadPoolExecutor(options.at_once) as pool:
+            taken = list(pool.map(one, range(options.requests)))
+        seconds = time.perf_counter() - started
+        p50, p95 = np.percentile(taken, (50, 95)).tolist()
+        grown = memory(process.pid) - begun_with
+    return {
+        "seconds": seconds,
+        "per_second": options.requests / seconds,
+        "p50": p50,
+        "p95": p95,
+        "done": len(taken),
+        "memory_mib": begun_with,
+        "memory_grown_mib": grown,
+    }, digests
+
+
+def _kill(store: Path, pictures: list[bytes], digests: dict[int, str], options: argparse.Namespace) -> dict[str, Any]:
+    with serving(store, options.requests) as (client, process):
+        accepted = [send(client, pictures[number % PICTURES]) for number in range(options.requests)]
+        until(lambda: finished(client, options.requests) >= options.requests // 2)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with serving(store, options.requests) as (client, _):
+        before = finished(client, options.requests)
+        until(lambda: finished(client, options.requests) == options.requests)
+        same = sum(fetch(client, id) == digests[number % PICTURES] for number, id in enumerate(accepted))
+    return {"accepted": len(accepted), "done_at_kill": before, "done_after_restart_with_the_same_bytes": same}
+
+
+@contextmanager
+def serving(store: Path, queue: int) -> Iterator[tuple[Any, subprocess.Popen]]:
+    """A client of a server of its own, and the server's process, which is ended at the end."""
+    import httpx
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "ebr_engine", "serve", "--port", str(port), "--store", str(store), "--queue", str(queue + 1)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=LONGEST) as client:
+
+            def up() -> bool:
+                if process.poll() is not None:
+                    raise SystemExit("error: the server has ended; try: ebr-engine serve")
+                try:
+                    return client.get("/healthz").status_code == 200
+                except httpx.TransportError:
+                    return False
+
+            until(up)
+            yield client, process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def send(client: Any, content: bytes) -> str:
+    answer = client.post("/v1/restorations", files={"files": ("a.png", content)}, data={"request": REQUEST})
+    answer.raise_for_status()
+    return answer.json()["data"][0]["id"]
+
+
+def run(client: Any, content: bytes) -> str:
+    """Send a picture, wait, and fetch its result's digest."""
+    id = send(client, content)
+    with client.stream("GET", f"/v1/restorations/{id}/events") as events:
+        for _ in events.iter_lines():
+            pass
+    return fetch(client, id)
+
+
+def fetch(client: Any, id: str) -> str:
+    return hashlib.sha256(client.get(f"/v1/restorations/{id}/result").raise_for_status().content).hexdigest()
+
+
+def finished(client: Any, count: int) -> int:
+    jobs = client.get("/v1/restorations", params={"limit": count}).json()["data"]
+    return sum(job["status"] == "done" for job in jobs)
+
+
+def until(met: Any) -> None:
+    end = time.monotonic() + LONGEST
+    while not met():
+        if time.monotonic() > end:
+            raise SystemExit(f"error: it did not come about within {LONGEST} s")
+        threading.Event().wait(0.1)
+
+
+def memory(process: int) -> float:
+    """MiB that a process holds, by Linux."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _pictures(folder: Path, size: int) -> list[bytes]:
+    from ebr_engine.media.images import Picture, write_image
+
+    made = []
+    for number in range(PICTURES):
+        pixels = np.random.default_rng(number).random((size // 8, size // 8, 3), dtype=np.float32).repeat(8, 0).repeat(8, 1)
+        write_image(folder / f"{number}.png", Picture(pixels))
+        made.append((folder / f"{number}.png").read_bytes())
+    return made
+
+
+def table(result: dict[str, Any]) -> str:
+    load, kill, options = result["load"], result["kill"], result["options"]
+    rows = [
+        ["requests done", f"{load['done']} of {options['requests']}, {options['at_once']} at once"],
+        ["p50, p95", f"{load['p50']:.2f} s, {load['p95']:.2f} s"],
+        ["pictures a second", f"{load['per_second']:.2f}"],
+        ["memory, grown by", f"{load['memory_mib']:.0f} MiB, {load['memory_grown_mib']:+.0f} MiB"],
+        ["killed after", f"{kill['done_at_kill']} of {kill['accepted']}"],
+        ["the same bytes at last", f"{kill['done_after_restart_with_the_same_bytes']} of {kill['accepted']}"],
+    ]
+    return columns([f"mini, {options['size']} x {options['size']}, one step", ""], rows)
+
+
+if __name__ == "__main__":
+    main()
