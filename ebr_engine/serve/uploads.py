@@ -89,9 +89,11 @@ def _suffix_of(path: Path, name: str) -> str:
 
 
 def _check_picture(path: Path, settings: Settings) -> None:
+    kind = picture_kind(path)
+    if reader_of(kind) != "libvips":  # its own reader looks at the size before it decodes
+        return
     height, width = size_of_image(path)
     check_size(path, width, height, settings.megapixels)
-    kind = picture_kind(path)
     if kind == "tiff":
         check_size(path, _pixels_of_pages(path), 1, settings.megapixels)
         return

@@ -9,6 +9,7 @@ import torch
 
 from ebr_engine.engine.restorer import Restorer
 from ebr_engine.media.images import read_image
+from tests.media.clip_maker import write_clip
 from tests.serve.conftest import StandIn, client, listening, over, png, post, until
 from tests.tiny import make_prompt, save_tiny
 
@@ -51,6 +52,54 @@ def test_a_format_may_be_asked_for(tiny, tmp_path, monkeypatch):
         refused = post(inside, png(tmp_path / "a.png"), format="exe")
         assert refused.status_code == 400
         assert ".webp" in refused.json()["error"]["message"]
+
+
+def test_a_clip_keeps_its_frames_and_its_sound(tiny, tmp_path, monkeypatch):
+    import av
+    import numpy as np
+
+    restorer, prompts = tiny
+    monkeypatch.setenv("EBR_PROMPT_DIR", str(prompts))
+
+    def sound(output):
+        return output.add_stream("aac", rate=8000)
+
+    def packets(output, stream):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), "fltp", "mono")
+        frame.sample_rate = 8000
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            output.mux_one(packet)
+
+    source = write_clip(tmp_path / "a.mp4", before=sound, other=packets)
+    with client(tmp_path / "store", restorer) as inside:
+        job = over(inside, post(inside, source, request='{"task": "haze", "steps": 1}').json()["data"][0]["id"])
+        assert (job["status"], job["frames"]) == ("done", 5), job
+        shown = inside.get(f"/v1/restorations/{job['id']}/view/result", headers={"Range": "bytes=0-99"})
+        assert (shown.status_code, len(shown.content), shown.headers["content-type"]) == (206, 100, "video/mp4")
+        (tmp_path / "result.mp4").write_bytes(inside.get(f"/v1/restorations/{job['id']}/result").content)
+    with av.open(str(source)) as before, av.open(str(tmp_path / "result.mp4")) as after:
+        sounds = [[bytes(packet) for packet in each.demux(audio=0) if packet.size] for each in (before, after)]
+    assert sounds[0] == sounds[1]
+    assert sounds[0]
+
+
+def test_what_a_browser_cannot_show_is_shown_as_something_that_it_can(stand_in, tmp_path):
+    deep = png(tmp_path / "deep.tif", 20, 30, bits=16)
+    with client(tmp_path / "store", stand_in) as inside:
+        job = over(inside, post(inside, deep).json()["data"][0]["id"])
+        shown = inside.get(f"/v1/restorations/{job['id']}/view/source")
+        assert shown.headers["content-type"] == "image/webp"
+        assert inside.get(f"/v1/restorations/{job['id']}/result").content == deep.read_bytes()
+
+
+def test_a_picture_that_another_library_reads_is_taken(tiny, tmp_path, monkeypatch):
+    Image = pytest.importorskip("PIL.Image")
+    restorer, prompts = tiny
+    monkeypatch.setenv("EBR_PROMPT_DIR", str(prompts))
+    Image.new("RGB", (24, 16), (90, 120, 150)).save(tmp_path / "a.bmp")
+    with client(tmp_path / "store", restorer) as inside:
+        job = over(inside, post(inside, tmp_path / "a.bmp", request='{"task": "haze", "steps": 1}').json()["data"][0]["id"])
+    assert (job["status"], job["result"]) == ("done", "result.png"), job
 
 
 def test_progress_comes_as_events(stand_in, tmp_path):
