@@ -24,6 +24,7 @@ from ebr_engine.serve.store import QueueFull, StoreFull
 from ebr_engine.version import __version__
 
 PAGE = Path(__file__).with_name("page")
+MOST_CONNECTIONS = 800  # below the files that a process may usually open
 RETRY = 10  # seconds after which a client may try again
 
 
@@ -84,6 +85,7 @@ class Server(uvicorn.Server):
             timeout_keep_alive=5,
             timeout_graceful_shutdown=15,
             backlog=512,
+            limit_concurrency=MOST_CONNECTIONS,
             ws="none",
         )
         super().__init__(config)

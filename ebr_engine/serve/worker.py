@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from ebr_engine.errors import EbrError, one_line
+from ebr_engine.errors import one_line
 from ebr_engine.jobs.outcome import Outcome
 from ebr_engine.request import RestoreRequest
 from ebr_engine.serve.metrics import Metrics
@@ -65,7 +65,7 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         while not self.stopping.is_set():
-            self.store.prune()
+            self._prune()
             with self._lock:  # so that `cancel` finds a job either waiting or running
                 job = self._job = self.store.claim()
                 self._cancelled, self._progress = False, Progress()
@@ -80,6 +80,12 @@ class Worker(threading.Thread):
             finally:
                 with self._lock:
                     self._job = None
+
+    def _prune(self) -> None:
+        try:
+            self.store.prune()
+        except OSError as error:  # old files that cannot be removed now do not keep new ones from being restored
+            log.error("the store cannot be tidied: %s", error.strerror)
 
     def _restore(self, job: StoredJob) -> None:
         began = time.perf_counter()
@@ -97,7 +103,7 @@ class Worker(threading.Thread):
                 return
             self.store.remove_outputs(job)
             state, error, about = CANCELLED, None, {}
-        except (EbrError, OSError, MemoryError, RuntimeError) as problem:
+        except Exception as problem:  # whatever it is, it is this job's, and the next one is tried
             self.store.remove_outputs(job)
             line = one_line(problem)
             if line is None:

@@ -150,14 +150,15 @@ def test_a_failure_speaks_of_the_clients_file_and_not_of_the_servers(tiny, tmp_p
         )
 
 
-def test_a_bug_fails_one_job_and_its_words_reach_neither_client_nor_log(stand_in, tmp_path, caplog):
-    stand_in.error = RuntimeError("the words of a private picture")
+@pytest.mark.parametrize("kind", [RuntimeError, KeyError])
+def test_a_bug_fails_one_job_and_its_words_reach_neither_client_nor_log(stand_in, tmp_path, caplog, kind):
+    stand_in.error = kind("the words of a private picture")
     with client(tmp_path / "store", stand_in) as inside:
         job = over(inside, post(inside, png(tmp_path / "secret name.png")).json()["data"][0]["id"])
         assert (job["status"], job["error"]) == ("failed", "an error inside the server; its log has more")
         stand_in.error = None
         assert over(inside, post(inside, png(tmp_path / "b.png")).json()["data"][0]["id"])["status"] == "done"
-    assert "RuntimeError" in caplog.text
+    assert kind.__name__ in caplog.text
     assert "private" not in caplog.text
     assert "secret name" not in caplog.text
 
