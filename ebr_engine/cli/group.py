@@ -16,7 +16,8 @@ from ebr_engine import settings
 from ebr_engine.cli.telling import tell
 from ebr_engine.errors import EbrError, one_line
 
-EXTRAS = {"scipy": "train", "skimage": "train"}  # the extra that a missing module comes with, where whole commands need it
+# The extra that a missing module comes with, where whole commands need it.
+EXTRAS = {"scipy": "train", "skimage": "train", **dict.fromkeys(("fastapi", "prometheus_client", "uvicorn"), "serve")}
 
 # name: (module:attribute, panel of the help page); the attribute is a function, or a typer.Typer with its own commands.
 COMMANDS = {
@@ -31,6 +32,7 @@ COMMANDS = {
     "cache-text": ("cache_text:cache_text", "Restore"),
     "info": ("info:info", "Restore"),
     "bench": ("bench:bench", "Restore"),
+    "serve": ("serve:serve", "Restore"),
     "train": ("train:train", "Learn and measure"),
     "cache-latents": ("cache_latents:cache_latents", "Learn and measure"),
     "train-backbone": ("train_backbone:train_backbone", "Learn and measure"),
