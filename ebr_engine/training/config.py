@@ -114,13 +114,22 @@ class LearnConfig:
     intact: float = _setting(0.0, "data", "Share of the crops of scenes and photos that is not degraded.")
     stored: float = _setting(0.0, "data", "Share of them whose degraded form has noise and traces of JPEG too.")
 
-    bridge: str = _setting("ebr", "objective", "The process: ebr; naive and ddbm for comparison.")
-    loss: str = _setting("pixel", "objective", "pixel (mini), x0 (latents), or velocity (wan's and flux's default).")
+    bridge: str = _setting(
+        "ebr", "objective", "The process to learn by; naive and ddbm for comparison.", **_LEARNING, choices=BRIDGES
+    )
+    loss: str = _setting(
+        "pixel",
+        "objective",
+        "Error of the clean estimate in pixels (mini) or latents (x0), or of the velocity (default of wan and flux).",
+        **_LEARNING,
+        choices=LOSSES,
+        by_backbone=True,
+    )
     tone: float = _setting(0.0, "objective", "Extra weight of the error's means over blocks of the codec (pixel loss).")
     even: float = _setting(
         0.0, "objective", "Weights samples by their own damage to this power, inverted: above 0, mild ones count as well (ebr)."
     )
-    t0: float = _setting(0.4, "objective", "Where the bridge starts, between 0 and 1.")
+    t0: float = _setting(0.4, "objective", "Where the bridge starts, between 0 and 1.", **_LEARNING)
     t_min: float = _setting(1e-4, "objective", "The least time.")
     power: float = _setting(1.0, "objective", "Times are t_min + (t0 - t_min) u^power; below 1 favours early steps.", **_LEARNING)
     on_policy: int = _setting(0, "objective", "Learn at the states that the fast sampler of so many steps visits; 0 does not.")
