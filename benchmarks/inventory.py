@@ -2,20 +2,21 @@
 
 CPU time and not the clock's, so that other work on the machine does not count; files are in the system's cache.
 
-python -m benchmarks.inventory -o benchmarks/results/inventory.json
+python -m benchmarks.inventory --json benchmarks/results/inventory.json
 """
 
-import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.report import columns, provenance, spread, told, write_json
+from benchmarks import report
+from benchmarks.report import Benchmark, columns, spread
 
 PICTURE_LIMIT, CLIP_LIMIT = 3.0, 50.0  # milliseconds that one may cost
 HEIGHT, WIDTH = 3000, 4000  # a telephone's picture
@@ -93,7 +94,7 @@ def timed(function: Callable[[], Any], repeats: int) -> list[float]:
     return times
 
 
-def measure(folder: Path) -> list[dict[str, Any]]:
+def rows_of(folder: Path) -> list[dict[str, Any]]:
     """A row a file: its size, what its inventory costs, and what reading it (a clip: its first frame) costs."""
     from ebr_engine.media.holdings import inventory
     from ebr_engine.media.images import read_image
@@ -118,10 +119,10 @@ def measure(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(result: dict[str, Any]) -> str:
     """What a person reads."""
     cells = []
-    for row in rows:
+    for row in result["rows"]:
         low, high = row["inventory_ms"]["quartiles"]
         median = row["inventory_ms"]["median"]
         read = row["read_ms"]["median"]
@@ -138,16 +139,19 @@ def table(rows: list[dict[str, Any]]) -> str:
     return columns(("file", "MB", "inventory, ms", "quartiles", "reading, ms", "limit, ms"), cells)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-o", "--out", type=Path)
-    options = parser.parse_args()
+def options(parser: ArgumentParser) -> None:
+    """None of its own."""
+
+
+def measure(options: Namespace) -> dict[str, Any]:
+    """What the inventory of every kind of file costs, beside reading it."""
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Path(folder))
-    about = provenance()
-    print("\n".join((table(rows), "", *told(about))))
-    if options.out:
-        write_json(options.out, {"rows": rows, **about})
+        return {"rows": rows_of(Path(folder))}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and print a row a file."""
+    report.main("inventory", __doc__, Benchmark(options, measure, table), arguments)
 
 
 if __name__ == "__main__":
