@@ -114,7 +114,7 @@ def test_the_bundled_backbones_hidden_layers_may_be_quantised_by_a_bound(relativ
     inputs = []
     for block in mini.trunk.blocks:
         block.up.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
-    mini.trunk(2 * torch.randn(1, 48, 1, 16, 18), mini.conditioner(torch.tensor([150.0]), mini.context)[0])
+    mini.trunk(2 * torch.randn(1, 192, 1, 8, 9), mini.conditioner(torch.tensor([150.0]), mini.context)[0])
     assert len(inputs) == 6
     for block, x in zip(mini.trunk.blocks, inputs):
         exact = feed_forward(block.up, block.down, x) - block.down.bias

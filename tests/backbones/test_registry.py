@@ -113,4 +113,4 @@ def test_what_mini_does_not_take_is_refused(given, words, one_line):
 
 def test_what_mini_takes_is_taken():
     one = load_backbone("mini", ModelSource(offline=True), torch.device("cpu"), "fp32")
-    assert (one.name, one.blocks, one.patch, one.multiple) == ("mini", 6, 2, 8)
+    assert (one.name, one.blocks, one.patch, one.multiple) == ("mini", 6, 1, 8)

@@ -82,17 +82,17 @@ def test_gradients_pass_through():
 
 
 def test_steps_have_other_grids_the_last_ones_always_the_same():
-    mini = SimpleNamespace(name="mini", codec=LappedCodec(), fixed=None)
+    mini = SimpleNamespace(spec=SimpleNamespace(moves=True), codec=LappedCodec(), fixed=None)
     five, three = views(mini, (0.2, 0.16, 0.1, 0.05, 0.02)), views(mini, (0.2, 0.1, 0.02))
     assert [view.time for view in five] == [0.2, 0.16, 0.1, 0.05, 0.02]
     assert len({view.offset for view in five}) == 5
     assert room_of(mini.codec, five) == 1
     assert [view.offset for view in three] == [view.offset for view in five[2:]]
-    assert views(SimpleNamespace(name="wan"), (0.2, 0.1)) == ()
+    assert views(SimpleNamespace(spec=SimpleNamespace(moves=False)), (0.2, 0.1)) == ()
 
 
 def test_a_graph_of_one_size_keeps_its_grid():
-    mini = SimpleNamespace(name="mini", codec=LappedCodec(), fixed=(1, 64, 64))
+    mini = SimpleNamespace(spec=SimpleNamespace(moves=True), codec=LappedCodec(), fixed=(1, 64, 64))
     assert {view.offset for view in views(mini, (0.2, 0.1, 0.05))} == {None}
 
 
