@@ -23,7 +23,7 @@ from torch.nn import functional as F
 STEPS, T0, T_MIN = 20, 0.4, 1e-4
 PACK = 2  # a FLUX token is 2×2 latent cells
 
-Prompts = Sequence[tuple[Tensor, Tensor]]  # (residual [L, D], α [blocks]) each
+Prompts = Sequence[tuple[Tensor, Tensor]]  # (residual [L, D] or [blocks, L, D], α [blocks]) each
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (state [B, ...], timestep [B]) → velocity
 
 
@@ -83,16 +83,21 @@ class AddedRows(FluxAttnProcessor):
         return rows
 
 
+def of_block(prompts: Prompts, block: int) -> Prompts:
+    """What block number `block` sees of the prompts: (residual [L, D], α) each."""
+    return [(residual if residual.dim() == 2 else residual[block], alpha[block]) for residual, alpha in prompts]
+
+
 def set_wan_prompts(transformer: Any, prompts: Prompts) -> None:
     """Make diffusers' `WanTransformer3DModel` attend to these prompts in every block, until told otherwise; [] for none."""
     for i, block in enumerate(transformer.blocks):
-        block.attn2.set_processor(DualAttention([(residual, alpha[i]) for residual, alpha in prompts]))
+        block.attn2.set_processor(DualAttention(of_block(prompts, i)))
 
 
 def set_flux_prompts(transformer: Any, prompts: Prompts) -> None:
     """The same for `FluxTransformer2DModel`; α counts the double-stream blocks, then the single-stream ones."""
     for i, block in enumerate((*transformer.transformer_blocks, *transformer.single_transformer_blocks)):
-        block.attn.set_processor(AddedRows([(residual, alpha[i]) for residual, alpha in prompts]))
+        block.attn.set_processor(AddedRows(of_block(prompts, i)))
 
 
 def wan_velocity(transformer: Any, context: Tensor) -> Velocity:

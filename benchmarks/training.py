@@ -58,7 +58,8 @@ def problem(case: Model, batch: int) -> Problem:
 def learner(case: Model, trunk: Any, **settings: Any) -> Learner:
     """A learner of a case's prompt over one of its trunks."""
     tokens = case.prompt[0].shape[-2]
-    config = LearnConfig("bench", data="none", loss="velocity", tokens=tokens, t0=case.t0, learning_rate=1e-3, **settings)
+    fixed = {"per_block": case.prompt[0].dim() == 3, "loss": "velocity", "learning_rate": 1e-3}
+    config = LearnConfig("bench", data="none", tokens=tokens, t0=case.t0, **fixed, **settings)
     made = Learner.start(config, case.backbone(trunk))
     with torch.no_grad():
         for parameter, value in zip(made.parameters, case.prompt):

@@ -20,7 +20,8 @@ def offloaded(backbone: "Backbone", device: torch.device, mode: str) -> "Backbon
     """
     if mode == "none":
         return backbone
-    codec = OffloadedCodec(backbone.codec, device)
+    in_every_step = backbone.spec.moves  # mini's, which has no weights
+    codec = backbone.codec.to(device) if in_every_step else OffloadedCodec(backbone.codec, device)
     if mode == "blocks":
         lists = block_lists(backbone.trunk)
         for child in backbone.trunk.children():

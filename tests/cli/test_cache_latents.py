@@ -5,9 +5,9 @@ import shutil
 import numpy as np
 import pytest
 
-from ebr_engine.backbones.mini.lapped import LappedCodec
 from ebr_engine.media.images import write_image
 from ebr_engine.prompts.prompt import load_prompt
+from ebr_engine.training.latents import LatentSamples
 
 QUICK = ("--size", "32", "--seed", "3", "--device", "cpu")
 
@@ -29,7 +29,7 @@ def test_a_run_learns_the_same_from_a_cache(cli, data, monkeypatch):
     assert "0 made, 6 there" in cli("cache-latents", "--data", data, "--views", "2", "-o", "latents", *QUICK)[1]
     train = ["train", "--task", "fog", "--data", data, "-n", "4", "--batch", "2", "--tokens", "3", "--set", "views=2", *QUICK]
     assert cli(*train, "-o", "plain.safetensors")[0] == 0
-    monkeypatch.setattr(LappedCodec, "encode", None)
+    monkeypatch.setattr(LatentSamples, "_encoded", None)
     code, _, stderr = cli(*train, "-o", "cached.safetensors", "--set", "cache=latents")
     assert code == 0, stderr
     plain, cached = load_prompt("plain.safetensors"), load_prompt("cached.safetensors")

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ebr_engine import Restorer
 from ebr_engine.backbones.base import Conditioning
-from ebr_engine.backbones.mini.codec import PixelCodec
+from ebr_engine.backbones.mini.lapped import LappedCodec
 from ebr_engine.backbones.wan import model as wan
 from ebr_engine.bridge import sampler
 from ebr_engine.engine import plan as planning
@@ -119,7 +119,7 @@ def test_the_samplers_numbers_are_left_on_the_cpu(monkeypatch, finds):
 
 
 def test_the_codec_is_left_on_the_cpu(monkeypatch, finds):
-    monkeypatch.setattr(PixelCodec, "to", lambda self, _: self)
+    monkeypatch.setattr(LappedCodec, "to", lambda self, _: self)
     finds("on the device and on the host")
 
 

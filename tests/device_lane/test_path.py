@@ -22,14 +22,13 @@ def test_a_picture_is_restored_on_the_device_and_read_once(precision, offload, d
     restorer = Restorer(model=wide, device="cuda", precision=precision, offload=offload)
     codec_there = isinstance(getattr(restorer.codec, "codec", restorer.codec).mean, Pretended)
     blocks_there = {isinstance(weight, Pretended) for weight in restorer.trunk.blocks.parameters()}
-    assert (codec_there, blocks_there) == (offload == "none", {offload != "blocks"})
+    assert (codec_there, blocks_there) == (True, {offload != "blocks"})  # mini's codec works in every step
     assert not any(isinstance(weight, Pretended) for weight in restorer.backbone.conditioner.parameters())
     device.reads.clear()
     result = restorer.restore(picture(), prompt=wide_prompt)
     assert type(result) is torch.Tensor
     assert (result - expected).abs().max() < CLOSE[precision]
-    codec = ["to"] * 3 * (offload != "none")  # its tables go back when it has worked
-    assert device.reads == [*codec, "__bool__", *codec, "to"]  # whether the result is finite, and the result
+    assert device.reads == ["__bool__", "to"]  # whether the result is finite, and the result
     assert device.recorded == (offload != "blocks")
     assert bool(device.products) == (precision == "fp8")
 
