@@ -20,11 +20,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ebr_engine import settings
 from ebr_engine.backbones.base import Backbone
 from ebr_engine.backbones.layers import pack_trunk
-from ebr_engine.backbones.views import seen
+from ebr_engine.backbones.views import room_of, seen
 from ebr_engine.bridge.sampler import Callback, Velocity, sample
 from ebr_engine.engine.devices import synchronise
 from ebr_engine.engine.layout import tiled
@@ -176,6 +177,7 @@ class Runner:
         self.expected: Counter[Cells] = Counter()  # pictures that are to come, by the size of their latents
         self.compile_seconds = COMPILE_SECONDS
         self._plain: dict[Cells, float] = {}  # seconds of an evaluation, of sizes that may be worth compiling for
+        self._to_compile: float | None = None  # those of a size whose first compiled evaluation is to come
         self._worth: dict[Cells, bool] = {}
         self._tables: weakref.WeakValueDictionary[Any, _Shared] = weakref.WeakValueDictionary()
         packs = backbone.device.type == "cpu" and isinstance(backbone.trunk, nn.Module) and not offloads
@@ -243,7 +245,9 @@ class Runner:
             except GraphError as error:
                 self.graphs = None
                 warn(f"CUDA graphs are left out from here on: {error}")
-        velocity = plan.averaged(self.velocity if self._compiles(cells, plan) else self.backbone.velocity)
+        compiles = self._compiles(cells, plan)
+        self._to_compile = self._plain.pop(cells, None) if compiles else None
+        velocity = plan.averaged(self.velocity if compiles else self.backbone.velocity)
         velocity = velocity if tiling is None else self._groups(velocity, tiling, plan)
         velocity = plan.seen(velocity, self.backbone.codec, degraded)
         return sample(velocity, plan.conditioning, degraded, noise, plan.steps, callback)
@@ -263,8 +267,9 @@ class Runner:
             self.compiled = None
             warn(f"the transformer is not compiled: {error}")
             return self.backbone.velocity(latent, step)
-        if (plain := self._plain.pop(tuple(latent.shape[-2:]), None)) is not None:  # this evaluation compiled for a new size
-            self.compile_seconds = max(0.0, time.perf_counter() - started - plain)
+        if self._to_compile is not None:  # this evaluation compiled for a new size
+            self.compile_seconds = max(0.0, time.perf_counter() - started - self._to_compile)
+            self._to_compile = None
         return result
 
     def _groups(self, velocity: Velocity, tiling: Tiling, plan: Plan) -> Velocity:
@@ -283,7 +288,8 @@ class Runner:
 
         shared.plan.steps  # noqa: B018 (placed outside of the graph's memory)
         key = ("run", plan.kind, tuple(degraded.shape))
-        reads = shared, self.backbone.prepare(degraded, shared.plan.tables[0][0])
+        room = room_of(self.backbone.codec, plan.views)  # the grid that is seen is larger than the picture's
+        reads = shared, self.backbone.prepare(F.pad(degraded, (0, room, 0, room)), shared.plan.tables[0][0])
         result = self.graphs.run(key, (degraded.float(), noise.to(degraded.device)), run, warm, reads)
         if callback is not None:
             callback(len(plan.table), len(plan.table))

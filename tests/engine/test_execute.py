@@ -86,7 +86,7 @@ def test_a_graph_keeps_the_positions_that_it_reads(restorer):
     graphs, recorder = recorded(restorer)
     plan, trunk = restorer.plan(prompt=make_prompt()), restorer.backbone.trunk
     result = run(graphs, plan, latent())
-    read = weakref.ref(restorer.backbone.prepare(latent(), plan.tables[0][0])[0])
+    read = weakref.ref(restorer.backbone.prepare(latent(7, 11), plan.tables[0][0])[0])  # the moved grid is a cell larger
     for side in range(1, 2 * ROTARY_KEPT):
         trunk.rotary((1, 1, side), torch.device("cpu"))
     gc.collect()
@@ -123,9 +123,9 @@ def test_warming_up_meets_the_solvers_differences_in_few_steps(restorer):
     evaluated = []
     plan = restorer.plan(prompt=make_prompt(), steps=12)
     graphs, _ = recorded(restorer)
-    velocity = graphs.backbone.velocity
+    backbone = graphs.backbone
     graphs.backbone = SimpleNamespace(
-        velocity=lambda *given: evaluated.append(1) or velocity(*given), prepare=graphs.backbone.prepare
+        velocity=lambda *given: evaluated.append(1) or backbone.velocity(*given), prepare=backbone.prepare, codec=backbone.codec
     )
     run(graphs, plan, latent())
     assert len(evaluated) == runner.WARM_STEPS + 12 + 12  # warm, recorded, replayed

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ebr_engine.backbones.mini.codec import PixelCodec
+from ebr_engine.backbones.mini.lapped import LappedCodec
 from ebr_engine.backbones.registry import spec
 from ebr_engine.engine.layout import Geometry
 from ebr_engine.errors import EbrError, EngineError
@@ -30,7 +30,7 @@ def test_tiles_that_cannot_be_are_told_in_one_line(restorer, prompt, request_, w
 @pytest.fixture
 def fixed():
     """The shapes of a graph for 1 frame of 16 x 24 pixels."""
-    return Geometry(SimpleNamespace(spec=spec("mini"), codec=PixelCodec(), multiple=8, patch=2, fixed=(1, 16, 24)))
+    return Geometry(SimpleNamespace(spec=spec("mini"), codec=LappedCodec(), multiple=8, patch=1, fixed=(1, 16, 24)))
 
 
 def test_a_graph_of_one_size_takes_smaller_pictures_padded_and_larger_ones_in_tiles(fixed):
