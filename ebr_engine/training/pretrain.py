@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebr_engine.backbones.mini.codec import PixelCodec
+from ebr_engine.backbones.mini.codec import OrthonormalCodec
 from ebr_engine.backbones.mini.lapped import LappedCodec
 from ebr_engine.backbones.mini.model import CODECS, CONTEXT_TOKENS, MINI, Mini, MiniTextEncoder, load_mini, save_mini
 from ebr_engine.backbones.wan.model import WanConditioner, WanConfig, WanStep, WanTrunk
@@ -208,7 +208,7 @@ def rate_factor(progress: float, config: PretrainConfig) -> float:
 
 def batch(
     pool: ScenePool,
-    codec: PixelCodec | LappedCodec,
+    codec: OrthonormalCodec,
     text: MiniTextEncoder,
     config: PretrainConfig,
     size: int,
@@ -235,7 +235,7 @@ def batch(
     return codec.encode(images.unsqueeze(2)), text.tokenize(words)
 
 
-def measured_codec(kind: type, clean: Tensor) -> PixelCodec | LappedCodec:
+def measured_codec(kind: type, clean: Tensor) -> OrthonormalCodec:
     """A codec with its channels' statistics over clean crops [B, 3, H, W]; fine chroma is kept above quantisation noise."""
     plain = kind()
     latent = plain.encode(clean.unsqueeze(2)).transpose(0, 1).flatten(1)
@@ -252,7 +252,7 @@ def begin(mini: Mini) -> Mini:
     return turned(mini, measured_codec(LappedCodec, clean.permute(0, 3, 1, 2).float() / 255))
 
 
-def finished(model: Pretrainee, average: dict[str, Tensor], codec: PixelCodec | LappedCodec, training: dict) -> Mini:
+def finished(model: Pretrainee, average: dict[str, Tensor], codec: OrthonormalCodec, training: dict) -> Mini:
     """A frozen backbone from the averaged weights."""
     copy = Pretrainee(model.trunk.config)
     copy.load_state_dict(average)

@@ -10,7 +10,38 @@ from ebr_engine.backbones.base import check_latent, check_pixels
 BLOCK = 4
 
 
-class PixelCodec(nn.Module):
+class OrthonormalCodec(nn.Module):
+    """What `mini`'s codecs share: any number of frames, and channels centred by `mean` and divided by `scale`, [channels]."""
+
+    temporal = 1
+    channels: int
+    block: int  # pixels of a transform's side; the first of its block² channels of each colour is the block's mean
+
+    def __init__(self, mean: Tensor | None = None, scale: Tensor | None = None):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(self.channels) if mean is None else mean)
+        self.register_buffer("scale", torch.ones(self.channels) if scale is None else scale)
+
+    @property
+    def parameters_bytes(self) -> int:
+        """Bytes of the statistics and the bases."""
+        return sum(buffer.nbytes for buffer in self.buffers())
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """What the codec is made of again, by the names of its arguments: an engine file holds it."""
+        return {"mean": self.mean, "scale": self.scale}
+
+    @property
+    def tones(self) -> Tensor:
+        """Which channels hold a block's mean, the rest being its detail, [channels] bool."""
+        return torch.arange(self.channels, device=self.mean.device) % self.block**2 == 0
+
+    def frames(self, count: int) -> int:
+        """Any number of frames can be encoded."""
+        return count
+
+
+class PixelCodec(OrthonormalCodec):
     """`mini`'s codec: an orthonormal block transform with normalised channels, exactly invertible, nothing learned.
 
     Each 4×4 block of pixels becomes 3·16 channels: an orthonormal opponent-colour transform, then the orthonormal
@@ -20,8 +51,7 @@ class PixelCodec(nn.Module):
     picture's tones.
     """
 
-    spatial = BLOCK
-    temporal = 1
+    spatial = block = BLOCK
     channels = 3 * BLOCK * BLOCK
     span = 2 * BLOCK  # pixels of a token, either way
     offsets = ((0, 0), (4, 0), (0, 4), (4, 4))  # of the grid of tokens in a run's steps, the last step first
@@ -29,28 +59,8 @@ class PixelCodec(nn.Module):
     levels = False  # whether the mean of a picture's detail is kept, see `backbones/views.py`
 
     def __init__(self, mean: Tensor | None = None, scale: Tensor | None = None):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(self.channels) if mean is None else mean)
-        self.register_buffer("scale", torch.ones(self.channels) if scale is None else scale)
+        super().__init__(mean, scale)
         self.register_buffer("basis", torch.kron(opponent_basis(), torch.kron(dct_basis(BLOCK), dct_basis(BLOCK))))
-
-    @property
-    def parameters_bytes(self) -> int:
-        """Bytes of the statistics and the basis."""
-        return sum(buffer.nbytes for buffer in self.buffers())
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """What the codec is made of again, by the names of its arguments: an engine file holds it."""
-        return {"mean": self.mean, "scale": self.scale}
-
-    @property
-    def tones(self) -> Tensor:
-        """Which channels hold a block's mean, the rest being its detail, [48] bool."""
-        return torch.arange(self.channels, device=self.mean.device) % BLOCK**2 == 0
-
-    def frames(self, count: int) -> int:
-        """Any number of frames can be encoded."""
-        return count
 
     def encode(self, pixels: Tensor) -> Tensor:
         """[B, 3, F, H, W] in [0, 1] → [B, 48, F, H/4, W/4] float32; H and W must be multiples of 4."""

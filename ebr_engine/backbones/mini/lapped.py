@@ -3,15 +3,15 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ebr_engine.backbones.base import check_latent, check_pixels
-from ebr_engine.backbones.mini.codec import dct_basis, opponent_basis
+from ebr_engine.backbones.mini.codec import OrthonormalCodec, dct_basis, opponent_basis
 
 HOP = 8  # pixels between blocks; a basis function spans two hops
 
 
-class LappedCodec(nn.Module):
+class LappedCodec(OrthonormalCodec):
     """Malvar's lapped orthogonal transform with normalised channels, exactly invertible, nothing learned.
 
     Pixels go through an orthonormal opponent-colour transform; then, along rows and along columns, an orthonormal filter over
@@ -25,8 +25,7 @@ class LappedCodec(nn.Module):
     Liang and Tu, "Lapped transform via time-domain pre- and post-filtering", 2003.
     """
 
-    spatial = HOP
-    temporal = 1
+    spatial = block = HOP
     channels = 3 * HOP * HOP
     span = HOP  # pixels of a token, either way
     offsets = ((4, 4), (0, 0), (4, 0), (0, 4), (2, 6))  # of the grid of tokens in a run's steps, the last step first
@@ -34,30 +33,10 @@ class LappedCodec(nn.Module):
     levels = True  # whether the mean of a picture's detail is kept, see `backbones/views.py`
 
     def __init__(self, mean: Tensor | None = None, scale: Tensor | None = None):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(self.channels) if mean is None else mean)
-        self.register_buffer("scale", torch.ones(self.channels) if scale is None else scale)
+        super().__init__(mean, scale)
         self.register_buffer("colour", opponent_basis())
         self.register_buffer("dct", dct_basis(HOP))
         self.register_buffer("overlap", overlap_filter(HOP))
-
-    @property
-    def parameters_bytes(self) -> int:
-        """Bytes of the statistics and the bases."""
-        return sum(buffer.nbytes for buffer in self.buffers())
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """What the codec is made of again, by the names of its arguments: an engine file holds it."""
-        return {"mean": self.mean, "scale": self.scale}
-
-    @property
-    def tones(self) -> Tensor:
-        """Which channels hold a block's mean, the rest being its detail, [192] bool."""
-        return torch.arange(self.channels, device=self.mean.device) % HOP**2 == 0
-
-    def frames(self, count: int) -> int:
-        """Any number of frames can be encoded."""
-        return count
 
     def encode(self, pixels: Tensor) -> Tensor:
         """[B, 3, F, H, W] in [0, 1] → [B, 192, F, H/8, W/8] float32; H and W must be multiples of 8."""

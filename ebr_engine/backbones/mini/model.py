@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebr_engine.backbones.mini.codec import PixelCodec
+from ebr_engine.backbones.mini.codec import OrthonormalCodec, PixelCodec
 from ebr_engine.backbones.mini.lapped import LappedCodec
 from ebr_engine.backbones.wan.model import WanConditioner, WanConfig, WanTrunk
 from ebr_engine.backbones.wan.weights import diffusers_state_dict, load_wan
@@ -80,7 +80,7 @@ class Mini:
 
     conditioner: WanConditioner
     trunk: WanTrunk
-    codec: PixelCodec | LappedCodec
+    codec: OrthonormalCodec
     text_encoder: MiniTextEncoder
     context: Tensor  # [16, text_dim] float32: the empty caption's
     training: dict  # how the weights were made

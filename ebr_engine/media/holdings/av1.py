@@ -1,23 +1,41 @@
-"""AV1's sequence header, as far as its colours."""
+"""AV1's units (OBUs) in a packet, and its sequence header as far as its colours."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Unit(NamedTuple):
+    """A unit in bytes: its type, where it begins, where its content begins, and how long that says it is."""
+
+    kind: int
+    start: int
+    body: int
+    size: int
+
+
+def units(packet: bytes) -> Iterator[Unit]:
+    """The units of a packet, whose lengths are read without trust; one that says none, as the last one may, goes up to the end.
+
+    Source: AV1 Bitstream & Decoding Process Specification, 4.10.5 and 5.3.
+    """
+    start = 0
+    while start < len(packet):
+        has_size, body = packet[start] & 2, start + 1 + (packet[start] >> 2 & 1)
+        size, shift = 0 if has_size else max(0, len(packet) - body), 0
+        while has_size and body < len(packet):
+            byte = packet[body]
+            size |= (byte & 127) << shift
+            body, shift = body + 1, shift + 7
+            if byte < 128:
+                break
+        yield Unit(packet[start] >> 3 & 15, start, body, size)
+        start = body + size
 
 
 def colours_at(data: bytes) -> int | None:
     """Where AV1's sequence header has its primaries, in bits; None where it has none, or is no still picture's."""
-    place = 0
-    while place + 2 < len(data):
-        kind, has_size = data[place] >> 3 & 15, data[place] & 2
-        place += 1 + (data[place] >> 2 & 1)
-        size, shift = 0, 0
-        while has_size and place < len(data):
-            size |= (data[place] & 0x7F) << shift
-            shift += 7
-            place += 1
-            if not data[place - 1] & 0x80:
-                break
-        if kind == 1:
-            return _Bits(data, place * 8).colours()
-        place += size
-    return None
+    header = next((unit for unit in units(data) if unit.kind == 1), None)
+    return None if header is None else _Bits(data, header.body * 8).colours()
 
 
 def colours(data: bytes) -> tuple[int, int, int] | None:

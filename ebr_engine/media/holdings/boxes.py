@@ -24,19 +24,29 @@ class Box:
     end: int
 
 
+def head_of(head: bytes, left: int) -> tuple[bytes, int, int] | None:
+    """What a box's first 8 to 16 bytes say: its kind, bytes of the head, and of the whole box; None for an impossible length.
+
+    `left`: bytes from its beginning to the end of what holds it, for a box that goes up to there. Source: ISO/IEC 14496-12, 4.2.
+    """
+    size, kind = struct.unpack_from(">I4s", head)
+    body = 8
+    if size == 1 and len(head) >= 16:
+        size, body = struct.unpack_from(">Q", head, 8)[0], 16
+    elif size == 0:
+        size = left
+    return (kind, body, size) if size >= body else None
+
+
 def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[Box]:
     """The boxes that lie one behind the other in `data[start:end]`; ends at the first one that is damaged."""
     end = len(data) if end is None else min(end, len(data))
     while start + 8 <= end:
-        size, kind = struct.unpack_from(">I4s", data, start)
-        body = start + 8
-        if size == 1 and body + 8 <= end:
-            size, body = struct.unpack_from(">Q", data, body)[0], body + 8
-        elif size == 0:
-            size = end - start
-        if size < body - start or start + size > end:
+        head = head_of(data[start : min(start + 16, end)], end - start)
+        if head is None or start + head[2] > end:
             return
-        yield Box(kind, start, body, start + size)
+        kind, body, size = head
+        yield Box(kind, start, start + body, start + size)
         start += size
 
 
@@ -76,15 +86,10 @@ def outer_boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
     at, end = 0, file.seek(0, 2)
     while at + 8 <= end:
         file.seek(at)
-        head = file.read(16)
-        size, kind = struct.unpack(">I4s", head[:8])
-        body = 8
-        if size == 1 and len(head) == 16:
-            size, body = struct.unpack(">Q", head[8:])[0], 16
-        elif size == 0:
-            size = end - at
-        if size < body:
+        head = head_of(file.read(16), end - at)
+        if head is None:
             return
+        kind, body, size = head
         yield kind, at + body, min(size, end - at) - body
         at += size
 

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterator
 
+from ebr_engine.media.holdings.av1 import units
+
 _START = re.compile(rb"\x00\x00\x01")
 _SEI_H264, _SEI_HEVC, _RPU = (6,), (39, 40), 62
 _TYPES = {  # of an SEI message: kind of holding
@@ -119,22 +121,10 @@ def _t35(data: bytes) -> Iterator[tuple[str, int]]:
 
 
 def _in_av1(packet: bytes) -> Iterator[tuple[str, int]]:
-    at = 0
-    while at < len(packet):
-        kind, head = packet[at] >> 3 & 15, 1 + (packet[at] >> 2 & 1)
-        if not packet[at] & 2:
-            return
-        size = shift = 0
-        while at + head < len(packet):
-            byte = packet[at + head]
-            size |= (byte & 127) << shift
-            head, shift = head + 1, shift + 7
-            if byte < 128:
-                break
-        body = packet[at + head : at + head + size]
-        if kind == 5 and body:
+    for unit in units(packet):
+        body = packet[unit.body : unit.body + unit.size]
+        if unit.kind == 5 and body:
             if body[0] == 4:
                 yield from _t35(body[1:])
             elif body[0] in (1, 2):
-                yield ("light level", "mastering display")[body[0] - 1], size
-        at += head + size
+                yield ("light level", "mastering display")[body[0] - 1], unit.size

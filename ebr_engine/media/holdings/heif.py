@@ -4,7 +4,7 @@ import struct
 from dataclasses import dataclass, field
 
 from ebr_engine.media.holdings import av1
-from ebr_engine.media.holdings.boxes import boxes
+from ebr_engine.media.holdings.boxes import boxes, head_of
 from ebr_engine.media.holdings.parts import Density, Part, Window, damaged
 from ebr_engine.media.holdings.png import tag_words
 
@@ -44,15 +44,8 @@ class Meta:
 def read_meta(window: Window) -> Meta | None:
     """The file's meta box; None where there is none."""
     place = 0
-    while len(head := window.at(place, 16)) >= 8:
-        size, kind = struct.unpack_from(">I4s", head)
-        body = 8
-        if size == 1 and len(head) == 16:
-            size, body = struct.unpack_from(">Q", head, 8)[0], 16
-        elif size == 0:
-            size = window.size - place
-        if size < body:
-            return None
+    while len(start := window.at(place, 16)) >= 8 and (head := head_of(start, window.size - place)) is not None:
+        kind, body, size = head
         if kind == b"meta":
             return _meta(window.at(place + body, size - body))
         place += size

@@ -1,7 +1,6 @@
 """JPEG XL's boxes; a bare code stream holds nothing beside its picture."""
 
-import struct
-
+from ebr_engine.media.holdings.boxes import head_of
 from ebr_engine.media.holdings.parts import Part, Window, damaged
 
 _PICTURE = (b"JXL ", b"ftyp", b"jxlc", b"jxlp", b"jxll", b"jxli", b"jbrd")
@@ -12,16 +11,12 @@ def parts(window: Window, light: bool = False) -> list[Part]:
     found, place = [], 0
     if window.at(0, 2) == b"\xff\x0a":
         return found
-    while len(head := window.at(place, 16)) >= 8:
-        size, kind = struct.unpack_from(">I4s", head)
-        body = 8
-        if size == 1 and len(head) == 16:
-            size, body = struct.unpack_from(">Q", head, 8)[0], 16
-        elif size == 0:
-            size = window.size - place
-        if size < body or place + size > window.size:
+    while len(start := window.at(place, 16)) >= 8:
+        head = head_of(start, window.size - place)
+        if head is None or place + head[2] > window.size:
             found.append(damaged("box", "cut short"))
             break
+        kind, body, size = head
         if kind not in _PICTURE:
             found.append(_part(kind, window, place + body, size - body))
         place += size

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
+from ebr_engine.media.holdings.av1 import units
 from ebr_engine.media.holdings.video_fates import MESSAGES
 
 CAPTIONS, ACTIVE_FORMAT, USER_DATA, TIMECODE = "captions", "active format", "user data", "timecode"
@@ -126,20 +127,8 @@ def _unit(message: bytes) -> bytes:
 
 def _insert_units(packet: bytes, added: bytes) -> bytes:
     """Put units before the first one that holds a picture (a frame, or the header of one)."""
-    at = 0
-    while at < len(packet) and packet[at] >> 3 & 15 not in (3, 6):
-        head = 1 + (packet[at] >> 2 & 1)
-        if not packet[at] & 2:  # no size: it ends with the packet
-            return packet
-        size = shift = 0
-        while at + head < len(packet):
-            byte = packet[at + head]
-            size |= (byte & 127) << shift
-            head, shift = head + 1, shift + 7
-            if byte < 128:
-                break
-        at += head + size
-    return packet[:at] + added + packet[at:] if at < len(packet) else packet
+    at = next((unit.start for unit in units(packet) if unit.kind in (3, 6)), None)
+    return packet if at is None else packet[:at] + added + packet[at:]
 
 
 def _leb128(number: int) -> bytes:
