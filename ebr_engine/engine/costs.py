@@ -26,7 +26,9 @@ def costs_of(backbone: Backbone) -> Costs:
     made = costs(backbone.spec, backbone.trunk.config, precision(backbone), backbone.device.type, vae, trunk)
     beside = _bytes(backbone.conditioner) if backbone.conditioner is not None and not made.cuda else 0
     sizes = {"spatial": codec.spatial, "multiple": backbone.multiple}
-    return replace(made, trunk=made.trunk + beside, codec=codec.parameters_bytes, **sizes)
+    coding = codec.parameters_bytes
+    stays = coding if backbone.spec.moves else 0  # its codec works in every step
+    return replace(made, trunk=made.trunk + beside + stays, codec=coding - stays, **sizes)
 
 
 def costs(

@@ -29,7 +29,7 @@ class Costs:
 
     trunk: int  # the transformer's weights
     waiting: int  # of those, what can wait on the CPU but for two blocks (`offload` blocks)
-    codec: int  # the codec's weights
+    codec: int  # the codec's weights, which can wait on the CPU; of one that works in every step they are the trunk's
     token: float  # of one token at the worst moment of a step
     rotary: int  # of one token in the position tables that the trunk keeps
     text: int  # tokens beside the picture's
@@ -198,7 +198,7 @@ def _changes(start: Fallback, costs: Costs, blocks: bool, fixed: bool) -> Iterat
         yield {"frames": 1}  # they do not see each other
     for at_once in (2, 1):
         yield {"at_once": min(at_once, start.at_once)}
-    if costs.cuda and start.offload == "none":
+    if costs.cuda and costs.codec and start.offload == "none":
         yield {"offload": "codec"}
     if costs.tiles_codec:
         yield {"codec_tile": min(start.codec_tile or CODEC_TILE, CODEC_TILE)}
