@@ -2,7 +2,7 @@
 # av 18.1.0 (FFmpeg's libx264). The same frames and settings give other bytes on a machine with another number of cores: PyAV
 # sets slice threading where nothing is said, so x264 cuts every picture into one slice a core. More slices compress worse. Asking
 # for one thread gives the same bytes everywhere. The process is bound to 1 and to 2 cores here (needs Linux and two cores).
-. "$(dirname "$0")/with.sh"
+. "$(dirname "$0")/run_with"
 run_with av==18.1.0 numpy==2.4.6 <<'PYTHON'
 import hashlib
 import io

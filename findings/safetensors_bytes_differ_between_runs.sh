@@ -2,7 +2,7 @@
 # safetensors 0.8.0. Saving the same tensors with the same metadata gives other bytes every time, even within one process: the
 # entries of the metadata are written in a random order (a hash map's), the tensors in a fixed one. So a file's checksum says
 # nothing of its content; with one entry, or none, bytes are equal.
-. "$(dirname "$0")/with.sh"
+. "$(dirname "$0")/run_with"
 run_with safetensors==0.8.0 numpy==2.4.6 <<'PYTHON'
 import hashlib
 import json

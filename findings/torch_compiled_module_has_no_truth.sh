@@ -2,7 +2,7 @@
 # torch 2.13.0. `bool(module)` is True for a module without `__len__`, and raises TypeError for what torch.compile makes of it:
 # the wrapper defines `__len__` for every module and refuses it only when it is called. So `if model:`, `model or default` and
 # `filter(None, models)` work until a model is compiled. Nothing is compiled here: wrapping is enough.
-. "$(dirname "$0")/with.sh"
+. "$(dirname "$0")/run_with"
 run_with torch==2.13.0 numpy==2.4.6 <<'PYTHON'
 import torch
 

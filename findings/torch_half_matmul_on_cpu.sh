@@ -3,7 +3,7 @@
 # times as long as the same product by way of float32: torch neither converts nor warns, its fallback is a plain loop. oneDNN is
 # held to AVX2 here, so that every x86-64 CPU behaves like one without the instructions. torch.optim.Muon orthogonalises its
 # updates in bf16 whatever the parameters' dtype, so a step of float32 parameters meets it too.
-. "$(dirname "$0")/with.sh"
+. "$(dirname "$0")/run_with"
 export ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1
 run_with torch==2.13.0 numpy==2.4.6 <<'PYTHON'
 import time

@@ -2,7 +2,7 @@
 # torch 2.13.0. The first addition of two tensors on the meta device, where nothing is computed, imports torch's compiler and
 # sympy: hundreds of modules, and about as long as `import torch` itself. Making such tensors imports nothing, so counting a
 # model's parameters on the meta device is quick, and one addition of their shapes is not.
-. "$(dirname "$0")/with.sh"
+. "$(dirname "$0")/run_with"
 run_with torch==2.13.0 numpy==2.4.6 <<'PYTHON'
 import sys
 import time

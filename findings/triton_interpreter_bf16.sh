@@ -2,7 +2,7 @@
 # triton 3.9.0, TRITON_INTERPRET=1 (a CPU is enough). Arithmetic on bfloat16 values in the interpreter gives numbers that have
 # nothing to do with the result, without an error: their bits are taken for integers. float16 is right, and so is bfloat16 that
 # is converted to float32 right after the load, which gives on a GPU what people expect of the first form.
-. "$(dirname "$0")/with.sh"
+. "$(dirname "$0")/run_with"
 export TRITON_INTERPRET=1
 run_with triton==3.9.0 torch==2.13.0 numpy==2.4.6 <<'PYTHON'
 import torch

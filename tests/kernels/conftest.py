@@ -79,7 +79,7 @@ def ungated(monkeypatch):
 def interpreted(monkeypatch):
     """In Triton's interpreter: fresh tensors hold NaN, so that an element no kernel writes is seen; casts round as GPUs do.
 
-    The interpreter's own cast from float32 truncates to bf16; to e4m3 it loses carries (15.9 becomes 8) and truncates
+    The interpreter's own cast from float32 truncates to bf16; to e4m3 it loses carries (7.9 becomes 4) and truncates
     subnormals, errors of up to half of a value. A GPU rounds both to the nearest, even.
     """
     if not backend.INTERPRETED:
