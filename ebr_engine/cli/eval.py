@@ -208,7 +208,7 @@ def _bundled_benchmark(
     }
     typer.echo(
         f"Degradation strength {STRENGTH} of 1, photos {'whole' if pixels is None else f'{size} x {size}'}, "
-        f"mean of four, 5 steps; {where['device']}, {where['dtype']}, {time.monotonic() - started:.0f} s\n"
+        f"mean of four; {where['device']}, {where['dtype']}, {time.monotonic() - started:.0f} s\n"
     )
     for value, title, digits in (("psnr", "PSNR in dB", 2), ("ssim", "SSIM", 3)):
         typer.echo(f"{title}\n\n{quality.markdown(scores, value, digits)}\n")

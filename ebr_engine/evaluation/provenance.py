@@ -19,8 +19,8 @@ import torch
 from ebr_engine.backbones.checkpoint import locate
 from ebr_engine.backbones.layers import trunk_dtype
 from ebr_engine.backbones.registry import spec
-from ebr_engine.bridge.sampler import make_table
 from ebr_engine.engine.devices import choose_device, device_name
+from ebr_engine.engine.plan import run_table
 from ebr_engine.evaluation.paired import Item
 from ebr_engine.evaluation.run import Restoring
 from ebr_engine.export.engine_file import read_about
@@ -134,9 +134,9 @@ def restoration_facts(restoring: Restoring, device: str) -> dict[str, Any]:
         return {"engine": {"file": path.name, "sha256": file_hash(path), **read_about(path)}, "seeds": seeds}
     chosen = find_prompts(request.backbone, request.task) if request.task else request.prompt
     prompts = [prompt_facts(path, weight) for path, weight in chosen]
-    starts = [prompt["t0"] for prompt in prompts] if request.t0 is None else [request.t0] * len(prompts)
     mix = spec(request.backbone).mix if request.mix == "auto" else request.mix
-    tables = [make_table(request.schedule, t0, request.steps, request.order) for t0 in starts[: None if mix == "turn" else 1]]
+    runs = [[path] for path, _ in chosen] if mix == "turn" else [[path for path, _ in chosen]]
+    tables = [run_table(request, [load_prompt(Path(path)) for path in run]) for run in runs]
     schedule = {
         "name": request.schedule,
         "order": request.order,
