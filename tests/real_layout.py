@@ -43,8 +43,22 @@ def write_wan(folder: Path) -> Path:
     vae.save_pretrained(folder / "vae")
     config = transformers.UMT5Config(vocab_size=23, d_model=20, d_kv=4, d_ff=12, num_layers=2, num_heads=3)
     _shaken(transformers.UMT5EncoderModel(config)).save_pretrained(folder / "text_encoder")
-    transformers.T5TokenizerFast(extra_ids=0).save_pretrained(folder / "tokenizer")
+    write_tokenizer(folder / "tokenizer")
     return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """T5's, of no words but its marks, in the files that every supported transformers reads."""
+    from tokenizers import Tokenizer, models, processors
+
+    marks = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    words = Tokenizer(models.Unigram([(mark, 0.0) for mark in marks.values()], unk_id=2))
+    ended = {"single": ["$A", "</s>"], "pair": ["$A", "</s>", "$B", "</s>"], "special_tokens": [("</s>", 1)]}
+    words.post_processor = processors.TemplateProcessing(**ended)
+    folder.mkdir(parents=True)
+    words.save(str(folder / "tokenizer.json"))
+    about = {"tokenizer_class": "T5TokenizerFast", "extra_ids": 0, "model_max_length": 512, **marks}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
 
 
 def write_flux(folder: Path) -> Path:
@@ -76,7 +90,7 @@ def write_flux(folder: Path) -> Path:
     (folder / "tokenizer" / "tokenizer_config.json").write_text('{"model_max_length": 77}')
     config = transformers.T5Config(vocab_size=23, d_model=20, d_kv=4, d_ff=12, num_layers=1, num_heads=3)
     _shaken(transformers.T5EncoderModel(config)).save_pretrained(folder / "text_encoder_2")
-    transformers.T5TokenizerFast(extra_ids=0).save_pretrained(folder / "tokenizer_2")
+    write_tokenizer(folder / "tokenizer_2")
     return folder
 
 
