@@ -50,6 +50,7 @@ class Restorer:
         request = RestoreRequest.of(backbone=backbone, **options)
         check_choice("EBR_KERNELS", backend.ASKED, backend.CHOICES)
         check_choice("EBR_VERIFY", backend.VERIFY, tuple(backend.VERIFY_CHOICES))
+        check_choice("EBR_CPU_LEVEL", backend.CPU_LEVEL, backend.CPU_LEVELS)
         paths = (Path(path).expanduser() if path else None for path in (request.context, request.vae))
         source = ModelSource(request.model, request.revision, request.offline, *paths, request.sample_latents)
         device, fitting = choose_device(request.device), Fitting(request.max_memory, request.low_memory)
@@ -84,6 +85,7 @@ class Restorer:
         request = RestoreRequest.of(**options)
         check_choice("EBR_KERNELS", backend.ASKED, backend.CHOICES)
         check_choice("EBR_VERIFY", backend.VERIFY, tuple(backend.VERIFY_CHOICES))
+        check_choice("EBR_CPU_LEVEL", backend.CPU_LEVEL, backend.CPU_LEVELS)
         device, fitting = choose_device(request.device), Fitting(request.max_memory, request.low_memory)
 
         def load(offload: str) -> Restorer:
