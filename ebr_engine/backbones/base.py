@@ -205,6 +205,7 @@ class Spec:
 
     tile: int = 512  # pixels a side that the backbone knows
     overlap: int = 64
+    whole: float = 1.0  # tiles' areas up to which a picture runs in one piece, whatever its sides
     chunk: tuple[int, int] = (1, 0)  # frames restored together, and what neighbours share
     small_side: int | None = None  # longest side of a small version that shows the whole picture; None: the tile
     knows_time: bool = False  # frames of a clip see each other
