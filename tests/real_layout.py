@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,6 +45,29 @@ def write_wan(folder: Path) -> Path:
     config = transformers.UMT5Config(vocab_size=23, d_model=20, d_kv=4, d_ff=12, num_layers=2, num_heads=3)
     _shaken(transformers.UMT5EncoderModel(config)).save_pretrained(folder / "text_encoder")
     transformers.T5TokenizerFast(extra_ids=0).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def write_wan22(folder: Path) -> Path:
+    """A Wan 2.2 text-to-video model with its two experts, as diffusers' pipeline saves itself; its folder."""
+    import diffusers
+
+    torch.manual_seed(0)
+    experts = [_shaken(diffusers.WanTransformer3DModel(**WAN)) for _ in range(2)]
+    vae = diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, num_res_blocks=1)
+    return _save_pipeline(folder, vae, *experts, boundary_ratio=0.875)
+
+
+def _save_pipeline(folder: Path, vae: torch.nn.Module, *transformers_: torch.nn.Module, **settings: Any) -> Path:
+    """Save Wan's pipeline with a tiny text encoder; its folder."""
+    import diffusers
+    import transformers
+
+    config = transformers.UMT5Config(vocab_size=23, d_model=20, d_kv=4, d_ff=12, num_layers=2, num_heads=3)
+    tokenizer = transformers.T5TokenizerFast(extra_ids=0)
+    encoder = _shaken(transformers.UMT5EncoderModel(config))
+    scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    diffusers.WanPipeline(tokenizer, encoder, vae, scheduler, *transformers_, **settings).save_pretrained(folder)
     return folder
 
 

@@ -9,7 +9,7 @@ from ebr_engine.prompts.prompt import load_prompt
 from ebr_engine.training import loop
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.learner import Learner
-from tests.real_layout import write_flux, write_wan
+from tests.real_layout import write_flux, write_wan, write_wan22
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -23,7 +23,8 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EBR_CACHE_DIR", str(folder / "cache"))
-        yield {"wan": write_wan(folder / "wan"), "flux": write_flux(folder / "flux")}
+        writers = {"wan": write_wan, "flux": write_flux, "wan22": write_wan22}
+        yield {name: write(folder / name) for name, write in writers.items()}
 
 
 def config(models, backbone, data, **settings):
@@ -32,7 +33,13 @@ def config(models, backbone, data, **settings):
 
 @pytest.mark.parametrize(
     ("backbone", "settings"),
-    [("wan", {}), ("wan", {"frames": 5, "checkpointing": True}), ("flux", {"precision": "fp8"}), ("flux", {"per_block": True})],
+    [
+        ("wan", {}),
+        ("wan", {"frames": 5, "checkpointing": True}),
+        ("flux", {"precision": "fp8"}),
+        ("flux", {"per_block": True}),
+        ("wan22", {"frames": 5}),
+    ],
 )
 def test_the_loss_of_a_fixed_batch_falls(models, pairs, tmp_path, backbone, settings):
     if settings.get("frames"):
