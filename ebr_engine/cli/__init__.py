@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ebr_engine.cli.group import EbrGroup
+from ebr_engine.cli.threads import use_cores
 from ebr_engine.version import __version__
 
 app = typer.Typer(
@@ -41,4 +42,5 @@ def ebr_engine(
 
 def main() -> None:
     """Entry point of the `ebr-engine` script."""
+    use_cores()
     app(prog_name="ebr-engine")
