@@ -19,6 +19,19 @@ WAN = {
     "cross_attn_norm": True,
     "qk_norm": "rms_norm_across_heads",
 }
+WAN22_VAE = {  # of TI2V-5B, but for its widths
+    "base_dim": 4,
+    "decoder_base_dim": 8,
+    "z_dim": 48,
+    "num_res_blocks": 1,
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+    "latents_mean": [i / 48 - 0.5 for i in range(48)],
+    "latents_std": [0.5 + i / 48 for i in range(48)],
+}
 FLUX = {
     "patch_size": 1,
     "in_channels": 64,
@@ -56,6 +69,15 @@ def write_wan22(folder: Path) -> Path:
     experts = [_shaken(diffusers.WanTransformer3DModel(**WAN)) for _ in range(2)]
     vae = diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, num_res_blocks=1)
     return _save_pipeline(folder, vae, *experts, boundary_ratio=0.875)
+
+
+def write_wan22_5b(folder: Path) -> Path:
+    """A Wan 2.2 model with the VAE of 48 channels, as diffusers' pipeline saves itself; its folder."""
+    import diffusers
+
+    torch.manual_seed(0)
+    transformer = _shaken(diffusers.WanTransformer3DModel(**WAN | {"in_channels": 48, "out_channels": 48}))
+    return _save_pipeline(folder, diffusers.AutoencoderKLWan(**WAN22_VAE), transformer, expand_timesteps=True)
 
 
 def _save_pipeline(folder: Path, vae: torch.nn.Module, *transformers_: torch.nn.Module, **settings: Any) -> Path:
