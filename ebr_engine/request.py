@@ -161,7 +161,7 @@ class RestoreRequest:
         choices=SIZES,
     )
 
-    backbone: str = _model("mini", "--backbone -b NAME", "The frozen transformer: mini, wan or flux.")
+    backbone: str = _model("mini", "--backbone -b NAME", "The frozen transformer: mini, wan, flux or another that `info` lists.")
     model: str | Path | None = _model(
         None,
         "--model -m SOURCE",

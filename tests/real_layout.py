@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +18,19 @@ WAN = {
     "num_layers": 2,
     "cross_attn_norm": True,
     "qk_norm": "rms_norm_across_heads",
+}
+WAN22_VAE = {  # of TI2V-5B, but for its widths
+    "base_dim": 4,
+    "decoder_base_dim": 8,
+    "z_dim": 48,
+    "num_res_blocks": 1,
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+    "latents_mean": [i / 48 - 0.5 for i in range(48)],
+    "latents_std": [0.5 + i / 48 for i in range(48)],
 }
 FLUX = {
     "patch_size": 1,
@@ -59,6 +73,39 @@ def write_tokenizer(folder: Path) -> None:
     words.save(str(folder / "tokenizer.json"))
     about = {"tokenizer_class": "T5TokenizerFast", "extra_ids": 0, "model_max_length": 512, **marks}
     (folder / "tokenizer_config.json").write_text(json.dumps(about))
+
+
+def write_wan22(folder: Path) -> Path:
+    """A Wan 2.2 text-to-video model with its two experts, as diffusers' pipeline saves itself; its folder."""
+    import diffusers
+
+    torch.manual_seed(0)
+    experts = [_shaken(diffusers.WanTransformer3DModel(**WAN)) for _ in range(2)]
+    vae = diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, num_res_blocks=1)
+    return _save_pipeline(folder, vae, *experts, boundary_ratio=0.875)
+
+
+def write_wan22_5b(folder: Path) -> Path:
+    """A Wan 2.2 model with the VAE of 48 channels, as diffusers' pipeline saves itself; its folder."""
+    import diffusers
+
+    torch.manual_seed(0)
+    transformer = _shaken(diffusers.WanTransformer3DModel(**WAN | {"in_channels": 48, "out_channels": 48}))
+    return _save_pipeline(folder, diffusers.AutoencoderKLWan(**WAN22_VAE), transformer, expand_timesteps=True)
+
+
+def _save_pipeline(folder: Path, vae: torch.nn.Module, *transformers_: torch.nn.Module, **settings: Any) -> Path:
+    """Save Wan's pipeline with a tiny text encoder; its folder."""
+    import diffusers
+    import transformers
+
+    config = transformers.UMT5Config(vocab_size=23, d_model=20, d_kv=4, d_ff=12, num_layers=2, num_heads=3)
+    write_tokenizer(folder / "tokenizer")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "tokenizer")
+    encoder = _shaken(transformers.UMT5EncoderModel(config))
+    scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    diffusers.WanPipeline(tokenizer, encoder, vae, scheduler, *transformers_, **settings).save_pretrained(folder)
+    return folder
 
 
 def write_flux(folder: Path) -> Path:

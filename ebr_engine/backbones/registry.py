@@ -15,6 +15,8 @@ BACKBONES = {  # a line each: the module with its SPEC
     "mini": "ebr_engine.backbones.mini.spec",
     "wan": "ebr_engine.backbones.wan.spec",
     "flux": "ebr_engine.backbones.flux.spec",
+    "wan22": "ebr_engine.backbones.wan22.a14b",
+    "wan22-5b": "ebr_engine.backbones.wan22.ti2v",
 }
 
 
