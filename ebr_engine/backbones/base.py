@@ -47,7 +47,10 @@ class Config(Protocol):
         """The diffusers config dict of these sizes."""
 
     def rotary(self, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        """cos and sin [N, head_dim/2] float32 of a picture's tokens on a grid of (frames, height, width)."""
+        """cos and sin [N, head_dim/2] float32 of a picture's tokens on a grid of (frames, height, width).
+
+        One whose steps have `text_rows` in the trunk's sequence has the same of these, `text_rotary(tokens)`.
+        """
 
 
 @dataclass(frozen=True)

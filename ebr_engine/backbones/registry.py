@@ -15,6 +15,7 @@ BACKBONES = {  # a line each: the module with its SPEC
     "mini": "ebr_engine.backbones.mini.spec",
     "wan": "ebr_engine.backbones.wan.spec",
     "flux": "ebr_engine.backbones.flux.spec",
+    "flux2": "ebr_engine.backbones.flux2.spec",
 }
 
 
