@@ -16,6 +16,11 @@ from ebr_engine.backbones.flux2.weights import ORIGINAL, flux2_sizes, load_flux2
 from ebr_engine.backbones.pretrained import load_pretrained
 
 TEXT_ROWS = 512  # of the empty text
+# What dev's text encoder was told in training, and so is here: github.com/black-forest-labs/flux2, system_messages.py.
+DEV_SYSTEM_MESSAGE = (
+    "You are an AI that reasons about image descriptions. You give structured responses focusing on object relationships, "
+    "object\nattribution and actions without speculation."
+)
 TOKEN_BYTES = {
     ("cpu", "fp32"): ((72, 0),),
     ("cpu", "bf16"): ((56, 0),),
@@ -23,6 +28,34 @@ TOKEN_BYTES = {
     ("cuda", "bf16"): ((26, 0), (8, 6)),
     ("cuda", "fp8"): ((26, 0), (6, 5)),
 }
+
+
+def said(role: str, words: str) -> dict:
+    """A message of a chat as Mistral's template takes it."""
+    return {"role": role, "content": [{"type": "text", "text": words}]}
+
+
+KLEIN_ENCODER = Encoder(
+    "context",
+    "Qwen3Model",
+    "AutoTokenizer",
+    ("qwen3",),
+    TEXT_ROWS,
+    12,
+    layers=(9, 18, 27),
+    chat=({"role": "user", "content": ""},),
+    template={"add_generation_prompt": True, "enable_thinking": False},
+    instead=Encoder(
+        "context",
+        "Mistral3ForConditionalGeneration",
+        "AutoTokenizer",
+        ("mistral3",),
+        TEXT_ROWS,
+        None,
+        layers=(10, 20, 30),
+        chat=(said("system", DEV_SYSTEM_MESSAGE), said("user", "")),
+    ),
+)
 
 
 def run_flop(config: Flux2Config, shape: Sequence[int], step: FluxStep) -> int:
@@ -67,7 +100,7 @@ SPEC = Spec(
         original=ORIGINAL,
         sizes=flux2_sizes,
         load=load_flux2,
-        text_encoders=(Encoder("context", "Qwen3Model", "AutoTokenizer", ("qwen3",), TEXT_ROWS, 12),),
+        text_encoders=(KLEIN_ENCODER,),
     ),
     tile=1024,
     small_side=1024,
