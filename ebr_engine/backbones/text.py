@@ -274,7 +274,7 @@ def _choose_device(model: nn.Module) -> torch.device:
 
 
 def _compute_in_float32(blocks: nn.ModuleList, last: nn.Module) -> None:
-    """Widen each block of an encoder while it runs, and only then; exact, so the way back loses nothing. The last norm stays wide.
+    """Widen each block of an encoder while it runs, and only then: exact, so the way back loses nothing. `last` stays wide.
 
     A CPU without bf16 instructions would need hours for 512 tokens in bf16; all weights in float32 take twice the memory.
     """
