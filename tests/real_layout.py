@@ -44,6 +44,24 @@ FLUX = {
     "guidance_embeds": True,
     "axes_dims_rope": (4, 4, 4),
 }
+FLUX2 = {
+    "patch_size": 1,
+    "in_channels": 128,
+    "num_layers": 1,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 48,
+    "timestep_guidance_channels": 16,
+    "guidance_embeds": False,
+    "axes_dims_rope": (4, 4, 4, 4),
+}
+# As Qwen3's writes one message of a user and the beginning of an answer that is not thought about.
+QWEN_TEMPLATE = (
+    "{%- for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{%- if add_generation_prompt %}<|im_start|>assistant\n{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+    "{%- endif %}"
+)
 
 
 def write_wan(folder: Path) -> Path:
@@ -139,6 +157,55 @@ def write_flux(folder: Path) -> Path:
     _shaken(transformers.T5EncoderModel(config)).save_pretrained(folder / "text_encoder_2")
     write_tokenizer(folder / "tokenizer_2")
     return folder
+
+
+def write_flux2(folder: Path) -> Path:
+    """A FLUX.2 [klein] model; its folder."""
+    import diffusers
+    import transformers
+
+    torch.manual_seed(0)
+    _shaken(diffusers.Flux2Transformer2DModel(**FLUX2)).save_pretrained(folder / "transformer")
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(4, 4, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=2,
+        layers_per_block=1,
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.2, 3)
+    vae.save_pretrained(folder / "vae")
+    sizes = {"hidden_size": 16, "intermediate_size": 20, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    config = transformers.Qwen3Config(vocab_size=300, num_hidden_layers=28, **sizes)
+    _shaken(transformers.Qwen3ForCausalLM(config)).save_pretrained(folder / "text_encoder")
+    write_qwen_tokenizer(folder / "tokenizer")
+    modules = {
+        "_class_name": "Flux2KleinPipeline",
+        "is_distilled": False,
+        "transformer": ["diffusers", "Flux2Transformer2DModel"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(modules))
+    return folder
+
+
+def write_qwen_tokenizer(folder: Path) -> None:
+    """A tokenizer that knows bytes, the words of a chat's frame, and its special tokens."""
+    import transformers
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    merges = []
+    for word in ("user", "assistant", "\u010a\u010a"):  # a line feed is written so
+        merges += [(word[:i], word[i]) for i in range(1, len(word))]
+    vocabulary = [*sorted(ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+    tokenizer = transformers.Qwen2TokenizerFast(
+        vocab={word: i for i, word in enumerate([*vocabulary, *specials])},
+        merges=merges,
+        additional_special_tokens=specials[1:],
+    )
+    tokenizer.chat_template = QWEN_TEMPLATE
+    tokenizer.save_pretrained(folder)
 
 
 def write_released_prompt(path: Path, backend: str, rows: int, width: int, blocks: int, seed: int = 1) -> dict:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ebr_engine.errors import BackboneError, warn
+from ebr_engine.kernels.gated_activation import gated_activation, gated_activation_fp8
 from ebr_engine.kernels.gated_residual_norm import gated_residual_norm, gated_residual_norm_fp8
 from ebr_engine.kernels.int8_linear import Int8Weight, can_int8, int8_linear
 from ebr_engine.kernels.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_fp8
@@ -36,12 +37,18 @@ def kept_rotary(cache: RotaryCache, key: Hashable, make: Callable[[], tuple[Tens
     return tables
 
 
+def bias_of(linear: nn.Linear) -> Tensor:
+    """A layer's bias [N]; zeros for one that has none, whose product ends in an addition all the same."""
+    weight = linear.weight.detach()
+    return weight.new_zeros(weight.shape[0]) if linear.bias is None else linear.bias.detach()
+
+
 class Fp8Linear(nn.Module):
     """A frozen linear layer with an e4m3 weight scaled by output channel; activations are quantised by token."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        self._set(*quantize_fp8(linear.weight.detach()), linear.bias.detach())
+        self._set(*quantize_fp8(linear.weight.detach()), bias_of(linear))
 
     @classmethod
     def from_tensors(cls, weight: Tensor, scale: Tensor, bias: Tensor) -> "Fp8Linear":
@@ -94,6 +101,16 @@ def takes_fp8(*linears: nn.Module) -> bool:
 def feed_forward(up: nn.Module, down: nn.Module, x: Tensor | Quantized) -> Tensor:
     """down(GELU(up(x))), [..., D]; in fp8 the hidden layer is quantised as it is made."""
     return down(up.gelu(x) if takes_fp8(up, down) else activated(up, x))
+
+
+def gated_feed_forward(up: nn.Module, down: nn.Module, x: Tensor | Quantized) -> Tensor:
+    """down(silu(g) · u) with [g, u] = up(x), [..., D]."""
+    return down(gated_for((down,), up(x)))
+
+
+def gated_for(linears: tuple[nn.Module, ...], x: Tensor, beside: Tensor | None = None) -> Tensor | Quantized:
+    """`gated_activation` for the layers that read it: quantised in the same pass where they are fp8."""
+    return (gated_activation_fp8 if takes_fp8(*linears) else gated_activation)(x, beside)
 
 
 def activated(layer: nn.Module, x: Tensor | Quantized) -> Tensor:
@@ -223,7 +240,8 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, learns: bool = False):
         super().__init__()
         self.packed = PackedWeight(linear.weight, learns)
-        self.bias = linear.bias
+        self.biased = linear.bias is not None
+        self.bias = linear.bias if self.biased else nn.Parameter(bias_of(linear), requires_grad=False)
 
     @property
     def weight(self) -> Tensor:
@@ -241,9 +259,10 @@ class PackedLinear(nn.Module):
     def dense(self) -> nn.Linear:
         """An ordinary layer of these weights."""
         out, inside = self.weight.shape
-        linear = nn.Linear(inside, out, device="meta")
+        linear = nn.Linear(inside, out, self.biased, device="meta")
         linear.weight = nn.Parameter(self.packed.dense(), requires_grad=False)
-        linear.bias = self.bias
+        if self.biased:
+            linear.bias = self.bias
         return linear
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -17,6 +17,7 @@ BACKBONES = {  # a line each: the module with its SPEC
     "flux": "ebr_engine.backbones.flux.spec",
     "wan22": "ebr_engine.backbones.wan22.a14b",
     "wan22-5b": "ebr_engine.backbones.wan22.ti2v",
+    "flux2": "ebr_engine.backbones.flux2.spec",
 }
 
 

@@ -126,7 +126,7 @@ def test_a_large_encoder_is_held_as_bf16(models, monkeypatch):
 def test_weights_are_held_as_stored_before_and_after_a_run(models):
     model = transformers.T5EncoderModel.from_pretrained(models["flux", torch.bfloat16][0][1], dtype="auto")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    text._compute_in_float32(model)
+    text._compute_in_float32(model.encoder.block, model.encoder.final_layer_norm)
     blocks, seen = model.encoder.block, []
     blocks[1].layer[0].register_forward_hook(lambda *_: seen.append([next(block.parameters()).dtype for block in blocks]))
     model(inputs_embeds=torch.randn(1, 5, 20))
@@ -253,7 +253,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     text.save_context(tmp_path / "wan.safetensors", "wan", "m", wan())
     with pytest.raises(BackboneError, match="the wan backbone, not of flux"):
         text.load_context(tmp_path / "wan.safetensors", "flux")
-    with pytest.raises(BackboneError, match=r"mini.*wan, flux"):
+    with pytest.raises(BackboneError, match=r"mini.*wan, .*flux"):
         text.save_context(tmp_path / "mini.safetensors", "mini", "m", wan())
     with pytest.raises(BackboneError, match="cannot write"):
         text.save_context(tmp_path / "wan.safetensors" / "c.safetensors", "wan", "m", wan())
