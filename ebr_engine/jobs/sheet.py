@@ -81,13 +81,19 @@ def read_whole(source: Path, start: float | None = None) -> "np.ndarray":
 
 
 def sheet_of_file(
-    restorer: Any, source: Path, target: Path, request: "RestoreRequest", callback: Callable[[float, str], None] | None = None
+    restorer: Any,
+    source: Path,
+    target: Path,
+    request: "RestoreRequest",
+    side: int = SIDE,
+    callback: Callable[[float, str], None] | None = None,
 ) -> Sheet:
     """Write the sheet of a file into another, which must be a picture's name. `EbrError` and OSError as of `restore_file`."""
     from ebr_engine.media.images import write_image
 
     restorer.begin()
-    sheet = make_sheet(restorer, read_whole(source), request.with_(backbone=restorer.backbone.name), callback=callback)
+    own = request.with_(backbone=restorer.backbone.name)
+    sheet = make_sheet(restorer, read_whole(source), own, side=side, callback=callback)
     write_image(target, sheet.pixels)
     return sheet
 

@@ -16,6 +16,7 @@ from ebr_engine.serve.metrics import Metrics
 from ebr_engine.serve.store import CANCELLED, DONE, FAILED, SKIPPED, Store, StoredJob
 
 log = logging.getLogger("ebr_engine.serve")
+SHEET_SIDE = 320  # pixels of a picture on a sheet: about what a page shows of it
 IDLE = 5.0  # seconds between two looks at what is too old, while nothing comes
 
 
@@ -121,7 +122,7 @@ class Worker(threading.Thread):
         request = RestoreRequest.from_json(job.request)
         paths = self.store.path(job, job.source), self.store.path(job, job.target)
         if job.is_sheet:
-            return DONE, _about_sheet(sheet_of_file(self.restorer, *paths, request, self._heard))
+            return DONE, _about_sheet(sheet_of_file(self.restorer, *paths, request, SHEET_SIDE, self._heard))
         options = {name: getattr(request, name) for name in job.request}
         outcome = self.restorer.restore_file(*paths, callback=self._heard, resume=True, **options)
         return SKIPPED if outcome.skipped else DONE, _about_file(outcome)

@@ -86,7 +86,7 @@ def test_every_task_is_tried_and_one_chosen_by_keyboard(page, stand_in, tmp_path
         page.get_by_text("every task tried, choose one · auto: rain 60% + haze 90%").first.wait_for()
         tile = page.get_by_role("button", name="Restore a.png with rain+haze, as auto would")
         until(lambda: page.evaluate("document.querySelector('#sheet img').naturalWidth > 400"))
-        box, sheet = tile.bounding_box(), page.locator("#sheet").bounding_box()
+        box, sheet = tile.bounding_box(), page.locator("#sheet img").bounding_box()
         assert sheet["x"] <= box["x"]
         assert box["x"] + box["width"] <= sheet["x"] + sheet["width"] + 1
         page.get_by_role("button", name="Restore a.png with snow").focus()
@@ -226,6 +226,10 @@ def test_nothing_is_wider_than_the_window(browser, stand_in, tmp_path, width, sc
         page.goto(server.url)
         page.locator("#files").set_input_files(png(tmp_path / f"{'long' * 30}.png", 200, 300))
         page.get_by_role("button", name="Compare").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.get_by_role("button", name="Try every task").click()
+        until(lambda: page.evaluate("document.querySelector('#sheet img')?.naturalWidth > 0"))
+        assert page.locator("#sheet button").first.bounding_box()["width"] > 120  # its label can be read
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (ground == "rgb(22, 24, 27)") == (scheme == "dark")

@@ -74,7 +74,8 @@ export function chooser(job, caption, choose) {
   open(job, caption, true);
   const picture = Object.assign(document.createElement("img"), { src: `/v1/restorations/${job.id}/view/result` });
   picture.alt = `${job.name}, restored by every task`;
-  $("sheet").append(picture);
+  const tiles = Object.assign(document.createElement("div"), { className: "tiles" });
+  tiles.append(picture);
   for (const { task, probability, chosen, place } of job.tiles) {
     const [left, top, width, height] = place;
     const tile = Object.assign(document.createElement("button"), { type: "button", className: "tile" });
@@ -87,8 +88,9 @@ export function chooser(job, caption, choose) {
     tile.style.width = share(width, job.width);
     tile.style.height = share(height, job.height);
     tile.addEventListener("click", () => choose(task));
-    $("sheet").append(tile);
+    tiles.append(tile);
   }
+  $("sheet").replaceChildren(tiles);
 }
 
 export function begin() {
