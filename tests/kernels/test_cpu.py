@@ -16,6 +16,7 @@ from ebr_engine.kernels.gated_residual_norm import gated_residual_norm, gated_re
 from ebr_engine.kernels.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_ref
 from ebr_engine.kernels.prompt_attention import prompt_attention, prompt_attention_ref
 from ebr_engine.kernels.qk_norm_rope import qk_norm_rope, qk_norm_rope_ref
+from ebr_engine.kernels.rms_norm import rms_norm, rms_norm_ref
 
 if importlib.util.find_spec("ebr_engine._cpu") is None:
     pytest.skip("needs the native code: EBR_BUILD_CPU=1 pip install .", allow_module_level=True)
@@ -89,6 +90,14 @@ def test_layer_norm_modulate_is_the_reference(level, served, dtype, batch, width
     x = (3 * torch.randn(batch, 37, 2 * width) + 1).to(dtype)[..., :width]  # of a larger tensor
     tables = 1 + torch.randn(batch, width), torch.randn(1, width)
     as_exact_as_eager(layer_norm_modulate(x, *tables), layer_norm_modulate_ref, x, *tables, eps=1e-6)
+    assert served == [True]
+
+
+@DTYPES
+@pytest.mark.parametrize(("batch", "width"), [(1, 256), (3, 67)])
+def test_rms_norm_is_the_reference(level, served, dtype, batch, width):
+    x, weight = torch.randn(batch, 37, width).to(dtype), 1 + torch.randn(width).to(dtype) / 2
+    as_exact_as_eager(rms_norm(x, weight), rms_norm_ref, x, weight, eps=1e-6)
     assert served == [True]
 
 
