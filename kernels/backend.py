@@ -115,6 +115,25 @@ def has_fp8(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
+def capability(x: Tensor) -> int:
+    """The major compute capability that tiles and forms are chosen by; 0 in the interpreter."""
+    return torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 0
+
+
+def processors(x: Tensor) -> int:
+    """How many programs run at once, one on each multiprocessor; 3 in the interpreter, which runs one after the other."""
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 3
+
+
+def scratch(x: Tensor) -> None:
+    """From here on Triton takes what kernels need beside their arguments (for descriptors) from torch, on the device of `x`.
+
+    A graph that is being recorded gets it from its own pool.
+    """
+    if x.is_cuda:
+        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=x.device))
+
+
 def on(x: Tensor) -> AbstractContextManager:
     """The context to launch a kernel on `x` in: its own CUDA device."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

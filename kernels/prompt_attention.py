@@ -13,7 +13,6 @@ from ebr_engine.kernels import backend
 from ebr_engine.kernels.backend import tl, triton
 from ebr_engine.kernels.gate import gated
 from ebr_engine.kernels.heads import (
-    capability,
     constants,
     launches,
     load_keys,
@@ -162,7 +161,7 @@ def prompt_attention_launch(
     """Run the kernel; queries of any strides. Returns the output and, if `save`, the log-sums of `log_sums_ref`."""
     batch, heads, tokens, head = q.shape
     prompts, _, prompt_rows, _ = prompt_key.shape
-    queries, keys, warps, stages = TILES.get(capability(q), OTHER_TILE)
+    queries, keys, warps, stages = TILES.get(backend.capability(q), OTHER_TILE)
     q, out = dense(q), rows_of_heads(q)
     log_sum = q.new_empty((1 + prompts, batch, heads, tokens) if save else 0, dtype=torch.float32)
     if q.numel():
