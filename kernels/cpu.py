@@ -119,8 +119,14 @@ def attend(q: Tensor, branches: list[_cpu.Branch]) -> Tensor | None:
     return out if served else None
 
 
+def attends(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether `attention` serves."""
+    alike = q.dtype == k.dtype == v.dtype and k.shape == v.shape and k.shape[:2] == q.shape[:2]
+    return alike and takes(q, k, v) and q.shape[-1] % 8 == 0 and q.shape[-1] <= _cpu.LARGEST_HEAD
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
-    if not takes(q, k, v) or not q.dtype == k.dtype == v.dtype or k.shape != v.shape or k.shape[:2] != q.shape[:2]:
+    if not attends(q, k, v):
         return None
     q, k, v = dense(q), dense(k), dense(v)
     return attend(q, [_cpu.Branch(heads(k), heads(v), k.shape[2], 0, 1.0)])

@@ -23,6 +23,38 @@ struct alignas(64) TileConfig {
     }
 };
 
+// Transposes 16 x 16 numbers of 32 bits.
+INLINE void transpose(__m512i (&r)[16]) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; ++j) {
+            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
+            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
+        }
+    for (int i = 0; i < 4; ++i) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; ++i) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+}
+
+// 16 rows of 32 bf16 from x on, `stride` apart, as 16 pairs of columns; rows past `count` are zero.
+INLINE void load_pairs(const bf16* x, int64_t stride, int64_t count, __m512i (&r)[16]) {
+    for (int i = 0; i < 16; ++i) r[i] = i < count ? _mm512_loadu_si512(x + i * stride) : _mm512_setzero_si512();
+    transpose(r);
+}
+
 // A branch's keys and values of one head: K [keys][width], V by steps [width][STEP]; keys padded with zeros to whole steps.
 struct Packed {
     const bf16 *k, *v;
@@ -52,21 +84,16 @@ void pack(const Attention& a, const Branch& branch, int64_t b, int64_t h, bf16* 
     alignas(64) uint16_t even[32], odd[32];
     for (int i = 0; i < 32; ++i) even[i] = 2 * i, odd[i] = 2 * i + 1;
     const __m512i evens = _mm512_load_si512(even), odds = _mm512_load_si512(odd);
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i offsets = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(branch.v.token * 2)));
-    for (int64_t n = 0; n < padded; n += STEP, v += STEP * width) {
-        const int64_t left = branch.keys - n;
-        const __mmask16 low = left >= 16 ? 0xffff : (1u << left) - 1;
-        const __mmask16 high = left >= 32 ? 0xffff : left <= 16 ? 0 : (1u << (left - 16)) - 1;
-        for (int d = 0; d < width; d += 2) {
-            const bf16* x = at<bf16>(branch.v, b, h, n) + d;
-            const __m512i zero = _mm512_setzero_si512();
-            const __m512i first = _mm512_mask_i32gather_epi32(zero, low, offsets, x, 1);
-            const __m512i second = _mm512_mask_i32gather_epi32(zero, high, offsets, x + 16 * branch.v.token, 1);
-            _mm512_storeu_si512(v + d * STEP, _mm512_permutex2var_epi16(first, evens, second));
-            _mm512_storeu_si512(v + (d + 1) * STEP, _mm512_permutex2var_epi16(first, odds, second));
+    for (int64_t n = 0; n < padded; n += STEP, v += STEP * width)
+        for (int d = 0; d < width; d += 32) {
+            __m512i first[16], second[16];
+            load_pairs(at<bf16>(branch.v, b, h, n) + d, branch.v.token, branch.keys - n, first);
+            load_pairs(at<bf16>(branch.v, b, h, n + 16) + d, branch.v.token, branch.keys - n - 16, second);
+            for (int i = 0; i < 16; ++i) {
+                _mm512_storeu_si512(v + (d + 2 * i) * STEP, _mm512_permutex2var_epi16(first[i], evens, second[i]));
+                _mm512_storeu_si512(v + (d + 2 * i + 1) * STEP, _mm512_permutex2var_epi16(first[i], odds, second[i]));
+            }
         }
-    }
 }
 
 // The compiler knows not which memory a tile is loaded from: what was written for it has to be written.
@@ -112,22 +139,6 @@ INLINE void store_sums(float* o) {
     _tile_stored(1, o + 16, 4 * QUERIES);
     _tile_stored(2, o + 16 * QUERIES, 4 * QUERIES);
     _tile_stored(3, o + 16 * QUERIES + 16, 4 * QUERIES);
-}
-
-struct Lanes {
-    __m512i offsets;  // bytes from the first query's row
-    __mmask16 mask;
-};
-
-// A block's queries as lanes: where each one's row lies.
-INLINE void lanes_of(const Heads& x, int64_t count, Lanes (&lanes)[2]) {
-    const __m512i numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    for (int j = 0; j < 2; ++j) {
-        const int64_t left = count - 16 * j;
-        lanes[j].mask = left >= 16 ? 0xffff : left <= 0 ? 0 : (1u << left) - 1;
-        lanes[j].offsets = _mm512_mullo_epi32(_mm512_add_epi32(numbers, _mm512_set1_epi32(16 * j)),
-                                              _mm512_set1_epi32(static_cast<int>(2 * x.token)));
-    }
 }
 
 // Likelihoods of two keys from their logits, by pairs; the sum is of what was rounded: likelihoods that are alike are all
@@ -241,16 +252,16 @@ void amx_attend(const Attention& a, const Packed* packed, int64_t b, int64_t h, 
     const float scale = a.scale * LOG2E;
 
     // Qᵀ by pairs of dims, and the norms of the queries.
-    Lanes lanes[2];
-    lanes_of(a.q, count, lanes);
     V norms[2] = {};
     for (int j = 0; j < 2; ++j)
-        for (int d = 0; d < width; d += 2) {
-            const U pair = (U)_mm512_mask_i32gather_epi32(_mm512_setzero_si512(), lanes[j].mask, lanes[j].offsets,
-                                                          at<bf16>(a.q, b, h, first) + d, 1);
-            std::memcpy(q + d * QUERIES + 2 * j * W, &pair, sizeof pair);
-            const V low = (V)(pair << 16), high = (V)(pair & 0xffff0000u);
-            norms[j] += low * low + high * high;
+        for (int d = 0; d < width; d += 32) {
+            __m512i pairs[16];
+            load_pairs(at<bf16>(a.q, b, h, first + 16 * j) + d, a.q.token, count - 16 * j, pairs);
+            for (int i = 0; i < 16; ++i) {
+                _mm512_store_si512(q + (d + 2 * i) * QUERIES + 2 * j * W, pairs[i]);
+                const V low = (V)((U)pairs[i] << 16), high = (V)((U)pairs[i] & 0xffff0000u);
+                norms[j] += low * low + high * high;
+            }
         }
     float longest = 0;
     for (int j = 0; j < 2; ++j)
@@ -280,24 +291,25 @@ void amx_attend(const Attention& a, const Packed* packed, int64_t b, int64_t h, 
             }
         }
     }
-    lanes_of(a.out, count, lanes);
     for (int j = 0; j < 2; ++j)
-        for (int d = 0; d < width; d += 2) {
-            const float* y = total + d * QUERIES + j * W;
-            const __m256i low = (__m256i)_mm512_cvtneps_pbh((__m512)load(y));
-            const __m256i high = (__m256i)_mm512_cvtneps_pbh((__m512)load(y + QUERIES));
-            const __m512i pair = _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
-            bf16* x = const_cast<bf16*>(at<bf16>(a.out, b, h, first)) + d;
-            _mm512_mask_i32scatter_epi32(x, lanes[j].mask, lanes[j].offsets, pair, 1);
+        for (int d = 0; d < width; d += 32) {
+            __m512i pairs[16];
+            for (int i = 0; i < 16; ++i) {
+                const float* y = total + (d + 2 * i) * QUERIES + j * W;
+                const __m256i low = (__m256i)_mm512_cvtneps_pbh((__m512)load(y));
+                const __m256i high = (__m256i)_mm512_cvtneps_pbh((__m512)load(y + QUERIES));
+                pairs[i] = _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+            }
+            transpose(pairs);
+            for (int i = 0; i < 16 && 16 * j + i < count; ++i)
+                _mm512_storeu_si512(const_cast<bf16*>(at<bf16>(a.out, b, h, first + 16 * j + i)) + d, pairs[i]);
         }
 }
 
 bool amx_attention(const Attention& a) {
     if (a.dtype != Dtype::bfloat16 || a.width % 32 || a.width > LARGEST_HEAD) return attention(a);
-    constexpr int64_t farthest = (int64_t(1) << 31) / (2 * QUERIES);  // a gather's offsets are 32 bits of bytes
-    if (a.q.token >= farthest || a.out.token >= farthest) return attention(a);
     for (int n = 0; n < a.count; ++n)
-        if (a.branches[n].keys < 1 || a.branches[n].v.token >= farthest) return attention(a);
+        if (a.branches[n].keys < 1) return attention(a);
     // Keys and values of every branch and head, once for all queries.
     const int64_t pairs = a.batch * a.heads;
     size_t size = 0;

@@ -11,6 +11,8 @@
 
 namespace ebr::cpu {
 
+constexpr int LARGEST_HEAD = 256;  // attention serves multiples of 8 up to it
+
 enum class Dtype : int { float32, bfloat16 };
 
 // Vectors of elements that lie side by side, at [batch, head, token]; strides in elements, 0 if shared.
