@@ -222,12 +222,12 @@ def test_threads_make_no_difference(level, dtype):
 def test_what_it_has_no_kernel_for_takes_torchs_way(level, served):
     q, k, v = torch.randn(3, 1, 2, 9, 10)  # a head of ten
     torch.testing.assert_close(attention(q, k, v), attention_ref(q, k, v))
-    assert served == [False]
+    assert served == []
     for dtype in (torch.float64, torch.float16):
         x = torch.randn(1, 3, 16).to(dtype)
         assert layer_norm_modulate(x, torch.ones(1, 16), torch.zeros(1, 16)).dtype == dtype
     assert layer_norm_modulate(torch.randn(1, 0, 16), torch.ones(1, 16), torch.zeros(1, 16)).shape == (1, 0, 16)
-    assert len(served) == 1
+    assert served == []
 
 
 def test_gradients_take_torchs_way(level, served):
