@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import auto_task, quality
+from ebr_engine.kernels.int8_linear import can_int8
 
 
 @pytest.mark.slow
@@ -81,3 +82,14 @@ def test_a_default_needs_a_gain_and_colours_that_are_no_damage():
 
     scores = [score("haze", 10, 20, 10), score("rain", 20, 20.01, 19), score("snow", 20, 20.5, 21), score("blur", 20, 19, 18)]
     assert quality.best(scores) == {"haze": "none", "rain": "none", "snow": "adain", "blur": "none"}
+
+
+@pytest.mark.skipif(not can_int8(), reason="this CPU has no int8 products")
+def test_int8_pictures_are_near_float32s(tmp_path, capsys):
+    quality.main(["int8", "--quick", "--size", "32", "--rounds", "1", "--json", str(tmp_path / "x")])
+    result = json.loads((tmp_path / "x").read_text())
+    assert {row["form"] for row in result["pictures"]} <= {"int8", "int8, 7-bit activations"}
+    assert all(50 < row["from_float32"] < 100 for row in result["pictures"])
+    assert all(abs(row["from_truth"] - row["float32_from_truth"]) < 0.05 for row in result["pictures"])
+    assert list(result["seconds"]) == ["wan-width"]
+    assert "in int8" in capsys.readouterr().out
