@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import auto_task, quality
+from ebr_engine.kernels.int8_linear import can_int8
 
 
 @pytest.mark.slow
@@ -103,3 +104,14 @@ def test_a_grid_is_seen_where_there_is_one():
     blocks = smooth + (torch.arange(64) // 8 % 2) * 0.04
     assert abs(quality.evaluations.grid(smooth)) < 0.01
     assert quality.evaluations.grid(blocks) == pytest.approx(0.04 * 255 / 2, rel=0.2)  # along one axis of two
+
+
+@pytest.mark.skipif(not can_int8(), reason="this CPU has no int8 products")
+def test_int8_pictures_are_near_float32s(tmp_path, capsys):
+    quality.main(["int8", "--quick", "--size", "32", "--rounds", "1", "--json", str(tmp_path / "x")])
+    result = json.loads((tmp_path / "x").read_text())
+    assert {row["form"] for row in result["pictures"]} <= {"int8", "int8, 7-bit activations"}
+    assert all(50 < row["from_float32"] < 100 for row in result["pictures"])
+    assert all(abs(row["from_truth"] - row["float32_from_truth"]) < 0.05 for row in result["pictures"])
+    assert list(result["seconds"]) == ["wan-width"]
+    assert "in int8" in capsys.readouterr().out
