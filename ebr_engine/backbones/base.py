@@ -47,7 +47,10 @@ class Config(Protocol):
         """The diffusers config dict of these sizes."""
 
     def rotary(self, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        """cos and sin [N, head_dim/2] float32 of a picture's tokens on a grid of (frames, height, width)."""
+        """cos and sin [N, head_dim/2] float32 of a picture's tokens on a grid of (frames, height, width).
+
+        One whose steps have `text_rows` in the trunk's sequence has the same of these, `text_rotary(tokens)`.
+        """
 
 
 @dataclass(frozen=True)
@@ -159,8 +162,12 @@ class Encoder:
     tokenizer: str
     kinds: tuple[str, ...]  # `model_type` of its config.json
     tokens: int
-    special: int  # tokens of the empty text: the end token, and CLIP's start token
+    special: int | None  # tokens of the empty text: the end token, CLIP's start token, a chat's turns; None: not known
     masked: bool = False  # padding is masked, and its rows are zero
+    layers: tuple[int, ...] = ()  # of a language model, whose outputs are taken side by side; none: the last one's
+    chat: tuple[Mapping[str, Any], ...] = ()  # the messages that the tokenizer's template is given; none: the bare text
+    template: Mapping[str, Any] = field(default_factory=dict)  # its options
+    instead: "Encoder | None" = None  # what some sizes of the model have in its place
 
     @property
     def pooled(self) -> bool:
@@ -209,6 +216,7 @@ class Spec:
 
     tile: int = 512  # pixels a side that the backbone knows
     overlap: int = 64
+    whole: float = 1.0  # tiles' areas up to which a picture runs in one piece, whatever its sides
     chunk: tuple[int, int] = (1, 0)  # frames restored together, and what neighbours share
     small_side: int | None = None  # longest side of a small version that shows the whole picture; None: the tile
     knows_time: bool = False  # frames of a clip see each other
