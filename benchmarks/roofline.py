@@ -25,7 +25,7 @@ BF16 = 2
 STATE = 4  # the bridge state is float32
 WAN_TEXT, WAN_DISTINCT = 226, 2  # rows of the empty text, and how many of them differ
 FLUX_TEXT = 512
-MODELS = ("wan-1.3b", "wan-14b", "flux-dev", "wan22-a14b", "wan22-5b")
+MODELS = ("wan-1.3b", "wan-14b", "flux-dev", "flux-schnell", "wan22-a14b", "wan22-5b")
 
 # Bytes an element costs in diffusers' eager modules at bf16; w and r are a write and a read of 2 or 4 bytes.
 PLAIN_WAN_NORM = 36  # to float32 (6), norm (8), × (1 + scale) (8), + shift (8), to bf16 (6)
