@@ -50,21 +50,26 @@ def load_backbone(
     device: "torch.device",
     precision: str,
     runs_on: "torch.device | None" = None,
+    fp8_attention: bool = False,
 ) -> "Backbone":
     """Load a backbone by name, its trunk in `precision` on `device`.
 
     `runs_on`: where it will compute, if its weights wait elsewhere: what `auto` means goes by that. Where that has no arithmetic
     of the precision, another takes its place, with a warning.
 
-    Raises `BackboneError` for a model that is missing, damaged or of another kind, and for a source that names what the
-    backbone does not take.
+    Raises `BackboneError` for a model that is missing, damaged or of another kind, for a source that names what the
+    backbone does not take, and for `fp8_attention` on a device that has none.
     """
-    from ebr_engine.backbones.layers import quantize_trunk, taken_precision, trunk_dtype
+    from ebr_engine.backbones.layers import check_fp8_attention, quantize_trunk, taken_precision, trunk_dtype, use_fp8_attention
 
     chosen = spec(name)
     chosen.check_source(source)
     precision = taken_precision(precision, runs_on or device)
+    if fp8_attention:
+        check_fp8_attention(runs_on or device)
     backbone = chosen.load(source, device, trunk_dtype(precision, runs_on or device))
     if precision == "fp8":
         quantize_trunk(backbone.trunk)
+    if fp8_attention:
+        use_fp8_attention(backbone.trunk)
     return backbone
