@@ -270,7 +270,7 @@ def cross_attention(s: Sizes, draw: Draw) -> list[Case]:
     counts = torch.ones(distinct, device=draw.device)
     counts[-1] = s.text - distinct + 1
     text = [draw(1, s.heads, distinct, s.head) for _ in range(2)]
-    every = [x.repeat_interleave(counts.int(), dim=2).contiguous() for x in text]
+    every = [x.repeat_interleave(counts.int(), dim=2, output_size=s.text).contiguous() for x in text]
 
     def made(prompts: int) -> dict[str, Any]:
         return {

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ebr_engine.kernels import backend
 from ebr_engine.kernels.attention_fp8 import attention_fp8
 
 logger = logging.getLogger("ebr_engine")
@@ -93,6 +94,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, fp8: bool = False) -> Tensor:
         return attention_fp8(q, k, v)
     if q.is_cuda:
         return attention_cuda(q, k, v)
+    cpu = backend.native(q, k, v)
+    if cpu and (out := cpu.attention(q, k, v)) is not None:
+        return out
     if q.requires_grad and q.shape[-2] <= EXPLICIT_TOKENS:
         return attention_ref(q, k, v)
     learned = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))

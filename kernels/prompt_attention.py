@@ -235,6 +235,9 @@ def prompt_attention(
     Source: the authors' Wan inference code (dual cross-attention).
     """
     inputs = (q, text_key, text_value, text_log_count, prompt_key, prompt_value, prompt_weight)
+    cpu = backend.native(*inputs)
+    if cpu and (out := cpu.prompt_attention(*inputs)) is not None:
+        return out
     learning = torch.is_grad_enabled()
     if not backend.registered(q) or (learning and (text_key.requires_grad or text_value.requires_grad)):
         return prompt_attention_ref(*inputs)

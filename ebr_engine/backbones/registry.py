@@ -15,6 +15,9 @@ BACKBONES = {  # a line each: the module with its SPEC
     "mini": "ebr_engine.backbones.mini.spec",
     "wan": "ebr_engine.backbones.wan.spec",
     "flux": "ebr_engine.backbones.flux.spec",
+    "wan22": "ebr_engine.backbones.wan22.a14b",
+    "wan22-5b": "ebr_engine.backbones.wan22.ti2v",
+    "flux2": "ebr_engine.backbones.flux2.spec",
 }
 
 
@@ -60,16 +63,16 @@ def load_backbone(
     Raises `BackboneError` for a model that is missing, damaged or of another kind, for a source that names what the
     backbone does not take, and for `fp8_attention` on a device that has none.
     """
-    from ebr_engine.backbones.layers import check_fp8_attention, quantize_trunk, taken_precision, trunk_dtype, use_fp8_attention
+    from ebr_engine.backbones import layers
 
     chosen = spec(name)
     chosen.check_source(source)
-    precision = taken_precision(precision, runs_on or device)
+    precision = layers.taken_precision(precision, runs_on or device)
     if fp8_attention:
-        check_fp8_attention(runs_on or device)
-    backbone = chosen.load(source, device, trunk_dtype(precision, runs_on or device))
-    if precision == "fp8":
-        quantize_trunk(backbone.trunk)
+        layers.check_fp8_attention(runs_on or device)
+    backbone = chosen.load(source, device, layers.trunk_dtype(precision, runs_on or device))
+    if precision in ("fp8", "int8"):
+        layers.quantize_trunk(backbone.trunk, layers.Int8Linear if precision == "int8" else layers.Fp8Linear)
     if fp8_attention:
-        use_fp8_attention(backbone.trunk)
+        layers.use_fp8_attention(backbone.trunk)
     return backbone
