@@ -229,6 +229,23 @@ def flux_step(work: Workload, narrow: int = BF16) -> list[Operation]:
     ]
 
 
+def in_place(work: Workload, narrow: int = BF16) -> list[tuple[str, Operation, tuple[Operation, ...], str]]:
+    """What takes the place of operations of a step on request or by a table: its name, it, those, and the rate of its products.
+
+    Persistent forms of a product have its operations and bytes, and so its floor.
+    """
+    every = {op.name: op for op in step(work, narrow)}
+    usual, width = every["attention"], work.config.width
+    joint = work.tokens + (work.text if isinstance(work.config, FluxConfig) else 0)
+    # Read twice, written once in one byte an element, read again; the result written in bf16.
+    found = [("attention_fp8", replace(usual, bytes=joint * width * (2 * 3 * BF16 + 2 * 3 + BF16)), (usual,), "all fp8")]
+    if "single qkv" in every:
+        apart = every["single qkv"], every["qk_norm_rope (single)"]
+        less = 6 * BF16 * joint * width  # q, k and v, not written and not read
+        found.append(("qkv_norm_rope", replace(apart[0], bytes=sum(op.bytes for op in apart) - less), apart, "bf16"))
+    return found
+
+
 def workload(backbone: str, height: int | None = None, width: int | None = None, frames: int = 33) -> Workload:
     """A backbone at a size in pixels (that of its spec when not given), and clips of 33 frames."""
     spec, config = named_configs()[backbone]
@@ -269,7 +286,20 @@ def analyse(work: Workload, gpu: Gpu) -> dict[str, Any]:
         "floor": {precision: sum(row["floor"][precision] for row in rows) for precision in forms},
         "expected": expected,
     }
+    found = [
+        {
+            "form": name,
+            "count": op.count,
+            "bytes": op.bytes,
+            "usual_bytes": sum(one.bytes for one in usual),
+            "floor": max(op.seconds(gpu, rate)),
+            "usual_floor": sum(max(one.seconds(gpu, "bf16")) for one in usual),
+        }
+        for name, op, usual, rate in in_place(work)
+        if rate != "all fp8" or gpu.fp8
+    ]
     return {
+        "forms": found,
         "backbone": work.backbone,
         "size": work.description,
         "tokens": work.tokens,
@@ -304,6 +334,11 @@ def table(result: dict[str, Any], gpu: Gpu, name: str) -> str:
         "",
         f"products {total['flop'] / 1e12:.1f} TFLOP (plain {total['plain_flop'] / 1e12:.1f}), "
         f"memory {total['bytes'] / 1e9:.0f} GB (plain {total['plain_bytes'] / 1e9:.0f}, fp8 {total['fp8_bytes'] / 1e9:.0f})",
+        *(
+            f"{form['form']}: {form['floor'] * 1e3:.2f} ms at least in place of {form['usual_floor'] * 1e3:.2f}, "
+            f"{form['count'] * form['bytes'] / 1e9:.1f} GB in place of {form['count'] * form['usual_bytes'] / 1e9:.1f}"
+            for form in result["forms"]
+        ),
     ]
     return "\n".join(lines)
 

@@ -43,8 +43,9 @@ class Restorer:
     """A loaded backbone, ready to restore pictures, clips and files with any of its prompts.
 
     `backbone`: `mini` (bundled), `wan` or `flux`. Keyword arguments are the model's and the machine's fields of
-    `RestoreRequest`: `model`, `revision`, `offline`, `context`, `vae`, `sample_latents`, `device`, `precision`, `offload`,
-    `compile`, `max_memory`, `low_memory`. When memory runs out, a run is made again in a way that needs less, and says so.
+    `RestoreRequest`: `model`, `revision`, `offline`, `context`, `vae`, `sample_latents`, `device`, `precision`,
+    `fp8_attention`, `offload`, `compile`, `max_memory`, `low_memory`. When memory runs out, a run is made again in a way that
+    needs less, and says so.
     Raises `EbrError` for anything that cannot be met.
     """
 
@@ -61,7 +62,7 @@ class Restorer:
 
         def load(offload: str) -> Engine:
             resident = torch.device("cpu") if offload == "blocks" else device
-            loaded = load_backbone(request.backbone, source, resident, request.precision, device)
+            loaded = load_backbone(request.backbone, source, resident, request.precision, device, request.fp8_attention)
             return Engine(loaded, device, offload, request.compile, fitting)
 
         self.engine = load_with_offload(load, device, request.offload, request.compile != "on")

@@ -59,6 +59,9 @@ def test_fp8_tells_of_quality_and_layers(tmp_path, capsys):
     (row,) = result["psnr"].values()
     assert row["fp8"] != row["fp32"]
     assert abs(row["fp8"] - row["fp32"]) < 0.5
+    assert 0 < abs(row["fp8 attention"] - row["fp32"]) < 0.5
+    *pictures, noise = [row["fp8"] for row in result["attention"]]
+    assert max(pictures) < 2e-2 < noise < 0.08  # where tokens have nothing in common, roundings of v are all there is
     for layer in result["layers"]:
         assert 2**-7 < layer["fp8"] < 2**-4 * (4 / 3) ** 0.5  # independent roundings of at most 2^-4 each
         assert layer.get("bf16", 0) < 2**-7

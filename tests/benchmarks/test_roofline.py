@@ -173,3 +173,12 @@ def test_bad_usage_is_refused(arguments, capsys):
         roofline.main(arguments)
     assert error.value.code == 2
     assert "error:" in capsys.readouterr().err
+
+
+def test_what_takes_the_place_of_operations_has_a_lower_floor():
+    flux, wan = (roofline.analyse(roofline.workload(name), roofline.GPUS["h200"])["forms"] for name in ("flux-dev", "wan-1.3b"))
+    assert [form["form"] for form in flux] == ["attention_fp8", "qkv_norm_rope"]
+    assert [form["form"] for form in wan] == ["attention_fp8"]
+    assert all(form["floor"] < form["usual_floor"] for form in (*flux, *wan))
+    assert flux[1]["bytes"] < flux[1]["usual_bytes"]
+    assert not roofline.analyse(roofline.workload("wan-1.3b"), roofline.GPUS["a100"])["forms"]  # which has no fp8
