@@ -99,6 +99,10 @@ class Supply:
         self.take(wait=False)
         while not self.filled.get(size):
             self.take(wait=True)
+        return self.draw_kept(size, generator)
+
+    def draw_kept(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The same of what is there."""
         images, ids = self.kept[size]
         there = min(self.filled[size], len(images))
         chosen = torch.randint(there, (self.recipe.counts[size],), generator=generator).to(self.device)
