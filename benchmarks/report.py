@@ -117,6 +117,14 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def cpu_instructions() -> list[str]:
+    """The vector instruction sets of this CPU, as Linux names them; none where it does not say."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^flags\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
+    wanted = re.compile(r"sse4_2|fma|f16c|avx.*|amx.*")
+    return sorted(flag for flag in found[1].split() if wanted.fullmatch(flag)) if found else []
+
+
 def cuda_device(index: int) -> dict[str, str]:
     """A GPU's name, memory and capability."""
     import torch

@@ -14,7 +14,7 @@ from ebr_engine.bridge.sampler import Steps, StepTable, Velocity, make_table, me
 from ebr_engine.bridge.schedules import SCHEDULES
 from ebr_engine.errors import EngineError, check_choice
 from ebr_engine.prompts.catalogue import TASKS
-from ebr_engine.prompts.mixing import chosen_prompts, mixed_weights
+from ebr_engine.prompts.mixing import chosen_prompts, evaluations, mixed_weights
 from ebr_engine.prompts.prompt import Prompt
 from ebr_engine.request import RestoreRequest
 
@@ -128,11 +128,7 @@ def make_plan(backbone: Backbone, request: RestoreRequest) -> Plan:
     looked_up = backbone.spec.released_timesteps if SCHEDULES[request.schedule].released else None
 
     def run_of(prompts: list[tuple[Prompt, float]], mix: str) -> Plan:
-        t0 = prompts[0][0].t0 if request.t0 is None else request.t0
-        try:
-            table = make_table(request.schedule, t0, request.steps, request.order)
-        except ValueError as error:
-            raise EngineError(str(error)) from error
+        table = run_table(request, [one for one, _ in prompts])
         return bake(backbone, prompts, table, mix, looked_up(table.times) if looked_up else None)
 
     mix = backbone.spec.mix if request.mix == "auto" else request.mix
@@ -140,6 +136,15 @@ def make_plan(backbone: Backbone, request: RestoreRequest) -> Plan:
         return run_of(prompts, mix)
     first, *others = [run_of([one], "residual") for one in prompts] or [run_of([], "residual")]
     return replace(first, following=tuple(others))
+
+
+def run_table(request: RestoreRequest, prompts: Sequence[Prompt]) -> StepTable:
+    """The sampler's steps for a run with these prompts; `EngineError` for numbers that no run can have."""
+    t0 = prompts[0].t0 if request.t0 is None else request.t0
+    try:
+        return make_table(request.schedule, t0, request.steps or evaluations(prompts, request.schedule), request.order)
+    except ValueError as error:
+        raise EngineError(str(error)) from error
 
 
 def of_file(file: Any, device: torch.device) -> Plan:
@@ -169,6 +174,7 @@ def bake(
     `timesteps` [N]: what the transformer is told at each step, 1000 times the table's times by default.
     """
     check_choice("mix", mix, ("residual", "velocity"))
+    backbone.check_start(table.t0)
     if timesteps is None:
         timesteps = torch.tensor(table.times[:-1]) * 1000
     groups = [[pair] for pair in prompts] if mix == "velocity" and len(prompts) > 1 else [prompts]

@@ -1,5 +1,6 @@
 """`Restorer`: what people call. It loads a backbone, plans a request and restores pictures, clips and files."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ebr_engine.backbones.base import Backbone, Codec, ModelSource
+from ebr_engine.backbones.layers import quantised_as, quantised_for
 from ebr_engine.backbones.registry import load_backbone
 from ebr_engine.bridge.sampler import Callback, StepTable
 from ebr_engine.engine import plan as planning
@@ -17,6 +19,7 @@ from ebr_engine.engine.devices import choose_device
 from ebr_engine.engine.execute import Runner
 from ebr_engine.engine.fallback import Fitting, load_with_offload
 from ebr_engine.engine.layout import share
+from ebr_engine.engine.measure import estimate
 from ebr_engine.engine.plan import Plan
 from ebr_engine.engine.run import Engine
 from ebr_engine.errors import EngineError, check_choice
@@ -50,6 +53,7 @@ class Restorer:
         request = RestoreRequest.of(backbone=backbone, **options)
         check_choice("EBR_KERNELS", backend.ASKED, backend.CHOICES)
         check_choice("EBR_VERIFY", backend.VERIFY, tuple(backend.VERIFY_CHOICES))
+        check_choice("EBR_CPU_LEVEL", backend.CPU_LEVEL, backend.CPU_LEVELS)
         paths = (Path(path).expanduser() if path else None for path in (request.context, request.vae))
         source = ModelSource(request.model, request.revision, request.offline, *paths, request.sample_latents)
         device, fitting = choose_device(request.device), Fitting(request.max_memory, request.low_memory)
@@ -61,11 +65,17 @@ class Restorer:
 
         self.engine = load_with_offload(load, device, request.offload, request.compile != "on")
         self.built: Plan | None = None
+        self.loaded = request
 
     @classmethod
-    def from_request(cls, request: RestoreRequest) -> "Restorer":
-        """The restorer that a request asks for: a backbone, or an engine file in its place."""
+    def from_request(cls, request: RestoreRequest, here: bool = True) -> "Restorer":
+        """The restorer that a request asks for: a backbone, or an engine file in its place.
+
+        `here`: to restore on this machine, where fp8 may mean another precision; not to write a file for another one.
+        """
         options = request.part(LOAD)
+        if here and not request.engine:
+            options["precision"] = quantised_for(request.precision, choose_device(request.device))
         engine = options.pop("engine")
         if engine:
             return cls.from_engine(engine, **{name: options[name] for name in KEPT_BY_ENGINE})
@@ -83,6 +93,7 @@ class Restorer:
         request = RestoreRequest.of(**options)
         check_choice("EBR_KERNELS", backend.ASKED, backend.CHOICES)
         check_choice("EBR_VERIFY", backend.VERIFY, tuple(backend.VERIFY_CHOICES))
+        check_choice("EBR_CPU_LEVEL", backend.CPU_LEVEL, backend.CPU_LEVELS)
         device, fitting = choose_device(request.device), Fitting(request.max_memory, request.low_memory)
 
         def load(offload: str) -> Restorer:
@@ -91,15 +102,17 @@ class Restorer:
             if offload == "blocks" and not isinstance(file.backbone.trunk, torch.nn.Module):
                 raise EngineError("an exported trunk has no blocks that could wait on the CPU; use offload codec or none")
             plan = planning.of_file(file, device)
-            return cls.from_backbone(Engine(file.backbone, device, offload, request.compile, fitting), plan)
+            engine = Engine(file.backbone, device, offload, request.compile, fitting)
+            return cls.from_backbone(engine, plan, request.with_(engine=Path(path).expanduser(), backbone=file.backbone.name))
 
         return load_with_offload(load, device, request.offload, request.compile != "on")
 
     @classmethod
-    def from_backbone(cls, engine: Engine, built: Plan | None = None) -> "Restorer":
-        """A restorer of a backbone that is loaded already; `built`: the only plan that it runs."""
+    def from_backbone(cls, engine: Engine, built: Plan | None = None, loaded: RestoreRequest | None = None) -> "Restorer":
+        """A restorer of a backbone that is loaded already; `built`: the only plan that it runs; `loaded`: what was asked for."""
         restorer = cls.__new__(cls)
         restorer.engine, restorer.built = engine, built
+        restorer.loaded = loaded or RestoreRequest(backbone=engine.backbone.name)
         return restorer
 
     @property
@@ -139,9 +152,26 @@ class Restorer:
         """
         self.engine.expect(sizes)
 
+    @torch.no_grad()
+    def estimate(self, pictures: Iterable[tuple[tuple[int, int], Plan, dict[str, Any]]]) -> float | None:
+        """Seconds that pictures or frames will take: (height and width, plan, options of `run`) each; None where that is little.
+
+        A few evaluations of the transformer on a small latent are timed; none on a GPU.
+        """
+        expected: Counter[tuple[int, int]] = Counter()
+        step = None
+        for size, plan, how in pictures:
+            for stage in plan.stages:
+                asked = (how["tile"], how["tile_overlap"], how["tile_blend"], how["detail"])
+                expected += self.engine.evaluations(*size, stage, *asked)
+                step = stage.tables[0][0]
+        return estimate(self.engine, expected, step)
+
     def build(self, path: str | Path, plan: Plan, about: dict | None = None) -> None:
         """Write an engine file of this backbone and one plan, to start from with `from_engine`; see `export/engine_file.py`."""
         plan.check_single()
+        if quantised_as(self.trunk) == "int8":
+            raise EngineError("int8 layers are laid out for this machine's CPU: a file holds fp8 or another precision")
         save_engine(Path(path), self.backbone, plan.table, plan.tables, (about or {}) | {"detail": plan.detail})
 
     def bake(
@@ -274,15 +304,16 @@ class Restorer:
     ) -> "Outcome":
         """Restore a picture or a clip from file to file, with all that the file holds beside its pixels, as the command does.
 
-        `options`: every field of `RestoreRequest` but the model's and the machine's, and `overwrite`, whether `target` may be
-        replaced. `callback(share, where)` hears of the work. Raises `EbrError` or OSError where the file cannot be restored;
-        nothing half-written is left.
+        `options`: every field of `RestoreRequest` but the model's and the machine's; `overwrite`, whether `target` may be
+        replaced; and `resume`, whether a clip goes on where an earlier call was stopped or killed, which then leaves what it
+        has finished beside `target`. `callback(share, where)` hears of the work. Raises `EbrError` or OSError where the file
+        cannot be restored; nothing else that is half-written is left.
         """
         from ebr_engine.jobs.run import restore_one
 
-        overwrite = options.pop("overwrite", False)
+        how = {name: options.pop(name, False) for name in ("overwrite", "resume")}
         check_names(options, names_of(PLAN, RUN, CLIP, FILE))
-        return restore_one(self, source, target, RestoreRequest.of(**options), overwrite, callback)
+        return restore_one(self, source, target, RestoreRequest.of(**options), callback, **how)
 
     @torch.no_grad()
     def run(

@@ -1,18 +1,20 @@
 """The jobs of a server, in SQLite, and their files: a folder a job. What has been accepted survives the end of the process."""
 
 import json
+import os
 import secrets
 import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ebr_engine.errors import EbrError
+from ebr_engine.media.video.parts import PARTS
 
 QUEUED, RUNNING, DONE, SKIPPED, FAILED, CANCELLED = "queued", "running", "done", "skipped", "failed", "cancelled"
 OVER = (DONE, SKIPPED, FAILED, CANCELLED)
@@ -59,6 +61,21 @@ class StoredJob:
     def is_over(self) -> bool:
         return self.state in OVER
 
+    @property
+    def is_sheet(self) -> bool:
+        """Whether every task is tried on a small version, to choose from, in place of restoring the file."""
+        return bool(self.extra.get("sheet"))
+
+    @property
+    def has_result(self) -> bool:
+        return bool(self.outcome.get("has_result"))
+
+    @property
+    def result_name(self) -> str:
+        """What the result is called where it is downloaded."""
+        stem = self.name.rpartition(".")[0] or self.name
+        return f"{stem}_{'sheet' if self.is_sheet else 'restored'}{self.target.removeprefix('result')}"
+
 
 class Store:
     """A folder with `jobs.sqlite` and `files/ID/`. Made for one process; any of its threads may call.
@@ -94,8 +111,9 @@ class Store:
     def _recover(self) -> None:
         """As the last process left it: half-written outputs and uploads go, what was running waits again."""
         for job in self._select("state = ?", RUNNING):
-            self.remove_outputs(job)
-            if job.attempts >= ATTEMPTS:
+            given_up = job.attempts >= ATTEMPTS
+            self.remove_outputs(job, but_parts=not given_up)
+            if given_up:
                 self.finish(job.id, FAILED, f"the server ended {ATTEMPTS} times while this was being restored")
             else:
                 self._update(job.id, state=QUEUED)
@@ -144,6 +162,20 @@ class Store:
             self.arrived.notify_all()
         return ids
 
+    def add_again(
+        self, job: StoredJob, suffix: Callable[[Path], str], request: dict[str, Any], extra: dict[str, Any] | None = None
+    ) -> str:
+        """Queue the file of another job once more, with the suffix that its result is to have; the new job's id."""
+        with self.receiving() as folder:
+            path = folder / job.source
+            try:
+                os.link(self.path(job, job.source), path)
+            except FileNotFoundError:
+                raise EbrError("this job's file is not kept any more; send it again") from None
+            except OSError:  # a file system without links
+                shutil.copyfile(self.path(job, job.source), path)
+            return self.add([(path, suffix(path), job.name)], request, extra)[0]
+
     def get(self, id: str) -> StoredJob | None:
         return next(iter(self._select("id = ?", id)), None)
 
@@ -172,8 +204,8 @@ class Store:
             return self.get(job.id)
 
     def put_back(self, job: StoredJob) -> None:
-        """A job that was stopped in good order waits again, at its old place."""
-        self.remove_outputs(job)
+        """A job that was stopped in good order waits again, at its old place; a clip's parts stay, to go on from."""
+        self.remove_outputs(job, but_parts=True)
         with self._lock:
             self._update(job.id, state=QUEUED, started=None, attempts=job.attempts - 1)
 
@@ -203,11 +235,11 @@ class Store:
         """A file of a job; `name` is one that the store gave, never a client's."""
         return self.files / job.id / name
 
-    def remove_outputs(self, job: StoredJob) -> None:
-        """Everything of a job's folder but its source."""
+    def remove_outputs(self, job: StoredJob, but_parts: bool = False) -> None:
+        """Everything of a job's folder but its source, and but the parts of a clip that is to go on from them."""
         folder = self.files / job.id
         for each in folder.iterdir() if folder.is_dir() else ():
-            if each.name != job.source:
+            if each.name != job.source and not (but_parts and each.name.endswith(PARTS)):
                 shutil.rmtree(each, ignore_errors=True) if each.is_dir() else each.unlink(missing_ok=True)
 
     def prune(self) -> None:

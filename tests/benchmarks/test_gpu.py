@@ -16,7 +16,7 @@ from ebr_engine.kernels import backend, scaled_linear
 CPU = torch.device("cpu")
 TIME = ("--minutes", "80")  # enough on a busy machine
 # Of kernels/, no operations themselves.
-HELPERS = {"__init__", "gate", "backend", "rows", "heads", "cuda", "prompt_attention_gradient"}
+HELPERS = {"__init__", "gate", "backend", "rows", "heads", "tiles", "cuda", "prompt_attention_gradient"}
 
 
 @pytest.fixture

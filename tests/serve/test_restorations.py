@@ -1,8 +1,6 @@
 """Our own endpoints: what is accepted is restored, told of, cancelled, forgotten, and survives a restart."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,7 +8,7 @@ import torch
 from ebr_engine.engine.restorer import Restorer
 from ebr_engine.media.images import read_image
 from tests.media.clip_maker import write_clip
-from tests.serve.conftest import StandIn, client, listening, over, png, post, until
+from tests.serve.conftest import StandIn, client, over, png, post, process, until
 from tests.tiny import make_prompt, save_tiny
 
 
@@ -81,6 +79,53 @@ def test_a_clip_keeps_its_frames_and_its_sound(tiny, tmp_path, monkeypatch):
         sounds = [[bytes(packet) for packet in each.demux(audio=0) if packet.size] for each in (before, after)]
     assert sounds[0] == sounds[1]
     assert sounds[0]
+
+
+def test_a_clip_goes_on_in_the_middle_after_the_end_of_the_server(tiny, tmp_path, monkeypatch):
+    from ebr_engine.media.video import parts
+
+    restorer, prompts = tiny
+    monkeypatch.setenv("EBR_PROMPT_DIR", str(prompts))
+    monkeypatch.setattr(parts, "SECONDS", 0.0)
+    source = write_clip(tmp_path / "a.mp4")
+    restorer.restore_file(source, tmp_path / "straight.mp4", task="haze", steps=1)
+    begun_at = []
+
+    class Seen(parts.Parts):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            begun_at.append(self.frames)
+
+    monkeypatch.setattr(parts, "Parts", Seen)
+    asked = '{"task": "haze", "steps": 1, "chunk_frames": 1, "chunk_overlap": 0}'
+    with client(tmp_path / "store", restorer) as inside:
+        heard, calls = inside.hub.worker._heard, []
+
+        def stops(share, text):
+            calls.append(text)
+            if len(calls) == 4:
+                inside.hub.worker.stop()
+            heard(share, text)
+
+        monkeypatch.setattr(inside.hub.worker, "_heard", stops)
+        id = post(inside, source, request=asked).json()["data"][0]["id"]
+        until(inside.hub.worker.stopping.is_set)
+    with client(tmp_path / "store", restorer) as inside:
+        job = over(inside, id)
+        assert (job["status"], job["frames"]) == ("done", 5), job
+        result = inside.get(f"/v1/restorations/{id}/result").content
+        assert sorted(each.name for each in (inside.hub.store.files / id).iterdir()) == ["result.mp4", "source.mp4"]
+    assert begun_at[0] == 0 < begun_at[1]
+    assert result == (tmp_path / "straight.mp4").read_bytes()
+
+
+def test_an_engine_file_is_served(tmp_path, tiny):
+    restorer, prompts = tiny
+    plan = restorer.plan(prompt=str(prompts / "mini" / "haze.safetensors"), steps=1)
+    restorer.build(tmp_path / "haze.ebr", plan)
+    with client(tmp_path / "store", Restorer.from_engine(tmp_path / "haze.ebr", compile="off")) as inside:
+        job = over(inside, post(inside, png(tmp_path / "a.png"), request="{}").json()["data"][0]["id"])
+    assert job["status"] == "done", job
 
 
 def test_what_a_browser_cannot_show_is_shown_as_something_that_it_can(stand_in, tmp_path):
@@ -252,30 +297,11 @@ def test_sigterm_in_a_job_ends_with_code_0_and_the_job_is_done_after_the_restart
         "one = StandIn(steps=10**6); one.go.wait = lambda s: threading.Event().wait(0.01);"
         "serve(Settings(Path(sys.argv[1]), port=int(sys.argv[2])), one)"
     )
-    with listening(tmp_path / "other", StandIn()) as free:
-        port = free.port
-    server = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "store"), str(port)], stderr=subprocess.PIPE)
-    try:
-        import httpx
-
-        url = f"http://127.0.0.1:{port}"
-
-        def up():
-            assert server.poll() is None, server.stderr.read()
-            try:
-                return httpx.get(f"{url}/healthz").status_code == 200
-            except httpx.HTTPError:
-                return False
-
-        until(up, 60)
-        with httpx.Client(base_url=url) as inside:
-            id = post(inside, png(tmp_path / "a.png")).json()["data"][0]["id"]
-            until(lambda: inside.get(f"/v1/restorations/{id}").json()["progress"] > 0)
-            with inside.stream("GET", f"/v1/restorations/{id}/events"):  # an open stream does not hold it
-                server.terminate()
-                assert server.wait(15) == 0
-    finally:
-        server.kill()
-        server.communicate()
+    with process(script, tmp_path) as (inside, server):
+        id = post(inside, png(tmp_path / "a.png")).json()["data"][0]["id"]
+        until(lambda: inside.get(f"/v1/restorations/{id}").json()["progress"] > 0)
+        with inside.stream("GET", f"/v1/restorations/{id}/events"):  # an open stream does not hold it
+            server.terminate()
+            assert server.wait(30) == 0
     with client(tmp_path / "store", StandIn()) as inside:
         assert over(inside, id)["status"] == "done"
