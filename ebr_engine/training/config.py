@@ -16,7 +16,7 @@ from ebr_engine.prompts.catalogue import TASKS
 
 BRIDGES = ("ebr", "naive", "ddbm")
 LOSSES = ("pixel", "x0", "velocity")
-PRECISIONS = tuple(one for one in request.PRECISIONS if one != "fp16")  # whose gradients overflow
+PRECISIONS = tuple(one for one in request.PRECISIONS if one not in ("fp16", "int8"))  # gradients overflow, or there are none
 OPTIMIZERS = ("adam", "adamw")
 BAD_DATA = ("refuse", "skip")
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

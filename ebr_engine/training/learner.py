@@ -247,6 +247,7 @@ def initial(config: LearnConfig, backbone: Backbone) -> tuple[Tensor, Tensor]:
 
 def check_fits(config: LearnConfig, backbone: Backbone, world: World) -> None:
     """`EbrError` where a configuration asks for what the backbone or the processes cannot do."""
+    backbone.check_start(config.t0)
     if any(side % backbone.multiple for side in config.crop):
         raise EbrError(f"{backbone.name} takes crops whose sides are multiples of {backbone.multiple}, not {config.size}")
     if (frames := backbone.codec.frames(config.frames)) != config.frames:
