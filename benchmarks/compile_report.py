@@ -36,11 +36,14 @@ from benchmarks.roofline import WAN_DISTINCT, workload
 from ebr_engine.kernels import backend
 from ebr_engine.kernels import prompt_attention as attention
 from ebr_engine.kernels import prompt_attention_gradient as attention_gradient
+from ebr_engine.kernels.attention_fp8 import attention_fp8_launch, quantize_heads_launch
 from ebr_engine.kernels.bridge_step import bridge_step_launch
 from ebr_engine.kernels.context_kv import context_kv_launch
 from ebr_engine.kernels.gated_residual_norm import gated_residual_norm_backward_launch, gated_residual_norm_launch
 from ebr_engine.kernels.layer_norm_modulate import layer_norm_modulate_backward_launch, layer_norm_modulate_launch
 from ebr_engine.kernels.qk_norm_rope import qk_norm_rope_backward_launch, qk_norm_rope_launch
+from ebr_engine.kernels.qkv_norm_rope import TILES as QKV_TILES
+from ebr_engine.kernels.qkv_norm_rope import qkv_norm_rope_launch
 from ebr_engine.kernels.quantize_fp8 import empty_quantized, quantize_fp8_launch
 from ebr_engine.kernels.scaled_linear import scaled_linear_launch
 from ebr_engine.kernels.scaled_linear_persistent import FORMS as PERSISTENT_FORMS
@@ -120,6 +123,7 @@ class Shapes:
     """Tensors without memory, of the sizes that a model's operations meet; bf16 where no dtype is given."""
 
     def __init__(self, model: str, arch: int):
+        self.arch = arch
         self.has_fp8, self.persistent = arch >= 89, arch in (90, 100)  # forms for Hopper and Blackwell's data centre parts
         s = sizes(model)
         self.wan, self.latent = not s.per_head, workload(model).latent
@@ -183,6 +187,12 @@ def context_kv(s: Shapes) -> None:
         context_kv_launch(s.wide(1, 1, s.text, 2 * s.width), s.wide(1, 2 * s.width), s.wide(1, s.width), s.heads, 1e-6)
 
 
+def attention_fp8(s: Shapes) -> None:
+    if s.has_fp8:
+        heads = [s.bf16(1, s.heads, s.tokens, s.head) for _ in range(3)]
+        attention_fp8_launch(*quantize_heads_launch(*heads), torch.bfloat16)
+
+
 def fp8_layers(s: Shapes) -> Iterator[tuple[tuple, Tensor | None]]:
     """The operands of a block's linear layers, and the bound of the one before a GELU."""
     if s.has_fp8:
@@ -204,6 +214,18 @@ def scaled_linear_persistent(s: Shapes) -> None:
         scaled_linear(s, PERSISTENT_FORMS)
 
 
+def qkv_norm_rope(s: Shapes) -> None:
+    if not s.persistent or s.wan:  # whose norm is across heads
+        return
+    tables = s.bf16(s.head), s.bf16(s.head), *(s.wide(s.tokens, s.head // 2) for _ in range(2)), s.heads, 1e-6
+    prompt, x, weight = s.bf16(s.text, 3 * s.width), s.stream, s.bf16(3 * s.width, s.width)
+    for form, capability in QKV_TILES:
+        if capability == s.arch // 10:
+            qkv_norm_rope_launch(x, None, weight, None, s.bf16(3 * s.width), *tables, prompt, form)
+            factors = *empty_quantized(x), *empty_quantized(weight)
+            qkv_norm_rope_launch(*factors, s.bf16(3 * s.width), *tables, prompt, form)
+
+
 OPERATIONS: dict[str, Callable[[Shapes], None]] = {
     function.__name__: function
     for function in (
@@ -215,6 +237,8 @@ OPERATIONS: dict[str, Callable[[Shapes], None]] = {
         context_kv,
         scaled_linear,
         scaled_linear_persistent,
+        qkv_norm_rope,
+        attention_fp8,
         bridge_step,
     )
 }
