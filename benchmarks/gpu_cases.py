@@ -15,6 +15,7 @@ from ebr_engine.kernels import (
     attention_fp8,
     bridge_step,
     context_kv,
+    gated_activation,
     prompt_attention,
     qk_norm_rope,
     qkv_norm_rope,
@@ -123,7 +124,8 @@ class Draw:
 def cases(s: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Callable[[], list[Case]]]:
     """Makers of the cases at these sizes, one after the other, so that the inputs of only one lie in memory."""
     draw = Draw(device, dtype)
-    for make in (norms, gated_norms, rotary, projected, quantised, self_attention, cross_attention, keys_values, step, linears):
+    first = (norms, gated_norms, rotary, projected, quantised, activations)
+    for make in (*first, self_attention, cross_attention, keys_values, step, linears):
         yield lambda make=make: make(s, draw)
 
 
@@ -240,6 +242,25 @@ def quantised(s: Sizes, draw: Draw) -> list[Case]:
         Case("quantize_fp8", form, {"x": draw(s.batch, s.tokens, width)}, *functions, exact=torch.clone, bits=True)
         for form, width in (("", s.width), ("feed-forward", s.ffn))
     ]
+
+
+def activations(s: Sizes, draw: Draw) -> list[Case]:
+    inputs = {"x": draw(s.batch, s.tokens, 2 * s.ffn), "beside": draw(s.batch, s.tokens, s.width)}
+
+    def library(x: Tensor, beside: Tensor) -> Tensor:
+        gate, up = x.chunk(2, dim=-1)
+        return torch.cat((beside, F.silu(gate) * up), dim=-1)
+
+    return [
+        Case(
+            "gated_activation", "", inputs, gated_activation.gated_activation, gated_activation.gated_activation_ref,
+            learned=("x",), library={"F.silu, product, cat": library},
+        ),
+        Case(
+            "gated_activation", "fp8", inputs, gated_activation.gated_activation_fp8,
+            gated_activation.gated_activation_fp8_ref, exact=gated_activation.gated_activation_ref,
+        ),
+    ]  # fmt: skip
 
 
 def self_attention(s: Sizes, draw: Draw) -> list[Case]:
