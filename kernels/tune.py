@@ -38,7 +38,7 @@ def chosen(operation: str, kind: tuple[Hashable, ...], work: int, ways: Mapping[
     first = next(iter(ways))
     if len(ways) == 1 or backend.TUNE == "off" or work < LEAST:
         return first
-    key = f"{machine(torch.get_num_threads())}: {' '.join(map(str, (operation, *kind)))}"
+    key = f"{machine(torch.get_num_threads())}: {', '.join(map(str, (operation, *kind)))}"
     if backend.TUNE != "again":
         _read()
     if key in _choices and _choices[key]["way"] in ways:
@@ -71,17 +71,18 @@ def timed(ways: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     return best
 
 
-def told() -> dict[str, str]:
-    """What was chosen on this machine with as many threads as torch has now, and by how much, by the kind of call."""
+def told() -> dict[str, dict[str, str]]:
+    """What was chosen here with as many threads as torch has now, and by how much: operation → kind of call → words."""
     _read()
     here = f"{machine(torch.get_num_threads())}: "
-    found = {key.removeprefix(here): choice for key, choice in _choices.items() if key.startswith(here)}
-
-    def words(choice: dict[str, Any]) -> str:
-        taken = sorted(choice["seconds"].items(), key=lambda item: item[1])
-        return f"{choice['way']} (" + ", ".join(f"{name} {seconds * 1e3:.2f} ms" for name, seconds in taken) + ")"
-
-    return {kind: words(choice) for kind, choice in sorted(found.items())}
+    found: dict[str, dict[str, str]] = {}
+    for key, choice in sorted(_choices.items()):
+        if key.startswith(here):
+            operation, _, kind = key.removeprefix(here).partition(", ")
+            taken = sorted(choice["seconds"].items(), key=lambda item: item[1])
+            times = ", ".join(f"{name} {seconds * 1e3:.2f} ms" for name, seconds in taken)
+            found.setdefault(operation, {})[kind] = f"{choice['way']} ({times})"
+    return found
 
 
 @functools.cache
