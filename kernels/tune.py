@@ -21,10 +21,11 @@ import torch
 from ebr_engine import settings
 from ebr_engine.kernels import backend
 
-BUDGET = 1.0  # seconds of a process
+BUDGET = 1.0  # seconds of a process, of all of its threads
 ROUNDS = 3  # of all ways in turns, after one that warms up; the best one of each counts
 LEAST = 2**28  # operations of a call below which no way is timed
 GAIN = 1.03  # that another way than the first has to bring
+FINE = 1e-5  # seconds that a clock has to tell apart
 FILE = "cpu_choices.json"
 
 _spent = 0.0
@@ -37,16 +38,16 @@ def chosen(operation: str, kind: tuple[Hashable, ...], work: int, ways: Mapping[
     first = next(iter(ways))
     if len(ways) == 1 or backend.TUNE == "off" or work < LEAST:
         return first
-    key = f"{machine(torch.get_num_threads())}: {' '.join(map(str, (operation, *kind)))}"
+    key = f"{machine(torch.get_num_threads())}: {', '.join(map(str, (operation, *kind)))}"
     if backend.TUNE != "again":
         _read()
     if key in _choices and _choices[key]["way"] in ways:
         return _choices[key]["way"]
     if _spent >= BUDGET:
         return first
-    started = time.perf_counter()
+    started = time.process_time()
     seconds = timed(ways)
-    _spent += time.perf_counter() - started
+    _spent += time.process_time() - started
     fastest = min(seconds, key=seconds.get)
     way = fastest if seconds[first] > GAIN * seconds[fastest] else first
     _choices[key] = {"way": way, "seconds": seconds}
@@ -55,28 +56,33 @@ def chosen(operation: str, kind: tuple[Hashable, ...], work: int, ways: Mapping[
 
 
 def timed(ways: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """The best seconds of each way; the first round, in which libraries set themselves up, is not counted."""
+    """The best seconds of each way, as this thread computes; a first round, in which libraries set themselves up, is not counted.
+
+    The thread has its share in all that runs on several, and its own time is that of an idle machine beside busy neighbours too.
+    """
+    clock = time.thread_time if time.get_clock_info("thread_time").resolution < FINE else time.perf_counter
     best = dict.fromkeys(ways, float("inf"))
     for counted in [False] + [True] * ROUNDS:
         for name, run in ways.items():
-            started = time.perf_counter()
+            started = clock()
             run()
             if counted:
-                best[name] = min(best[name], time.perf_counter() - started)
+                best[name] = min(best[name], clock() - started)
     return best
 
 
-def told() -> dict[str, str]:
-    """What was chosen on this machine with as many threads as torch has now, and by how much, by the kind of call."""
+def told() -> dict[str, dict[str, str]]:
+    """What was chosen here with as many threads as torch has now, and by how much: operation → kind of call → words."""
     _read()
     here = f"{machine(torch.get_num_threads())}: "
-    found = {key.removeprefix(here): choice for key, choice in _choices.items() if key.startswith(here)}
-
-    def words(choice: dict[str, Any]) -> str:
-        taken = sorted(choice["seconds"].items(), key=lambda item: item[1])
-        return f"{choice['way']} (" + ", ".join(f"{name} {seconds * 1e3:.2f} ms" for name, seconds in taken) + ")"
-
-    return {kind: words(choice) for kind, choice in sorted(found.items())}
+    found: dict[str, dict[str, str]] = {}
+    for key, choice in sorted(_choices.items()):
+        if key.startswith(here):
+            operation, _, kind = key.removeprefix(here).partition(", ")
+            taken = sorted(choice["seconds"].items(), key=lambda item: item[1])
+            times = ", ".join(f"{name} {seconds * 1e3:.2f} ms" for name, seconds in taken)
+            found.setdefault(operation, {})[kind] = f"{choice['way']} ({times})"
+    return found
 
 
 @functools.cache

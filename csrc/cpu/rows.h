@@ -161,13 +161,13 @@ bool rope(const Rope& a) {
 // x·sigmoid(2u) = gelu_tanh(x), u = sqrt(2/pi)·(x + 0.044715·x³): no difference that cancels where x is negative.
 INLINE V gelu_of(V x) {
     const V u = x * (x * x * (-2.f * 0.79788456080286535588f * LOG2E * 0.044715f) - 2.f * 0.79788456080286535588f * LOG2E);
-    const V d = exp2<true>(u) + 1.f;
 #if defined(__AVX512F__)
-    const V r = (V)_mm512_rcp14_ps((__m512)d);  // and a step of Newton's: a division takes four times as long
-    const V g = x * (r * (2.f - d * r));
-    return d < 1e30f ? g : x / d;
+    // A reciprocal and a step of Newton's: a division takes four times as long. Past 2^126, where it has none, gelu is below that.
+    const V d = exp2<true>((V)_mm512_min_ps(_mm512_set1_ps(126.f), (__m512)u)) + 1.f;
+    const V r = (V)_mm512_rcp14_ps((__m512)d);
+    return u > 126.f ? all(-0.f) : x * (r * (2.f - d * r));
 #else
-    return x / d;
+    return x / (exp2<true>(u) + 1.f);
 #endif
 }
 

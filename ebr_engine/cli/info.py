@@ -85,7 +85,8 @@ def _show(facts: dict[str, Any]) -> None:
     )
     section("Kernels", {k["name"]: _yes_no(k["available"], k["reason"]) for k in facts["kernels"]})
     if facts["choices"]:
-        section("Chosen on this CPU by measuring (EBR_CPU_TUNE=again measures anew)", facts["choices"])
+        words = {name: "\n".join(f"{kind}: {way}" for kind, way in kinds.items()) for name, kinds in facts["choices"].items()}
+        section("Chosen by measuring", words)
     section("Backbones", {name: _sizes(**sizes) for name, sizes in facts["backbones"].items()})
     section("Memory on a GPU, computed (bf16)", {name: _needs(**needs) for name, needs in facts["memory"].items()})
     section("Tasks", {name: ", ".join(tasks) for name, tasks in facts["tasks"].items()} or {"none": "no prompt found"})

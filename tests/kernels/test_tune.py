@@ -34,7 +34,9 @@ def ways():
     def way(name, seconds):
         def run():
             runs[name] += 1
-            time.sleep(seconds)
+            started = time.thread_time()
+            while time.thread_time() - started < seconds:
+                pass
 
         return run
 
@@ -50,9 +52,7 @@ def test_the_fastest_way_is_found_once_and_kept(fresh, ways, tmp_path):
     assert tune.chosen("sum", ("float32", 3), WORK, given) == "fast"
     assert runs == before
     assert json.loads((tmp_path / "cache" / tune.FILE).read_text())
-    (told,) = tune.told().items()
-    assert told[0] == "sum float32 3"
-    assert told[1].startswith("fast (fast ")
+    assert tune.told()["sum"]["float32, 3"].startswith("fast (fast ")
 
 
 def test_another_kind_is_timed_by_itself(ways):
