@@ -1,7 +1,7 @@
 """Every operation with inputs of a model's sizes, its plain form, and the library's nearest kernel: what the GPU check runs."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,18 @@ from torch.nn import functional as F
 
 from benchmarks.models import FLUX, family
 from benchmarks.roofline import MLP_RATIO, WAN_DISTINCT, workload
-from ebr_engine.kernels import attention, bridge_step, context_kv, prompt_attention, qk_norm_rope, quantize_fp8, scaled_linear
+from ebr_engine.kernels import (
+    attention,
+    attention_fp8,
+    bridge_step,
+    context_kv,
+    prompt_attention,
+    qk_norm_rope,
+    qkv_norm_rope,
+    quantize_fp8,
+    scaled_linear,
+    scaled_linear_persistent,
+)
 from ebr_engine.kernels import gated_residual_norm as gated
 from ebr_engine.kernels import layer_norm_modulate as norm
 
@@ -112,7 +123,7 @@ class Draw:
 def cases(s: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Callable[[], list[Case]]]:
     """Makers of the cases at these sizes, one after the other, so that the inputs of only one lie in memory."""
     draw = Draw(device, dtype)
-    for make in (norms, gated_norms, rotary, quantised, self_attention, cross_attention, keys_values, step, linears):
+    for make in (norms, gated_norms, rotary, projected, quantised, self_attention, cross_attention, keys_values, step, linears):
         yield lambda make=make: make(s, draw)
 
 
@@ -190,6 +201,39 @@ def rotary(s: Sizes, draw: Draw) -> list[Case]:
     return [Case("qk_norm_rope", "", inputs, *plain, learned=learned, library={"F.rms_norm of q and k alone": library})]
 
 
+def projected(s: Sizes, draw: Draw) -> list[Case]:
+    """The projection to heads in one kernel (each persistent form) beside the product and the pass, which is the plain form."""
+    if not s.per_head or draw.dtype != torch.bfloat16 or not persistent(draw.device):
+        return []
+    (rope,) = rotary(s, draw)
+    x, weight = draw(s.batch, s.tokens, s.width), draw(3 * s.width, s.width, scale=s.width**-0.5)
+    inputs = {"x": x, "weight": weight, "bias": draw(3 * s.width)}
+    inputs |= {name: value for name, value in rope.inputs.items() if name != "qkv"}
+
+    def fused(form: str) -> Callable[..., Any]:
+        def run(x: Tensor, weight: Tensor, bias: Tensor, **rest: Any) -> tuple[Tensor, ...]:
+            given = x, None, weight, None, bias, *rest.values()
+            if not x.is_cuda:  # a CPU has no form
+                return qkv_norm_rope.qkv_norm_rope_ref(*given).unbind(0)
+            return qkv_norm_rope.qkv_norm_rope_launch(*given, form).unbind(0)
+
+        return run
+
+    def apart(x: Tensor, weight: Tensor, bias: Tensor, **rest: Any) -> tuple[Tensor, ...]:
+        return qk_norm_rope.qk_norm_rope_ref(F.linear(x, weight, bias), **rest)
+
+    def library(x: Tensor, weight: Tensor, bias: Tensor, **rest: Any) -> tuple[Tensor, ...]:
+        return qk_norm_rope.qk_norm_rope(F.linear(x, weight, bias), **rest)
+
+    capability = torch.cuda.get_device_capability(draw.device)[0] if draw.device.type == "cuda" else 9
+    flop = 6 * s.batch * s.tokens * s.width**2
+    return [
+        Case("qkv_norm_rope", form, inputs, fused(form), apart, flop=flop, library={"F.linear, qk_norm_rope": library})
+        for form, major in qkv_norm_rope.TILES
+        if major == capability
+    ]
+
+
 def quantised(s: Sizes, draw: Draw) -> list[Case]:
     functions = quantize_fp8.quantize_fp8, quantize_fp8.quantize_fp8_ref
     return [
@@ -205,7 +249,18 @@ def self_attention(s: Sizes, draw: Draw) -> list[Case]:
     library = {"F.scaled_dot_product_attention": F.scaled_dot_product_attention}
     # The library's names of its first three arguments are not ours, so they go in by position.
     library = {name: lambda q, k, v, call=call: call(q, k, v) for name, call in library.items()}
-    return [Case("attention", "", {"q": q, "k": k, "v": v}, *functions, learned=("q", "k", "v"), flop=flop, library=library)]
+    usual = Case("attention", "", {"q": q, "k": k, "v": v}, *functions, learned=("q", "k", "v"), flop=flop, library=library)
+    return [usual, *([eight_bits(usual)] if draw.dtype == torch.bfloat16 else [])]
+
+
+def eight_bits(usual: Case) -> Case:
+    """Attention in eight bits with the same inputs; plain is its reference, quantised alike, and exact is attention."""
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention_fp8.attention_fp8_ref(*attention_fp8.quantize_heads_ref(q, k, v), q.dtype)
+
+    changed = {"operation": "attention_fp8", "function": attention_fp8.attention_fp8, "reference": plain}
+    return replace(usual, **changed, exact=usual.reference, learned=())
 
 
 def cross_attention(s: Sizes, draw: Draw) -> list[Case]:
@@ -215,7 +270,7 @@ def cross_attention(s: Sizes, draw: Draw) -> list[Case]:
     counts = torch.ones(distinct, device=draw.device)
     counts[-1] = s.text - distinct + 1
     text = [draw(1, s.heads, distinct, s.head) for _ in range(2)]
-    every = [x.repeat_interleave(counts.int(), dim=2).contiguous() for x in text]
+    every = [x.repeat_interleave(counts.int(), dim=2, output_size=s.text).contiguous() for x in text]
 
     def made(prompts: int) -> dict[str, Any]:
         return {
@@ -305,7 +360,21 @@ def linears(s: Sizes, draw: Draw) -> list[Case]:
     def plain_fp8(*given: Tensor) -> quantize_fp8.Quantized:
         return scaled_linear.scaled_linear_fp8_ref(*given, bound, True)
 
+    def form(name: str, fused: bool) -> Callable[..., Any]:
+        """One of Triton's forms, whatever a table says; on a CPU, which has none, the reference."""
+
+        def run(**given: Tensor) -> Any:
+            if not given["values"].is_cuda:
+                return plain_fp8(*given.values()) if fused else plain(*given.values())
+            how = (bound, True, torch.float8_e4m3fn) if fused else (None, False, draw.dtype)
+            found = scaled_linear.scaled_linear_launch(*given.values(), *how, name)
+            return quantize_fp8.Quantized(*found) if fused else found[0]
+
+        return run
+
     fused = {"gelu": True, "fp8_out": True, "bound": bound}
+    gelu = {"exact": lambda **given: F.gelu(exact(**given), approximate="tanh")}
+    forms = ("tiles", *scaled_linear_persistent.FORMS) if persistent(draw.device) else ()
     return [
         Case(
             "scaled_linear", "", inputs, lambda **given: ours(*given.values()), lambda **given: plain(*given.values()),
@@ -313,6 +382,20 @@ def linears(s: Sizes, draw: Draw) -> list[Case]:
         ),
         Case(
             "scaled_linear", "GELU, fp8", inputs, lambda **given: ours(*given.values(), **fused),
-            lambda **given: plain_fp8(*given.values()), exact=lambda **given: F.gelu(exact(**given), approximate="tanh"),
+            lambda **given: plain_fp8(*given.values()), **gelu,
+        ),
+        *(
+            Case(
+                "scaled_linear_persistent", f"GELU, fp8, {name}" if fused else name, inputs, form(name, fused),
+                lambda fused=fused, **given: (plain_fp8 if fused else plain)(*given.values()),
+                **(gelu if fused else {"exact": exact}),
+            )
+            for fused in (False, True)
+            for name in forms
         ),
     ]  # fmt: skip
+
+
+def persistent(device: torch.device) -> bool:
+    """Whether a device has the persistent forms to be compared: Hopper and Blackwell's data centre parts, and in rehearsals."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in (9, 10)

@@ -161,7 +161,7 @@ class RestoreRequest:
         choices=SIZES,
     )
 
-    backbone: str = _model("mini", "--backbone -b NAME", "The frozen transformer: mini, wan or flux.")
+    backbone: str = _model("mini", "--backbone -b NAME", "The frozen transformer: mini, wan, flux or another that `info` lists.")
     model: str | Path | None = _model(
         None,
         "--model -m SOURCE",
@@ -184,6 +184,11 @@ class RestoreRequest:
         "Of the transformer; auto goes by the device; int8 is for CPUs.",
         choices=PRECISIONS,
         switch=("--fp8", "fp8", "Short for --precision fp8."),
+    )
+    fp8_attention: bool = _computing(
+        False,
+        "--fp8-attention",
+        "Self-attention in eight bits, on GPUs of compute capability 8.9 or newer; a CPU emulates it, slowly.",
     )
     offload: str = _computing(
         "none",

@@ -106,3 +106,12 @@ def test_a_codec_that_waits_changes_nothing_and_goes_back(backbone, published, d
     assert torch.equal(*results)
     assert reads[0] == reads[1]  # its weights are not read back
     assert not any(isinstance(weight, Pretended) for weight in inner(restorer.codec).vae.parameters())
+
+
+def test_attention_in_eight_bits(device, wide, wide_prompt, expected):
+    restorer = Restorer(model=wide, device="cuda", precision="fp32", fp8_attention=True)
+    device.reads.clear()
+    result = restorer.restore(picture(), prompt=wide_prompt)
+    assert 0 < (result - expected).abs().max() < 0.02
+    assert device.reads == ["__bool__", "to"]
+    assert device.recorded

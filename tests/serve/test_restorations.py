@@ -1,8 +1,6 @@
 """Our own endpoints: what is accepted is restored, told of, cancelled, forgotten, and survives a restart."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,7 +8,7 @@ import torch
 from ebr_engine.engine.restorer import Restorer
 from ebr_engine.media.images import read_image
 from tests.media.clip_maker import write_clip
-from tests.serve.conftest import StandIn, client, listening, over, png, post, until
+from tests.serve.conftest import StandIn, client, over, png, post, process, until
 from tests.tiny import make_prompt, save_tiny
 
 
@@ -179,6 +177,25 @@ def test_a_running_job_ends_after_its_step(stand_in, tmp_path):
         assert len(stand_in.seen) == 1
 
 
+def test_a_picture_of_many_tiles_ends_after_the_tile_that_is_computed(tiny, tmp_path, monkeypatch):
+    restorer, prompts = tiny
+    monkeypatch.setenv("EBR_PROMPT_DIR", str(prompts))
+    with client(tmp_path / "store", restorer) as inside:
+        worker, told = inside.hub.worker, []
+
+        def heard(share, text, original=worker._heard):
+            told.append(share)
+            worker.cancel(worker._job.id)
+            original(share, text)
+
+        monkeypatch.setattr(worker, "_heard", heard)
+        asked = '{"task": "haze", "steps": 1, "tile": 32, "tile_overlap": 8}'
+        job = post(inside, png(tmp_path / "a.png", 120, 160), request=asked).json()["data"][0]
+        assert over(inside, job["id"])["status"] == "cancelled"
+    assert len(told) == 1
+    assert told[0] < 0.5  # of the only step
+
+
 def test_a_failure_speaks_of_the_clients_file_and_not_of_the_servers(tiny, tmp_path, monkeypatch):
     restorer, prompts = tiny
     monkeypatch.setenv("EBR_PROMPT_DIR", str(prompts))
@@ -299,30 +316,11 @@ def test_sigterm_in_a_job_ends_with_code_0_and_the_job_is_done_after_the_restart
         "one = StandIn(steps=10**6); one.go.wait = lambda s: threading.Event().wait(0.01);"
         "serve(Settings(Path(sys.argv[1]), port=int(sys.argv[2])), one)"
     )
-    with listening(tmp_path / "other", StandIn()) as free:
-        port = free.port
-    server = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "store"), str(port)], stderr=subprocess.PIPE)
-    try:
-        import httpx
-
-        url = f"http://127.0.0.1:{port}"
-
-        def up():
-            assert server.poll() is None, server.stderr.read()
-            try:
-                return httpx.get(f"{url}/healthz").status_code == 200
-            except httpx.HTTPError:
-                return False
-
-        until(up, 60)
-        with httpx.Client(base_url=url) as inside:
-            id = post(inside, png(tmp_path / "a.png")).json()["data"][0]["id"]
-            until(lambda: inside.get(f"/v1/restorations/{id}").json()["progress"] > 0)
-            with inside.stream("GET", f"/v1/restorations/{id}/events"):  # an open stream does not hold it
-                server.terminate()
-                assert server.wait(15) == 0
-    finally:
-        server.kill()
-        server.communicate()
+    with process(script, tmp_path) as (inside, server):
+        id = post(inside, png(tmp_path / "a.png")).json()["data"][0]["id"]
+        until(lambda: inside.get(f"/v1/restorations/{id}").json()["progress"] > 0)
+        with inside.stream("GET", f"/v1/restorations/{id}/events"):  # an open stream does not hold it
+            server.terminate()
+            assert server.wait(30) == 0
     with client(tmp_path / "store", StandIn()) as inside:
         assert over(inside, id)["status"] == "done"

@@ -65,8 +65,8 @@ SPEC = Spec(
         default="black-forest-labs/FLUX.1-dev",
         transformer="FluxTransformer2DModel",
         layouts={
-            r"(single_)?transformer_blocks\.\d+\.attn\.": False,
-            r"(double_blocks\.\d+\.img_attn|single_blocks\.\d+\.linear1)\.": True,
+            r"(transformer_blocks\.\d+\.norm1\.linear|single_transformer_blocks\.\d+\.proj_mlp)\.": False,
+            r"(double_blocks\.\d+\.img_mod|single_blocks\.\d+\.modulation)\.": True,
         },
         original=ORIGINAL,
         sizes=flux_sizes,
@@ -82,6 +82,8 @@ SPEC = Spec(
     released_size=(1024, 1024),
     released_timesteps=released_timesteps,
     published_prompts=PUBLISHED_PROMPTS,
+    licences={"flux-dev": "FLUX.1 [dev] Non-Commercial", "flux-schnell": "Apache-2.0"},
+    ran="random weights on a CPU: the widths of dev, four blocks",
     learning=Learning(
         {"tokens": 512, "size": (1024, 1024), "batch": 1, "loss": "velocity", "learning_rate": 0.003}, steps=RELEASED_STEPS
     ),
