@@ -3,10 +3,9 @@
 Pictures: every task and photo of `ebr-engine eval`, restored by the trunk in float32, and by its int8 layers, the rest float32:
 PSNR of the one from the other, and of both against the truth. Activations have 8 bits or, as on a CPU whose products would
 saturate, 7. Time: evaluations of `mini` and of four blocks of Wan 1.3B's width in interleaved rounds, processor time of all
-threads, with the packed float32 products that are the default, and in int8.
+threads, with packed float32 products, and as `--precision int8` has it: layers that are not int8 in bf16 where the CPU has it.
 """
 
-import copy
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.models import random_model, work_of
 from benchmarks.report import columns, mean, spread
-from ebr_engine.backbones.layers import Int8Linear, pack_trunk, quantize_trunk
+from ebr_engine.backbones.layers import Int8Linear, pack_trunk, quantize_trunk, trunk_dtype
 from ebr_engine.bridge.sampler import make_table
 from ebr_engine.engine.restorer import Restorer
 from ebr_engine.evaluation import quality
@@ -27,6 +26,7 @@ from ebr_engine.evaluation.photos import NAMES, make_case
 from ebr_engine.kernels import int8_linear
 from ebr_engine.prompts.catalogue import TASKS
 
+Made = tuple[torch.nn.Module, Tensor, Any]  # a trunk, a latent, a step's tables
 LEVELS = {"int8": 127, "int8, 7-bit activations": 63}
 
 
@@ -91,24 +91,32 @@ def times(rounds: int, quick: bool) -> dict[str, dict[str, Any]]:
 
 
 def wan_width(quick: bool) -> dict[str, Callable[[], Tensor]]:
-    case = random_model(work_of("wan-width", quick), "cpu", torch.float32)
-    step = case.bake(case.timesteps(make_table("fast", case.t0)))[0]
-    return forms_of(case.trunk, case.degraded, step)
+    def made(dtype: torch.dtype) -> Made:
+        case = random_model(work_of("wan-width", quick), "cpu", dtype)
+        return case.trunk, case.degraded, case.bake(case.timesteps(make_table("fast", case.t0)))[0]
+
+    return forms_of(made)
 
 
 def mini(size: int) -> dict[str, Callable[[], Tensor]]:
-    engine = Restorer("mini", device="cpu", precision="fp32", compile="off")
-    latent = engine.codec.encode(torch.rand(1, 3, 1, size, size))
-    return forms_of(engine.trunk, latent, engine.plan("rain").tables[0][0])
+    def made(dtype: torch.dtype) -> Made:
+        engine = Restorer("mini", device="cpu", precision="bf16" if dtype == torch.bfloat16 else "fp32", compile="off")
+        latent = engine.codec.encode(torch.rand(1, 3, 1, size, size))
+        return engine.trunk, latent, engine.plan("rain").tables[0][0]
+
+    return forms_of(made)
 
 
-def forms_of(trunk: torch.nn.Module, latent: Tensor, step: Any) -> dict[str, Callable[[], Tensor]]:
-    narrow = copy.deepcopy(trunk)
-    quantize_trunk(narrow, Int8Linear)
-    forms = {"float32": trunk, "int8": narrow}
-    for one in forms.values():
-        pack_trunk(one)
-    return {form: lambda one=one: one(latent, step) for form, one in forms.items()}
+def forms_of(made: Callable[[torch.dtype], Made]) -> dict[str, Callable[[], Tensor]]:
+    """An evaluation by packed layers in float32, and with int8 layers, the others in what `--precision int8` has them in."""
+    forms = {}
+    for form, dtype in {"float32": torch.float32, "int8": trunk_dtype("int8", torch.device("cpu"))}.items():
+        trunk, latent, step = made(dtype)
+        if form == "int8":
+            quantize_trunk(trunk, Int8Linear)
+        pack_trunk(trunk)
+        forms[form] = lambda trunk=trunk, latent=latent, step=step: trunk(latent, step)
+    return forms
 
 
 def table(result: dict[str, Any]) -> str:

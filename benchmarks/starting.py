@@ -5,7 +5,6 @@ folder of another commit (`git worktree add ../before COMMIT`). Modules are comp
 """
 
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -34,7 +33,7 @@ def measure(options: Namespace) -> dict[str, Any]:
     from benchmarks.speed import write_source
 
     folders = {"here": ROOT} | ({"beside": options.beside.resolve()} if options.beside else {})
-    taken: dict[str, list[float]] = {name: [] for name in folders}
+    taken: dict[str, list[tuple[float, int]]] = {name: [] for name in folders}
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "in.png"), Path(folder, "out.png")
         write_source(source, max(options.size), 1)
@@ -43,10 +42,12 @@ def measure(options: Namespace) -> dict[str, Any]:
         command = [sys.executable, "-m", "ebr_engine", "restore", str(source), "-o", str(target), "--overwrite", "--quiet"]
         for i in range(options.rounds + 1):  # the first compiles
             for name, where in folders.items():
-                seconds = processor_seconds([*command, "--task", options.task], where, environment)
-                taken[name] += [seconds] if i else []
-    return {"size": list(options.size), "task": options.task, "rounds": options.rounds} | {
-        "seconds": {name: spread(values) for name, values in taken.items()}
+                found = used([*command, "--task", options.task], where, environment)
+                taken[name] += [found] if i else []
+    return {
+        **{"size": list(options.size), "task": options.task, "rounds": options.rounds},
+        "seconds": {name: spread([seconds for seconds, _ in values]) for name, values in taken.items()},
+        "peak_bytes": {name: max(peak for _, peak in values) for name, values in taken.items()},
     }
 
 
@@ -56,22 +57,24 @@ def cut(path: Path, height: int, width: int) -> None:
     write_image(path, read_image(path).pixels[:height, :width])
 
 
-def processor_seconds(command: list[str], where: Path, environment: dict[str, str]) -> float:
-    """Of a command, all of its threads and what it starts."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, cwd=where, env=environment, check=True, stdout=subprocess.DEVNULL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def used(command: list[str], where: Path, environment: dict[str, str]) -> tuple[float, int]:
+    """Processor seconds of a command, all of its threads, and the most bytes that were resident; for Linux."""
+    started = subprocess.Popen(command, cwd=where, env=environment, stdout=subprocess.DEVNULL)
+    _, status, found = os.wait4(started.pid, 0)
+    started.returncode = os.waitstatus_to_exitcode(status)
+    if started.returncode:
+        raise subprocess.CalledProcessError(started.returncode, command)
+    return found.ru_utime + found.ru_stime, found.ru_maxrss * 1024
 
 
 def table(result: dict[str, Any]) -> str:
     """What a person reads."""
     seconds = {name: values["median"] for name, values in result["seconds"].items()}
     rows = [
-        [name, f"{values['median']:.2f}", *(f"{x:.2f}" for x in values["quartiles"])]
+        [name, *(f"{x:.2f}" for x in (values["median"], *values["quartiles"])), f"{result['peak_bytes'][name] / 1e6:.0f}"]
         for name, values in result["seconds"].items()
     ]
     height, width = result["size"]
     lines = [f"mini, {result['task']}, {height} x {width}, processor seconds of {result['rounds']} runs in turns", ""]
-    lines += [columns(["commit", "median", "from", "to"], rows)]
+    lines += [columns(["commit", "median", "from", "to", "peak MB"], rows)]
     return "\n".join([*lines, *([f"x{seconds['beside'] / seconds['here']:.2f}"] if "beside" in seconds else [])])

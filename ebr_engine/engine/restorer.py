@@ -224,7 +224,8 @@ class Restorer:
         version (`media/detail.py`); `auto` is what the prompt says. `tile`, `tile_overlap`: pixels; pictures larger than a tile
         run in tiles (default by backbone; 0 never tiles), which `tile_blend` blends in the `latent` inside every step, or in
         `pixel`s after all steps (less memory).
-        `callback(done, total)` after each step, or once after the last where all of them are one CUDA graph.
+        `callback(done, total)` after each step, of a picture in tiles after each group of them; once after the last step where
+        all of them are one CUDA graph. What it raises ends the run.
         Raises: `EbrError` (a ValueError) for anything the request gets wrong.
         """
         request = _asked(task, prompt, plan, options)
