@@ -41,7 +41,7 @@ def diffusers_own(folder):
     return vae, *(torch.tensor(x).view(1, -1, 1, 1, 1) for x in (vae.config.latents_mean, vae.config.latents_std))
 
 
-@pytest.mark.parametrize(("frames", "size"), [(1, (48, 80)), (5, (48, 32)), (9, (16, 64))])
+@pytest.mark.parametrize(("frames", "size"), [(1, (48, 80)), (9, (16, 48))])
 @torch.no_grad()
 def test_clips_are_coded_as_by_diffusers(folder, codec, frames, size):
     vae, mean, std = diffusers_own(folder)
@@ -67,7 +67,7 @@ def test_bf16_is_what_diffusers_gives_in_bf16(folder):
 
 @pytest.mark.parametrize("chunks", [(5, 4), (1, 8)])
 def test_a_stream_of_chunks_gives_what_the_whole_clip_gives(codec, chunks):
-    pixels = smooth(1, 3, sum(chunks), 32, 48)
+    pixels = smooth(1, 3, sum(chunks), 16, 32)
     latents = list(codec.encode_stream(pixels.split(chunks, dim=2)))
     latent = codec.encode(pixels)
     torch.testing.assert_close(torch.cat(latents, dim=2), latent, rtol=1e-5, atol=1e-5)
@@ -76,8 +76,8 @@ def test_a_stream_of_chunks_gives_what_the_whole_clip_gives(codec, chunks):
     torch.testing.assert_close(torch.cat(decoded, dim=2), codec.decode(latent), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("tile", [384, 512])
-def test_tiles_give_what_the_whole_picture_gives(folder, codec, tile):
+def test_tiles_give_what_the_whole_picture_gives(folder, codec):
+    tile = 384
     tiled = load_codec("wan22-5b", folder, tile=tile)
     pixels = smooth(1, 3, 1, 32, 576)
     latent = codec.encode(pixels)
