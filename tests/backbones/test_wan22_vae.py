@@ -1,15 +1,21 @@
 """The VAE of Wan 2.2 TI2V-5B as a codec: equal to diffusers' own coding, in chunks and in tiles."""
 
+import weakref
+
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders import autoencoder_kl_wan as published
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ebr_engine.backbones.vae import load_codec
+from ebr_engine.backbones.registry import spec
+from ebr_engine.backbones.vae import _cache, load_codec
 from ebr_engine.backbones.wan22.codec import patchify, unpatchify
 from ebr_engine.errors import BackboneError, EbrError
 from tests.real_layout import WAN22_VAE
+
+REAL = {"base_dim": 160, "decoder_base_dim": 256, "num_res_blocks": 2}  # the published widths
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +108,45 @@ def test_its_facts_are_those_of_the_published_sizes(codec):
     assert [codec.frames(count) for count in (1, 2, 5, 6)] == [1, 5, 5, 9]
     with pytest.raises(EbrError, match="multiples of 16"):
         codec.encode(torch.rand(1, 3, 1, 24, 32))
+
+
+class Living(TorchDispatchMode):
+    """Counts the bytes that live at once of tensors that are made while it is on."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.most = {}, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        out = function(*arguments, **(options or {}))
+        if isinstance(out, torch.Tensor) and (key := (storage := out.untyped_storage())._cdata) not in self.sizes:
+            self.sizes[key] = storage.nbytes()
+            weakref.finalize(storage, self.sizes.pop, key)
+            self.most = max(self.most, sum(self.sizes.values()))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("name", "tiny", "real"), [("wan", {"base_dim": 4}, {}), ("wan22-5b", WAN22_VAE, WAN22_VAE | REAL)], ids=["wan", "wan22-5b"]
+)
+def test_memory_of_the_published_sizes_is_what_the_spec_says(name, tiny, real):
+    costs, codec = spec(name).codec_costs, spec(name).codec(AutoencoderKLWan(**tiny))
+    with torch.device("meta"):
+        codec.vae = vae = AutoencoderKLWan(**real)
+    assert sum(weight.numel() for weight in vae.parameters()) == costs.parameters
+    assert (codec.width, codec.spatial, codec.temporal) == (costs.width, costs.spatial, costs.temporal)
+    height, width = spec(name).native_size
+    cells = height // codec.spatial, width // codec.spatial
+    for cost, fine, coarse, shapes in (
+        (costs.encode, codec._encode_fine, codec._encode_coarse, [(3, frames, height, width) for frames in (1, 4, 4)]),
+        (costs.decode, codec._decode_coarse, codec._decode_fine, 3 * [(codec.channels, 1, *cells)]),
+    ):
+        caches = _cache(), _cache()
+        with torch.no_grad(), Living() as living:
+            for shape in shapes:
+                coarse(fine(torch.empty(1, *shape, device="meta"), caches[0]), caches[1])
+        counted = living.most / (height * width * costs.width * 4)
+        assert 0.7 * cost < counted < cost
 
 
 def test_the_vae_of_another_wan_is_refused(folder, tmp_path):
