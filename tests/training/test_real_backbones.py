@@ -38,7 +38,7 @@ def config(models, backbone, data, **settings):
         ("wan", {"frames": 5, "checkpointing": True}),
         ("flux", {"precision": "fp8"}),
         ("flux", {"per_block": True}),
-        ("wan22", {}),
+        pytest.param("wan22", {}, marks=pytest.mark.slow),
         ("wan22-5b", {}),
     ],
 )
