@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +18,19 @@ WAN = {
     "num_layers": 2,
     "cross_attn_norm": True,
     "qk_norm": "rms_norm_across_heads",
+}
+WAN22_VAE = {  # of TI2V-5B, but for its widths
+    "base_dim": 4,
+    "decoder_base_dim": 8,
+    "z_dim": 48,
+    "num_res_blocks": 1,
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+    "latents_mean": [i / 48 - 0.5 for i in range(48)],
+    "latents_std": [0.5 + i / 48 for i in range(48)],
 }
 FLUX = {
     "patch_size": 1,
@@ -61,7 +75,54 @@ def write_wan(folder: Path) -> Path:
     vae.save_pretrained(folder / "vae")
     config = transformers.UMT5Config(vocab_size=23, d_model=20, d_kv=4, d_ff=12, num_layers=2, num_heads=3)
     _shaken(transformers.UMT5EncoderModel(config)).save_pretrained(folder / "text_encoder")
-    transformers.T5TokenizerFast(extra_ids=0).save_pretrained(folder / "tokenizer")
+    write_tokenizer(folder / "tokenizer")
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """T5's, of no words but its marks, in the files that every supported transformers reads."""
+    from tokenizers import Tokenizer, models, processors
+
+    marks = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    words = Tokenizer(models.Unigram([(mark, 0.0) for mark in marks.values()], unk_id=2))
+    ended = {"single": ["$A", "</s>"], "pair": ["$A", "</s>", "$B", "</s>"], "special_tokens": [("</s>", 1)]}
+    words.post_processor = processors.TemplateProcessing(**ended)
+    folder.mkdir(parents=True)
+    words.save(str(folder / "tokenizer.json"))
+    about = {"tokenizer_class": "T5TokenizerFast", "extra_ids": 0, "model_max_length": 512, **marks}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+
+
+def write_wan22(folder: Path) -> Path:
+    """A Wan 2.2 text-to-video model with its two experts, as diffusers' pipeline saves itself; its folder."""
+    import diffusers
+
+    torch.manual_seed(0)
+    experts = [_shaken(diffusers.WanTransformer3DModel(**WAN)) for _ in range(2)]
+    vae = diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, num_res_blocks=1)
+    return _save_pipeline(folder, vae, *experts, boundary_ratio=0.875)
+
+
+def write_wan22_5b(folder: Path) -> Path:
+    """A Wan 2.2 model with the VAE of 48 channels, as diffusers' pipeline saves itself; its folder."""
+    import diffusers
+
+    torch.manual_seed(0)
+    transformer = _shaken(diffusers.WanTransformer3DModel(**WAN | {"in_channels": 48, "out_channels": 48}))
+    return _save_pipeline(folder, diffusers.AutoencoderKLWan(**WAN22_VAE), transformer, expand_timesteps=True)
+
+
+def _save_pipeline(folder: Path, vae: torch.nn.Module, *transformers_: torch.nn.Module, **settings: Any) -> Path:
+    """Save Wan's pipeline with a tiny text encoder; its folder."""
+    import diffusers
+    import transformers
+
+    config = transformers.UMT5Config(vocab_size=23, d_model=20, d_kv=4, d_ff=12, num_layers=2, num_heads=3)
+    write_tokenizer(folder / "tokenizer")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "tokenizer")
+    encoder = _shaken(transformers.UMT5EncoderModel(config))
+    scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    diffusers.WanPipeline(tokenizer, encoder, vae, scheduler, *transformers_, **settings).save_pretrained(folder)
     return folder
 
 
@@ -94,7 +155,7 @@ def write_flux(folder: Path) -> Path:
     (folder / "tokenizer" / "tokenizer_config.json").write_text('{"model_max_length": 77}')
     config = transformers.T5Config(vocab_size=23, d_model=20, d_kv=4, d_ff=12, num_layers=1, num_heads=3)
     _shaken(transformers.T5EncoderModel(config)).save_pretrained(folder / "text_encoder_2")
-    transformers.T5TokenizerFast(extra_ids=0).save_pretrained(folder / "tokenizer_2")
+    write_tokenizer(folder / "tokenizer_2")
     return folder
 
 

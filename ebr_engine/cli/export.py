@@ -95,7 +95,7 @@ def export(
 
     started = time.perf_counter()
     request = request.with_(device=device, precision=precision.value)
-    restorer = Restorer.from_request(request)
+    restorer = Restorer.from_request(request, here=False)
     plan = restorer.plan_for(request)
     spec = restorer.backbone.spec
     height, width = sides or spec.released_size or (spec.tile, spec.tile)

@@ -29,7 +29,7 @@ def collect() -> dict[str, Any]:
     from ebr_engine import settings
     from ebr_engine.backbones.layers import trunk_dtype
     from ebr_engine.engine.devices import choose_device, device_name
-    from ebr_engine.kernels import backend
+    from ebr_engine.kernels import backend, tune
     from ebr_engine.version import __version__
 
     return {
@@ -44,6 +44,7 @@ def collect() -> dict[str, Any]:
         },
         "cuda": _cuda_devices(torch),
         "kernels": [{"name": b.name, "available": b.available, "reason": b.reason} for b in backend.backends()],
+        "choices": tune.told(),
         "backbones": _backbones(),
         "memory": _memory(),
         "tasks": _tasks(settings.prompt_dir()),
@@ -83,6 +84,8 @@ def _show(facts: dict[str, Any]) -> None:
         },
     )
     section("Kernels", {k["name"]: _yes_no(k["available"], k["reason"]) for k in facts["kernels"]})
+    if facts["choices"]:
+        section("Chosen on this CPU by measuring (EBR_CPU_TUNE=again measures anew)", facts["choices"])
     section("Backbones", {name: _sizes(**sizes) for name, sizes in facts["backbones"].items()})
     section("Memory on a GPU, computed (bf16)", {name: _needs(**needs) for name, needs in facts["memory"].items()})
     section("Tasks", {name: ", ".join(tasks) for name, tasks in facts["tasks"].items()} or {"none": "no prompt found"})
@@ -110,13 +113,14 @@ def _pictures() -> dict[str, dict[str, str]]:
     return found
 
 
-def _backbones() -> dict[str, dict[str, int]]:
-    """Parameters and bytes of every backbone's halves, the trunk in bf16."""
+def _backbones() -> dict[str, dict[str, Any]]:
+    """Parameters and bytes of every backbone's halves, the trunk in bf16, and what there is to be said of it."""
     import torch
 
     from ebr_engine.backbones.registry import named_configs
 
-    return {name: spec.parameters(config, torch.bfloat16) for name, (spec, config) in named_configs().items()}
+    found = named_configs().items()
+    return {name: {**spec.parameters(config, torch.bfloat16), "note": spec.note} for name, (spec, config) in found}
 
 
 def _memory() -> dict[str, dict[str, int]]:
@@ -127,7 +131,7 @@ def _memory() -> dict[str, dict[str, int]]:
 
     needs = {}
     for name, (spec, config) in named_configs().items():
-        height, width = spec.released_size or (spec.tile, spec.tile)
+        height, width = spec.native_size
         frames = spec.chunk[0] if spec.knows_time else 1
         model = costs(spec, config, "bf16", "cuda")
         ways = fallbacks(Fallback(spec.tile, spec.overlap, frames=frames), model)
@@ -146,10 +150,11 @@ def _needs(frames: int, height: int, width: int, bytes: int, low_bytes: int, lea
     return f"{size}: {whole}; {low} with --low-memory, {least} at the least (--max-memory)"
 
 
-def _sizes(trunk_parameters: int, trunk_bytes: int, conditioner_parameters: int, conditioner_bytes: int) -> str:
+def _sizes(trunk_parameters: int, trunk_bytes: int, conditioner_parameters: int, conditioner_bytes: int, note: str) -> str:
     trunk, conditioner = (_rounded(count, "") for count in (trunk_parameters, conditioner_parameters))
     device, host = (_rounded(count, "B") for count in (trunk_bytes, conditioner_bytes))
-    return f"{trunk} parameters on the device ({device} in bf16), {conditioner} that never get there ({host})"
+    sizes = f"{trunk} parameters on the device ({device} in bf16), {conditioner} that never get there ({host})"
+    return f"{sizes}; {note}" if note else sizes
 
 
 def _rounded(count: int, unit: str) -> str:

@@ -423,6 +423,7 @@ def test_of_the_hub_only_what_is_asked_for_is_fetched(hub):
         "transformer",
         "text_encoder*",
         "tokenizer*",
+        "model_index.json",
     }
     assert "transformer/*.safetensors" not in call["allow_patterns"]
 

@@ -9,7 +9,7 @@ from ebr_engine.prompts.prompt import load_prompt
 from ebr_engine.training import loop
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.learner import Learner
-from tests.real_layout import write_flux, write_flux2, write_wan
+from tests.real_layout import write_flux, write_flux2, write_wan, write_wan22, write_wan22_5b
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -23,8 +23,8 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EBR_CACHE_DIR", str(folder / "cache"))
-        write = {"wan": write_wan, "flux": write_flux, "flux2": write_flux2}
-        yield {name: function(folder / name) for name, function in write.items()}
+        writers = {"wan": write_wan, "flux": write_flux, "flux2": write_flux2, "wan22": write_wan22, "wan22-5b": write_wan22_5b}
+        yield {name: write(folder / name) for name, write in writers.items()}
 
 
 def config(models, backbone, data, **settings):
@@ -40,6 +40,8 @@ def config(models, backbone, data, **settings):
         ("flux", {"per_block": True}),
         ("flux2", {"per_block": True}),
         ("flux2", {"checkpointing": True}),
+        ("wan22", {}),
+        ("wan22-5b", {}),
     ],
 )
 def test_the_loss_of_a_fixed_batch_falls(models, pairs, tmp_path, backbone, settings):
@@ -56,8 +58,8 @@ def test_the_loss_of_a_fixed_batch_falls(models, pairs, tmp_path, backbone, sett
     learner = Learner.start(one, loop.backbone_of(one, "cpu"))
     with loop.samples_of(one) as samples, loop.LatentSamples(one, samples, learner.backbone) as latents:
         degraded, clean = latents.batch([0, 1])
-    side = 2 if backbone == "flux2" else 4
-    assert degraded.shape[2:] == ((5 - 1) // 4 + 1 if settings.get("frames") else 1, side, side)
+    cells = 32 // learner.backbone.codec.spatial
+    assert degraded.shape[2:] == ((5 - 1) // 4 + 1 if settings.get("frames") else 1, cells, cells)
     state = learner.states([0, 1], degraded, clean)
     learner.states = lambda *_: state
     losses = [learner.step(lambda *_: (degraded, clean)).loss for _ in range(8)]
