@@ -1,5 +1,7 @@
 """FLUX.2 from a folder in the published layout to a file: what diffusers' classes and the bridge's formula give."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ebr_engine.backbones.base import ModelSource
+from ebr_engine.backbones.registry import load_backbone
 from ebr_engine.bridge.sampler import draw_noise
+from ebr_engine.errors import EngineWarning
 from ebr_engine.media.images import read_image, write_image
 from ebr_engine.media.picture import Picture
 from ebr_engine.prompts.prompt import Prompt
@@ -89,6 +94,23 @@ def test_a_picture_is_what_diffusers_classes_and_the_formula_give(cli, model):
     np.testing.assert_allclose(read_image("out.png").pixels, expected, atol=CLOSE)
 
 
+@pytest.mark.parametrize("says", [True, False])
+def test_a_distilled_model_is_told_in_a_line(model, tmp_path, says):
+    from ebr_engine.backbones.checkpoint import find_model
+
+    named = shutil.copytree(model, tmp_path / "flux-2-klein-4b")
+    if says:
+        index = json.loads((named / "model_index.json").read_text())
+        (named / "model_index.json").write_text(json.dumps(index | {"is_distilled": True}))
+        with pytest.warns(EngineWarning, match="klein-4b@.* is distilled to few steps.*FLUX.2-klein-base-4B"):
+            load_backbone("flux2", ModelSource(named), torch.device("cpu"), "fp32")
+        return
+    assert not find_model("flux2", named).distilled  # the index has the last word
+    (named / "model_index.json").unlink()
+    assert find_model("flux2", named).distilled
+    assert not find_model("flux2", named.rename(tmp_path / "flux-2-klein-base-4b")).distilled
+
+
 def test_a_prompt_is_learned_built_into_an_engine_file_and_restores(cli, model):
     for side, gain in (("input", 0.5), ("target", 1.0)):
         Path("pairs", side).mkdir(parents=True)
@@ -98,7 +120,7 @@ def test_a_prompt_is_learned_built_into_an_engine_file_and_restores(cli, model):
     assert cli("train", *learn, *arguments(model))[0] == 0
     assert cli("prompts", "add", "fog.safetensors")[0] == 0
     picture("in.png", 32, 48)
-    how = ["--task", "fog", "--steps", "2", *arguments(model, "--precision", "fp8")]
+    how = ["--task", "fog", "--steps", "2", *arguments(model, "--precision", "fp32")]
     assert cli("restore", "in.png", "-o", "direct.png", *how)[0] == 0
     assert cli("build", "-o", "fog.ebr", *how)[0] == 0
     assert cli("restore", "in.png", "-o", "engine.png", "--engine", "fog.ebr", "--device", "cpu")[0] == 0
