@@ -22,9 +22,9 @@ DEV_SYSTEM_MESSAGE = (
     "object\nattribution and actions without speculation."
 )
 TOKEN_BYTES = {
-    ("cpu", "fp32"): ((72, 0),),
-    ("cpu", "bf16"): ((56, 0),),
-    ("cpu", "fp8"): ((80, 0),),
+    ("cpu", "fp32"): ((72, 0), (16, 16)),
+    ("cpu", "bf16"): ((56, 0), (10, 20)),  # the gate is computed in float32 there
+    ("cpu", "fp8"): ((80, 0), (10, 20)),
     ("cuda", "bf16"): ((26, 0), (8, 6)),
     ("cuda", "fp8"): ((26, 0), (6, 5)),
 }
