@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import report
-from benchmarks.gpu_cases import MODELS, sizes
+from benchmarks.gpu_cases import MODELS as CHECKED
+from benchmarks.gpu_cases import sizes
 from benchmarks.report import ROOT, Benchmark, columns
 from benchmarks.roofline import WAN_DISTINCT, workload
 from ebr_engine.kernels import backend
@@ -39,6 +40,7 @@ from ebr_engine.kernels import prompt_attention_gradient as attention_gradient
 from ebr_engine.kernels.attention_fp8 import attention_fp8_launch, quantize_heads_launch
 from ebr_engine.kernels.bridge_step import bridge_step_launch
 from ebr_engine.kernels.context_kv import context_kv_launch
+from ebr_engine.kernels.gated_activation import empty_joined, gated_activation_backward_launch, gated_activation_launch
 from ebr_engine.kernels.gated_residual_norm import gated_residual_norm_backward_launch, gated_residual_norm_launch
 from ebr_engine.kernels.layer_norm_modulate import layer_norm_modulate_backward_launch, layer_norm_modulate_launch
 from ebr_engine.kernels.qk_norm_rope import qk_norm_rope_backward_launch, qk_norm_rope_launch
@@ -48,6 +50,7 @@ from ebr_engine.kernels.quantize_fp8 import empty_quantized, quantize_fp8_launch
 from ebr_engine.kernels.scaled_linear import scaled_linear_launch
 from ebr_engine.kernels.scaled_linear_persistent import FORMS as PERSISTENT_FORMS
 
+MODELS = (*CHECKED, "flux2-klein-4b", "flux2-dev")
 ARCHS = (80, 89, 90, 100, 120)
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}  # bytes a block may ask for
 SHARED = {80: 167936, 86: 102400, 89: 102400, 90: 233472, 100: 233472, 120: 102400}  # bytes that a multiprocessor's blocks share
@@ -153,6 +156,15 @@ def gated_residual_norm(s: Shapes) -> None:
         gated_residual_norm_backward_launch(s.stream, s.stream, s.stream, gate, s.table, 1e-6)
 
 
+def gated_activation(s: Shapes) -> None:
+    x = s.bf16(1, s.tokens, 2 * s.ffn)
+    for beside in (None, s.stream):
+        gated_activation_launch(x, beside, empty_joined(x, beside, torch.bfloat16))
+        if s.has_fp8:
+            gated_activation_launch(x, beside, *empty_quantized(empty_joined(x, beside, torch.bfloat16)))
+    gated_activation_backward_launch(s.bf16(1, s.tokens, s.ffn), x)
+
+
 def qk_norm_rope(s: Shapes) -> None:
     qkv, weight = s.bf16(1, s.tokens, 3 * s.width), s.bf16(s.width if s.wan else s.head)
     angles, gradient = s.wide(s.tokens, s.head // 2), s.bf16(1, s.heads, s.tokens, s.head)
@@ -231,6 +243,7 @@ OPERATIONS: dict[str, Callable[[Shapes], None]] = {
     for function in (
         layer_norm_modulate,
         gated_residual_norm,
+        gated_activation,
         qk_norm_rope,
         quantize_fp8,
         prompt_attention,

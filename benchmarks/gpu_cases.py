@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.models import FLUX, family
-from benchmarks.roofline import MLP_RATIO, WAN_DISTINCT, workload
+from benchmarks.roofline import WAN_DISTINCT, workload
+from ebr_engine.backbones.wan.model import WanConfig
 from ebr_engine.kernels import (
     attention,
     attention_fp8,
@@ -57,8 +57,8 @@ SMALL = Sizes("small", 128, 2, 256, 64, 16, True)
 def sizes(model: str, tokens: int | None = None, batch: int = 1) -> Sizes:
     """A model's sizes at its released resolution, or with another number of tokens."""
     work = workload(model)
-    config, flux = work.config, family(work.config) is FLUX
-    ffn = MLP_RATIO * config.width if flux else config.ffn_dim
+    config, flux = work.config, not isinstance(work.config, WanConfig)
+    ffn = config.hidden
     joint = work.tokens + (work.text if flux else 0)
     text = min(work.text, tokens or work.text) if flux else work.text
     return Sizes(model, config.width, config.num_attention_heads, ffn, tokens or joint, text, flux, batch)

@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.report import columns, commit, write_json
 from ebr_engine.backbones.flux.model import FREQUENCIES, MLP_RATIO, FluxConfig
+from ebr_engine.backbones.flux2.model import Flux2Config
 from ebr_engine.backbones.registry import named_configs
 from ebr_engine.backbones.wan.model import MODULATIONS, WanConfig
 
@@ -25,7 +26,17 @@ BF16 = 2
 STATE = 4  # the bridge state is float32
 WAN_TEXT, WAN_DISTINCT = 226, 2  # rows of the empty text, and how many of them differ
 FLUX_TEXT = 512
-MODELS = ("wan-1.3b", "wan-14b", "flux-dev", "flux-schnell", "wan22-a14b", "wan22-5b")
+MODELS = (
+    "wan-1.3b",
+    "wan-14b",
+    "flux-dev",
+    "flux-schnell",
+    "wan22-a14b",
+    "wan22-5b",
+    "flux2-klein-4b",
+    "flux2-klein-9b",
+    "flux2-dev",
+)
 
 # Bytes an element costs in diffusers' eager modules at bf16; w and r are a write and a read of 2 or 4 bytes.
 PLAIN_WAN_NORM = 36  # to float32 (6), norm (8), × (1 + scale) (8), + shift (8), to bf16 (6)
@@ -36,6 +47,7 @@ PLAIN_WAN_ROPE = 22  # a half is two products in float32 (3 + 3) and their diffe
 PLAIN_FLUX_NORM, PLAIN_FLUX_GATED = 12, 10  # norm, ×, + (4 each); × gate (4), sum (6)
 PLAIN_FLUX_ROPE = 52  # rotated copy (6), both to float32 (12), × cos, × sin (16), sum (12), to bf16 (6)
 PLAIN_COPY = 4
+PLAIN_GATE = 10  # SiLU (4), × (6)
 PLAIN_STEP = 17  # float32 passes: t·v, D, three products and two sums
 
 
@@ -87,7 +99,7 @@ class Workload:
 
     backbone: str
     description: str
-    config: WanConfig | FluxConfig
+    config: WanConfig | FluxConfig | Flux2Config
     latent: tuple[int, ...]
     tokens: int  # of the picture or clip
     text: int  # text rows; Wan's are merged into `distinct` ones
@@ -178,15 +190,19 @@ def gelu_linear(name: str, count: int, rows: int, inputs: int, outputs: int, nar
 
 
 def flux_step(work: Workload, narrow: int = BF16) -> list[Operation]:
-    """The operations of one step of FLUX, as in `wan_step`; a prompt costs nothing but its rows' read."""
+    """The operations of one step of FLUX.1 or FLUX.2, as in `wan_step`; a prompt costs nothing but its rows' read."""
     config, n, t = work.config, work.tokens, work.text
     width, doubles, singles = config.width, config.num_layers, config.num_single_layers
-    hidden, joint = MLP_RATIO * width, n + work.text
+    hidden, joint = config.hidden, n + work.text
     element, rows = joint * width, 3 * t * width  # a prompt's constant rows for q, k and v
     rope = 2 * (PLAIN_RMS + PLAIN_FLUX_ROPE)
     updated = (3 * BF16 + narrow) * element, (PLAIN_FLUX_GATED + PLAIN_FLUX_NORM) * element
-    modulations = (12 * doubles + 3 * singles + 2) * width * width
-    embedders = (2 * FREQUENCIES + config.pooled_projection_dim + 3 * width) * width
+    if isinstance(config, Flux2Config):  # whose blocks of a kind share their modulation
+        modulations = (12 + 3 + 2) * width * width
+        embedders = (1 + config.guidance_embeds) * (config.timestep_guidance_channels + width) * width
+    else:
+        modulations = (12 * doubles + 3 * singles + 2) * width * width
+        embedders = (2 * FREQUENCIES + config.pooled_projection_dim + 3 * width) * width
     text = config.joint_attention_dim * width
 
     def streams(layer: Any, name: str, *sizes: int, **settings: Any) -> Iterator[Operation]:
@@ -197,6 +213,18 @@ def flux_step(work: Workload, narrow: int = BF16) -> list[Operation]:
     double_rope = replace(
         single_rope, name="qk_norm_rope (double)", count=doubles, plain_bytes=(rope + 3 * PLAIN_COPY + 6) * element
     )
+    if config.gated:  # GELU's place is taken by an operation that reads both halves of up's output
+        ups = streams(linear, "up", width, 2 * hidden)
+        gates = [operation("gated_activation", doubles, 0, (2 * BF16 + narrow) * joint * hidden, PLAIN_GATE * joint * hidden)]
+        single_up = linear("single up", singles, joint, width, 2 * hidden, narrow)
+        size = (2 * BF16 + narrow) * joint * hidden + (BF16 + narrow) * element
+        plain = PLAIN_GATE * joint * hidden + PLAIN_COPY * joint * (width + hidden)
+        join = operation("gated_activation, joined", singles, 0, size, plain)
+    else:
+        ups, gates = streams(gelu_linear, "up + GELU", width, hidden), []
+        single_up = gelu_linear("single up + GELU", singles, joint, width, hidden, narrow)
+        size, plain = (1 + MLP_RATIO) * element * (BF16 + narrow), (1 + MLP_RATIO) * PLAIN_COPY * element
+        join = operation("join attention and hidden", singles, 0, size, plain)
     return [
         linear("image_in", 1, n, config.in_channels, width, BF16),
         operation("layer_norm_modulate", 1, 0, (BF16 + narrow) * element, PLAIN_FLUX_NORM * element),
@@ -207,19 +235,14 @@ def flux_step(work: Workload, narrow: int = BF16) -> list[Operation]:
         *quantize("quantize_fp8 (attention)", doubles, joint, width, narrow),
         *streams(linear, "out", width, width),
         operation("gated_residual_norm (feed-forward)", doubles, 0, *updated),
-        *streams(gelu_linear, "up + GELU", width, hidden),
+        *ups,
+        *gates,
         *streams(linear, "down", hidden, width),
         operation("gated_residual_norm (next)", doubles, 0, *updated),
         linear("single qkv", singles, joint, width, 3 * width, narrow, parts=3),
         single_rope,
-        gelu_linear("single up + GELU", singles, joint, width, hidden, narrow),
-        operation(
-            "join attention and hidden",
-            singles,
-            0,
-            (1 + MLP_RATIO) * element * (BF16 + narrow),
-            (1 + MLP_RATIO) * PLAIN_COPY * element,
-        ),
+        single_up,
+        join,
         linear("single out", singles, joint, width + hidden, width, narrow),
         operation("gated_residual_norm (single)", singles, 0, updated[0], updated[1] + PLAIN_COPY * element),
         linear("image_out", 1, n, width, config.in_channels, BF16),
@@ -251,9 +274,9 @@ def workload(backbone: str, height: int | None = None, width: int | None = None,
     spec, config = named_configs()[backbone]
     height, width = height or spec.native_size[0], width or spec.native_size[1]
     cells = tuple(side // spec.codec_costs.spatial for side in (height, width))
-    if isinstance(config, FluxConfig):
-        latent = (config.latent_channels, *cells)
-        return Workload(backbone, f"{height}x{width}", config, latent, math.prod(cells) // 4, FLUX_TEXT)
+    if isinstance(config, (FluxConfig, Flux2Config)):
+        latent, tokens = (config.latent_channels, *cells), math.prod(cells) // math.prod(config.patch)
+        return Workload(backbone, f"{height}x{width}", config, latent, tokens, FLUX_TEXT)
     grid = ((frames - 1) // spec.codec_costs.temporal + 1, *cells)
     tokens = math.prod(grid) // config.patch_volume
     return Workload(backbone, f"{height}x{width}, {frames} frames", config, (config.in_channels, *grid), tokens, WAN_TEXT)
@@ -261,7 +284,7 @@ def workload(backbone: str, height: int | None = None, width: int | None = None,
 
 def step(work: Workload, narrow: int = BF16) -> list[Operation]:
     """The operations of one step of a workload."""
-    return (flux_step if isinstance(work.config, FluxConfig) else wan_step)(work, narrow)
+    return (wan_step if isinstance(work.config, WanConfig) else flux_step)(work, narrow)
 
 
 def analyse(work: Workload, gpu: Gpu) -> dict[str, Any]:

@@ -193,6 +193,7 @@ class Checkpoints:
     passed_over: str = ""  # how folders and files with a transformer of the same model are called that no bridge meets
     marks: tuple[str, ...] = ()  # what its model_index.json names, and that of no other model with this class of transformer
     boundary: float = 1.0  # see `Backbone.boundary`; where model_index.json does not say
+    distilled: str = ""  # what is in the name of a model that was distilled to few steps, where model_index.json does not say
 
 
 @dataclass(frozen=True)

@@ -251,7 +251,8 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear):
         super().__init__()
         self.rounded = Int8Weight(linear.weight)
-        self.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+        self.biased = linear.bias is not None
+        self.bias = nn.Parameter(bias_of(linear), requires_grad=False)
 
     @property
     def bytes(self) -> int:
@@ -268,9 +269,10 @@ class Int8Linear(nn.Module):
 
     def dense(self) -> nn.Linear:
         """An ordinary layer of the rounded weights."""
-        linear = nn.Linear(*reversed(self.rounded.shape), device="meta")
+        linear = nn.Linear(*reversed(self.rounded.shape), self.biased, device="meta")
         linear.weight = nn.Parameter(self.dequantised(), requires_grad=False)
-        linear.bias = self.bias
+        if self.biased:
+            linear.bias = self.bias
         return linear
 
     def dequantised(self) -> Tensor:

@@ -77,8 +77,9 @@ def test_wan_s_operations_are_those_of_the_trunk(backbone, size):
 
 
 @pytest.mark.parametrize("size", [(64, 96), (1024, 1024)])
-def test_flux_s_operations_are_those_of_the_trunk(size):
-    work = roofline.workload("flux-dev", *size)
+@pytest.mark.parametrize("backbone", ["flux-dev", "flux2-klein-4b"])
+def test_flux_s_operations_are_those_of_the_trunk(backbone, size):
+    work = roofline.workload(backbone, *size)
     assert flop(work) == flux_flop(work)
 
 
