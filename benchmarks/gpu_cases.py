@@ -15,6 +15,7 @@ from ebr_engine.kernels import (
     attention_fp8,
     bridge_step,
     context_kv,
+    gated_activation,
     prompt_attention,
     qk_norm_rope,
     qkv_norm_rope,
@@ -123,7 +124,19 @@ class Draw:
 def cases(s: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Callable[[], list[Case]]]:
     """Makers of the cases at these sizes, one after the other, so that the inputs of only one lie in memory."""
     draw = Draw(device, dtype)
-    for make in (norms, gated_norms, rotary, projected, quantised, self_attention, cross_attention, keys_values, step, linears):
+    for make in (
+        norms,
+        gated_norms,
+        gated_hidden,
+        rotary,
+        projected,
+        quantised,
+        self_attention,
+        cross_attention,
+        keys_values,
+        step,
+        linears,
+    ):
         yield lambda make=make: make(s, draw)
 
 
@@ -176,6 +189,19 @@ def gated_norms(s: Sizes, draw: Draw) -> list[Case]:
             gated.gated_residual_norm_ref, learned=("x", "y"),
         ),
     ]  # fmt: skip
+
+
+def gated_hidden(s: Sizes, draw: Draw) -> list[Case]:
+    """FLUX.2's feed-forward: its hidden layer alone, and joined with attention beside it."""
+    inputs = {"x": draw(s.batch, s.tokens, 2 * s.ffn), "beside": None}
+    joined = inputs | {"beside": draw(s.batch, s.tokens, s.width)}
+    functions = gated_activation.gated_activation, gated_activation.gated_activation_ref
+    eight_bits = gated_activation.gated_activation_fp8, gated_activation.gated_activation_fp8_ref
+    return [
+        Case("gated_activation", "", inputs, *functions, learned=("x",)),
+        Case("gated_activation", "joined", joined, *functions),
+        Case("gated_activation", "joined, fp8", joined, *eight_bits, exact=gated_activation.gated_activation_ref),
+    ]
 
 
 def rotary(s: Sizes, draw: Draw) -> list[Case]:
