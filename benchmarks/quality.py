@@ -1,17 +1,17 @@
-"""`python -m benchmarks.quality steps|fp8|colour-fix|auto-task`: what a choice costs or gains in dB, on `mini` and real photos.
+"""`python -m benchmarks.quality steps|evaluations|fp8|int8|colour-fix|auto-task`: what choices cost in dB, with photos on `mini`.
 
-*steps*: see `steps.py`.
+*steps*: see `steps.py`; *evaluations*: see `evaluations.py`.
 
 *fp8*: PSNR of every task and photo of `ebr-engine eval`, restored with the trunk in float32, with its fp8 layers, and with
 attention in eight bits, emulated. Attention: its error with q, k and v that a photograph gives at the real heads. Layers:
 random weights, and activations as a LayerNorm gives them, at the sizes of Wan 2.1 and FLUX; the error is relative, against the
 layer in float64, and bf16's is beside it.
 
-*colour-fix*: the same photos and degradations, each restored once by its task's prompt (5 steps, seed 42) and corrected in every
-way of `media/colour_fix.py`. `BY_TASK` in that file names, for rain, snow and blur, the way that is best on average; haze and low
-light keep none, whatever is measured, because there the input's low frequencies are the damage; the table has what it should be.
+*colour-fix*: the same photos and degradations, each restored once by its task's prompt (seed 42) and corrected in every way of
+`media/colour_fix.py`. `BY_TASK` in that file names, for rain, snow and blur, the way that is best on average; haze and low light
+keep none, whatever is measured, because there the input's low frequencies are the damage; the table has what it should be.
 
-*auto-task*: see `auto_task.py`.
+*auto-task*: see `auto_task.py`. *int8*: see `int8.py`.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import auto_task, report, steps
+from benchmarks import auto_task, evaluations, int8, report, steps
 from benchmarks.clock import relative_rms
 from benchmarks.report import Benchmark, columns, mean
 from ebr_engine.backbones.layers import Fp8Linear, feed_forward
@@ -42,7 +42,7 @@ WORTH = 0.05  # dB that a correction has to gain to be a default
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """One of the four."""
+    """One of the six."""
     report.main("quality", __doc__, BENCHMARKS, arguments)
 
 
@@ -209,7 +209,9 @@ def colour_table(result: dict[str, Any]) -> str:
 
 BENCHMARKS = {
     "steps": Benchmark(steps.options, steps.measure, steps.table, steps.plot),
+    "evaluations": Benchmark(evaluations.options, evaluations.measure, evaluations.table),
     "fp8": Benchmark(fp8_options, fp8, fp8_table),
+    "int8": Benchmark(int8.options, int8.measure, int8.table),
     "colour-fix": Benchmark(colour_options, colours, colour_table),
     "auto-task": Benchmark(auto_task.options, auto_task.measure, auto_task.table),
 }

@@ -18,15 +18,14 @@ from typing import Any
 
 from benchmarks.report import columns, commit, write_json
 from ebr_engine.backbones.flux.model import FREQUENCIES, MLP_RATIO, FluxConfig
-from ebr_engine.backbones.registry import named_config
+from ebr_engine.backbones.registry import named_configs
 from ebr_engine.backbones.wan.model import MODULATIONS, WanConfig
 
 BF16 = 2
 STATE = 4  # the bridge state is float32
 WAN_TEXT, WAN_DISTINCT = 226, 2  # rows of the empty text, and how many of them differ
 FLUX_TEXT = 512
-WAN_STRIDE = (4, 8, 8)  # frames and pixels that a latent cell of Wan's codec spans
-FLUX_STRIDE = 8
+MODELS = ("wan-1.3b", "wan-14b", "flux-dev", "flux-schnell", "wan22-a14b", "wan22-5b")
 
 # Bytes an element costs in diffusers' eager modules at bf16; w and r are a write and a read of 2 or 4 bytes.
 PLAIN_WAN_NORM = 36  # to float32 (6), norm (8), × (1 + scale) (8), + shift (8), to bf16 (6)
@@ -248,14 +247,14 @@ def in_place(work: Workload, narrow: int = BF16) -> list[tuple[str, Operation, t
 
 
 def workload(backbone: str, height: int | None = None, width: int | None = None, frames: int = 33) -> Workload:
-    """A backbone at a size in pixels (480×832 and 33 frames for Wan, 1024² for FLUX when not given)."""
-    config = named_config(backbone)
+    """A backbone at a size in pixels (that of its spec when not given), and clips of 33 frames."""
+    spec, config = named_configs()[backbone]
+    height, width = height or spec.native_size[0], width or spec.native_size[1]
+    cells = tuple(side // spec.codec_costs.spatial for side in (height, width))
     if isinstance(config, FluxConfig):
-        height, width = height or 1024, width or 1024
-        latent = (config.latent_channels, height // FLUX_STRIDE, width // FLUX_STRIDE)
-        return Workload(backbone, f"{height}x{width}", config, latent, math.prod(latent[1:]) // 4, FLUX_TEXT)
-    height, width = height or 480, width or 832
-    grid = ((frames - 1) // WAN_STRIDE[0] + 1, height // WAN_STRIDE[1], width // WAN_STRIDE[2])
+        latent = (config.latent_channels, *cells)
+        return Workload(backbone, f"{height}x{width}", config, latent, math.prod(cells) // 4, FLUX_TEXT)
+    grid = ((frames - 1) // spec.codec_costs.temporal + 1, *cells)
     tokens = math.prod(grid) // config.patch_volume
     return Workload(backbone, f"{height}x{width}, {frames} frames", config, (config.in_channels, *grid), tokens, WAN_TEXT)
 
@@ -347,13 +346,12 @@ def table(result: dict[str, Any], gpu: Gpu, name: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of one backbone or of all, and write everything to a JSON file on request."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__.splitlines()[0])
-    backbones = ("wan-1.3b", "wan-14b", "flux-dev")
-    parser.add_argument("--backbone", choices=backbones, help="default: all")
+    parser.add_argument("--backbone", choices=MODELS, help="default: all")
     parser.add_argument("--gpu", choices=GPUS, default="h200")
     parser.add_argument("--bf16", type=float, metavar="TFLOPS", help="another product rate than the named GPU's")
     parser.add_argument("--fp8", type=float, metavar="TFLOPS")
     parser.add_argument("--bandwidth", type=float, metavar="TBPS")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the released sizes")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the backbone's own")
     parser.add_argument("--frames", type=int, default=33, help="of a clip, 4n + 1")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number")
     options = parser.parse_args(arguments)
@@ -362,13 +360,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("rates must be positive")
     if options.frames < 1 or options.frames % 4 != 1:
         parser.error(f"--frames must be 4n + 1, got {options.frames}")
-    if options.size and any(side < 16 or side % 16 for side in options.size):
-        parser.error("--size must be multiples of 16")
+    chosen = [options.backbone] if options.backbone else MODELS
+    for name in chosen if options.size else ():
+        spec, config = named_configs()[name]
+        multiple = spec.codec_costs.spatial * config.patch[-1]
+        if any(side < multiple or side % multiple for side in options.size):
+            parser.error(f"--size must be multiples of {multiple} for {name}")
     gpu = GPUS[options.gpu]
     if given:
         gpu = replace(gpu, **given, source=f"{gpu.source}; given: {', '.join(given)}")
-    works = [workload(name, *(options.size or (None, None)), options.frames) for name in backbones]
-    results = [analyse(work, gpu) for work in works if options.backbone in (None, work.backbone)]
+    results = [analyse(workload(name, *(options.size or (None, None)), options.frames), gpu) for name in chosen]
     print("\n\n".join(table(result, gpu, options.gpu) for result in results))
     if options.json:
         about = {"gpu": {"name": options.gpu, **asdict(gpu)}, "commit": commit()}

@@ -53,7 +53,7 @@ void norm_row(const T* x, const T* y, const float* gate, const float* weight, co
         sums += v;
         store(row + d, v);
     });
-    const float mean = sum(sums) / width;
+    const float mean = bias ? sum(sums) / width : 0;
     V squares{};
     along(width, [&](int64_t d, auto whole) {
         V v = load(row + d) - mean;
@@ -63,7 +63,8 @@ void norm_row(const T* x, const T* y, const float* gate, const float* weight, co
     });
     const float inverse = 1 / std::sqrt(sum(squares) / width + eps);
     along(width, [&](int64_t d, auto whole) {
-        const V v = load(row + d) * inverse * load(weight + d) + load(bias + d);
+        const V n = load(row + d) * inverse * load(weight + d);
+        const V v = bias ? n + load(bias + d) : n;
         whole ? store(out + d, v) : put(out + d, v, width - d);
     });
 }
@@ -76,7 +77,7 @@ void norm_all(const Norm& a) {
         float* to = table + b * tables;
         if (a.gate.address) widen(a.gate, b * a.gate.batch, a.width, to);
         widen(a.weight, b * a.weight.batch, a.width, to + padded);
-        widen(a.bias, b * a.bias.batch, a.width, to + 2 * padded);
+        if (a.bias.address) widen(a.bias, b * a.bias.batch, a.width, to + 2 * padded);
     }
     const int64_t rows = a.batch * a.tokens;
     spread((rows + SOME - 1) / SOME, a.threads, [&](int64_t part) {
@@ -88,7 +89,7 @@ void norm_all(const Norm& a) {
             const T* y = a.y.address ? reinterpret_cast<const T*>(a.y.address) + b * a.y.batch + n * a.y.token : nullptr;
             T* total = a.total ? reinterpret_cast<T*>(a.total) + i * a.width : nullptr;
             T* out = reinterpret_cast<T*>(a.out) + i * a.width;
-            norm_row(x, y, a.gate.address ? to : nullptr, to + padded, to + 2 * padded, total, out, a.width, a.eps, row);
+            norm_row(x, y, a.gate.address ? to : nullptr, to + padded, a.bias.address ? to + 2 * padded : nullptr, total, out, a.width, a.eps, row);
         }
     });
 }

@@ -225,7 +225,7 @@ class Spec:
     mix: str = "residual"  # how several prompts are mixed, unless it is said
     related: tuple[str, ...] = ()  # backbones whose prompts are taken too, where the sizes agree
     note: str = ""  # what `ebr-engine info` says beside the sizes
-    licence: str = ""  # of the published weights
+    licences: Mapping[str, str] = field(default_factory=dict)  # of the published weights, by the names of the sizes
     ran: str = ""  # what has been run so far, and where
 
     released_size: tuple[int, int] | None = None  # height and width of the published protocol

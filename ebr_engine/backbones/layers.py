@@ -13,9 +13,10 @@ from ebr_engine.errors import BackboneError, warn
 from ebr_engine.kernels.backend import has_fp8
 from ebr_engine.kernels.gated_activation import gated_activation, gated_activation_fp8
 from ebr_engine.kernels.gated_residual_norm import gated_residual_norm, gated_residual_norm_fp8
+from ebr_engine.kernels.gelu import gelu
 from ebr_engine.kernels.int8_linear import Int8Weight, can_int8, int8_linear
 from ebr_engine.kernels.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_fp8
-from ebr_engine.kernels.packed_linear import PackedWeight, can_pack, packed_linear
+from ebr_engine.kernels.packed_linear import PackedWeight, can_pack, packed_linear, packing_pays
 from ebr_engine.kernels.qk_norm_rope import qk_norm_rope
 from ebr_engine.kernels.qkv_norm_rope import named_form, qkv_norm_rope
 from ebr_engine.kernels.quantize_fp8 import Quantized, quantize_fp8
@@ -142,7 +143,7 @@ def gated_for(linears: tuple[nn.Module, ...], x: Tensor, beside: Tensor | None =
 
 def activated(layer: nn.Module, x: Tensor | Quantized) -> Tensor:
     """GELU of a linear layer, [..., N], in the layer's own pass where it is packed."""
-    return layer.gelu(x) if isinstance(layer, (PackedLinear, Int8Linear)) else F.gelu(layer(x), approximate="tanh")
+    return layer.gelu(x) if isinstance(layer, (PackedLinear, Int8Linear)) else gelu(layer(x))
 
 
 def quantize_trunk(trunk: nn.Module, kind: type[nn.Module] = Fp8Linear) -> int:
@@ -322,13 +323,14 @@ class PackedLinear(nn.Module):
 
 
 def pack_trunk(trunk: nn.Module, learns: bool = False) -> int:
-    """Replace the linear layers of every block by packed ones, in place, where this CPU has them; how many there were.
+    """Replace the linear layers of every block by packed ones, in place, where it pays on this CPU; how many there were.
 
     A layer's old weight is dropped before the next one is packed. `learns`: gradients pass through them at the same speed, for
     twice the memory.
     """
     layers = [(owner, name) for owner in trunk.modules() for name, layer in owner.named_children() if type(layer) is nn.Linear]
     layers = [(owner, name) for owner, name in layers if owner is not trunk and can_pack(getattr(owner, name).weight.dtype)]
+    layers = [(owner, name) for owner, name in layers if packing_pays(getattr(owner, name).weight)]
     for owner, name in layers:
         setattr(owner, name, PackedLinear(getattr(owner, name), learns))
     return len(layers)

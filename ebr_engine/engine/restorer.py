@@ -55,6 +55,7 @@ class Restorer:
         check_choice("EBR_KERNELS", backend.ASKED, backend.CHOICES)
         check_choice("EBR_VERIFY", backend.VERIFY, tuple(backend.VERIFY_CHOICES))
         check_choice("EBR_CPU_LEVEL", backend.CPU_LEVEL, backend.CPU_LEVELS)
+        check_choice("EBR_CPU_TUNE", backend.TUNE, backend.TUNES)
         paths = (Path(path).expanduser() if path else None for path in (request.context, request.vae))
         source = ModelSource(request.model, request.revision, request.offline, *paths, request.sample_latents)
         device, fitting = choose_device(request.device), Fitting(request.max_memory, request.low_memory)
@@ -95,6 +96,7 @@ class Restorer:
         check_choice("EBR_KERNELS", backend.ASKED, backend.CHOICES)
         check_choice("EBR_VERIFY", backend.VERIFY, tuple(backend.VERIFY_CHOICES))
         check_choice("EBR_CPU_LEVEL", backend.CPU_LEVEL, backend.CPU_LEVELS)
+        check_choice("EBR_CPU_TUNE", backend.TUNE, backend.TUNES)
         device, fitting = choose_device(request.device), Fitting(request.max_memory, request.low_memory)
 
         def load(offload: str) -> Restorer:

@@ -295,7 +295,9 @@ def test_what_began_before_the_device_was_lost_does_not_begin_again(run, monkeyp
     run.marks.flush()
     assert len(run.rows()) == 2  # the ceilings and the operation
     monkeypatch.undo()
-    again = clock.Run(CPU, True, time.monotonic() + 600, run.file, tmp_path, set((tmp_path / "begun").read_text().splitlines()))
+    again = clock.Run(
+        CPU, True, time.monotonic() + 600, run.file, tmp_path, tmp_path, set((tmp_path / "begun").read_text().splitlines())
+    )
     gpu_kernels.ops(again, ("attention",))
     _, first, *others = run.rows()
     assert [row.get("sizes") for row in (first, *others)] == ["small", None, "odd"]  # the ceilings are measured anew

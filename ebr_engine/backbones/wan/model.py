@@ -25,6 +25,7 @@ from ebr_engine.kernels.gated_residual_norm import gated_residual_norm
 from ebr_engine.kernels.prompt_attention import prompt_attention
 from ebr_engine.kernels.qk_norm_rope import qk_norm_rope
 from ebr_engine.kernels.quantize_fp8 import Quantized
+from ebr_engine.kernels.rms_norm import rms_norm
 
 ROPE_THETA = 10000.0
 MODULATIONS = 6  # shift, 1 + scale, gate of self-attention; the same of the feed-forward
@@ -327,8 +328,8 @@ class WanBlock(nn.Module):
 
     def cross_query(self, normed: Tensor) -> Tensor:
         """Cross-attention's queries, [B, heads, N, head_dim]."""
-        q = F.rms_norm(self.cross_q(normed).float(), normed.shape[-1:], self.cross_q_norm.float(), self.eps)
-        return q.to(normed.dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q = rms_norm(self.cross_q(normed), self.cross_q_norm, self.eps)
+        return q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:
