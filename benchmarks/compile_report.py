@@ -43,6 +43,8 @@ from ebr_engine.kernels.context_kv import context_kv_launch
 from ebr_engine.kernels.gated_activation import empty_joined, gated_activation_backward_launch, gated_activation_launch
 from ebr_engine.kernels.gated_residual_norm import gated_residual_norm_backward_launch, gated_residual_norm_launch
 from ebr_engine.kernels.layer_norm_modulate import layer_norm_modulate_backward_launch, layer_norm_modulate_launch
+from ebr_engine.kernels.prompt_attention_persistent import TILES as PROMPT_TILES
+from ebr_engine.kernels.prompt_attention_persistent import prompt_attention_persistent_launch
 from ebr_engine.kernels.qk_norm_rope import qk_norm_rope_backward_launch, qk_norm_rope_launch
 from ebr_engine.kernels.qkv_norm_rope import TILES as QKV_TILES
 from ebr_engine.kernels.qkv_norm_rope import qkv_norm_rope_launch
@@ -189,6 +191,16 @@ def prompt_attention(s: Shapes) -> None:
         attention_gradient.prompt_attention_backward_launch(q, *inputs, log_sum)
 
 
+def prompt_attention_persistent(s: Shapes) -> None:
+    if s.wan and s.persistent:
+        q = s.bf16(1, s.tokens, s.heads, s.head).transpose(1, 2)
+        text, prompt = s.bf16(1, s.heads, WAN_DISTINCT, s.head), s.bf16(1, s.heads, s.text, s.head)
+        for form, capability in PROMPT_TILES:
+            if capability == s.arch // 10:
+                inputs = q, text, text, s.wide(WAN_DISTINCT), prompt, prompt, s.wide(1)
+                prompt_attention_persistent_launch(*inputs, form)
+
+
 def bridge_step(s: Shapes) -> None:
     state = s.wide(1, *s.latent)
     bridge_step_launch(state, state, state, s.wide(3))
@@ -250,6 +262,7 @@ OPERATIONS: dict[str, Callable[[Shapes], None]] = {
         context_kv,
         scaled_linear,
         scaled_linear_persistent,
+        prompt_attention_persistent,
         qkv_norm_rope,
         attention_fp8,
         bridge_step,

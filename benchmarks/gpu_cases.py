@@ -17,6 +17,7 @@ from ebr_engine.kernels import (
     context_kv,
     gated_activation,
     prompt_attention,
+    prompt_attention_persistent,
     qk_norm_rope,
     qkv_norm_rope,
     quantize_fp8,
@@ -313,7 +314,7 @@ def cross_attention(s: Sizes, draw: Draw) -> list[Case]:
 
     functions = prompt_attention.prompt_attention, prompt_attention.prompt_attention_ref
     learned = ("q", "prompt_key", "prompt_value", "prompt_weight")
-    return [
+    usual = [
         Case(
             "prompt_attention", form, made(prompts), *functions, learned=learned if prompts else ("q",),
             flop=4 * s.batch * s.tokens * s.width * (distinct + prompts * s.text),
@@ -321,6 +322,21 @@ def cross_attention(s: Sizes, draw: Draw) -> list[Case]:
         )
         for form, prompts in (("", 1), ("no prompt", 0), ("2 prompts", 2))
     ]  # fmt: skip
+    if draw.dtype != torch.bfloat16 or not persistent(draw.device):
+        return usual
+
+    def run(form: str) -> Callable[..., Tensor]:
+        def launched(**given: Any) -> Tensor:
+            if not (given["q"].is_cuda and prompt_attention_persistent.described(given["q"], given["prompt_key"])):
+                return prompt_attention.prompt_attention_ref(**given)
+            return prompt_attention_persistent.prompt_attention_persistent_launch(*given.values(), form)
+
+        return launched
+
+    capability = torch.cuda.get_device_capability(draw.device)[0] if draw.device.type == "cuda" else 9
+    forms = [form for form, major in prompt_attention_persistent.TILES if major == capability]
+    changed = {"operation": "prompt_attention_persistent", "learned": ()}
+    return usual + [replace(usual[0], form=form, function=run(form), **changed) for form in forms]
 
 
 def keys_values(s: Sizes, draw: Draw) -> list[Case]:
