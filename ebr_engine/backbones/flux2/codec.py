@@ -27,6 +27,7 @@ class Flux2Codec(PictureCodec):
         self.fold = config.patch_size[0]
         self.spatial, self.channels = self.fold * 2 ** (len(config.block_out_channels) - 1), norm.num_features
         mean, std = norm.running_mean, torch.sqrt(norm.running_var + config.batch_norm_eps)
+        vae.bn = nn.Identity()  # read once; buffers would be moved, and read back, with the weights
         super().__init__(vae, mean.tolist(), std.tolist(), **options)
 
     @property
