@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ebr_engine.kernels import backend, tune
+from ebr_engine.kernels.attention_fp8 import attention_fp8
 
 logger = logging.getLogger("ebr_engine")
 
@@ -100,8 +101,13 @@ def attention_cuda(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention, [B, H, N, d] each → [B, H, N, d]; the fastest of what is there for the device."""
+def attention(q: Tensor, k: Tensor, v: Tensor, fp8: bool = False) -> Tensor:
+    """Scaled dot-product attention, [B, H, N, d] each → [B, H, N, d]; the fastest of what is there for the device.
+
+    `fp8`: in eight bits (`attention_fp8`), where nothing is being learned.
+    """
+    if fp8 and not torch.is_grad_enabled():
+        return attention_fp8(q, k, v)
     if q.is_cuda:
         return attention_cuda(q, k, v)
     if q.requires_grad and q.shape[-2] <= EXPLICIT_TOKENS:

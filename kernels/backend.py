@@ -60,6 +60,18 @@ def registered(x: Tensor) -> bool:
     return FORCED or (x.is_cuda and HAS_TRITON and ASKED == "auto")
 
 
+@contextmanager
+def in_place() -> Iterator[None]:
+    """Within it, operations of this process run their formulas in place of registrations, unless some are asked for: for who
+    learns a model's own weights, for which kernels have no gradients."""
+    global ASKED
+    before, ASKED = ASKED, "torch" if ASKED == "auto" else ASKED
+    try:
+        yield
+    finally:
+        ASKED = before
+
+
 def launches(x: Tensor) -> bool:
     """Whether Triton kernels can run on `x`: on a CUDA device, or anywhere in the interpreter."""
     return HAS_TRITON and (x.is_cuda or INTERPRETED) and not by_reference()

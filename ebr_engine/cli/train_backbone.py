@@ -1,4 +1,4 @@
-"""`ebr-engine train-backbone`: pre-train `mini` from nothing."""
+"""`ebr-engine train-backbone`: pre-train `mini` from nothing, on a CPU or a GPU."""
 
 from enum import Enum
 from pathlib import Path
@@ -20,7 +20,17 @@ def train_backbone(
     start: Annotated[
         Path | None, typer.Option("--from", metavar="FILE.safetensors", help="Begin with these weights, not random ones.")
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Crops of 64×64 a step, or as many pixels in larger ones.")] = 96,
+    device: Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu or cuda.")] = "auto",
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FOLDER", help="Your own pictures and clips in place of procedural images.")
+    ] = None,
+    scenes: Annotated[
+        Path | None, typer.Option("--scenes", metavar="FILE.safetensors", help="Keep the first images here for the next run.")
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", min=1, help="Crops of 64×64 a step, or as many pixels in larger ones; 96, on a GPU 384."),
+    ] = None,
     size_odds: Annotated[
         str, typer.Option("--size-odds", metavar="A,B,C", help="How often crops are 64, 128 and 256 pixels a side.")
     ] = "0.4,0.4,0.2",
@@ -34,6 +44,8 @@ def train_backbone(
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from FILE.ckpt if it is there.")] = True,
 ) -> None:
     """Pre-train mini by flow matching on procedural images; a log is kept in FILE.log.jsonl, a checkpoint in FILE.ckpt.
+
+    A run that was interrupted goes on when it is called again.
 
     With --from, weights over the block codec (files of mini's first format) are turned to the lapped codec to begin with.
 
@@ -49,10 +61,12 @@ def train_backbone(
     if len(odds) != 3 or not all(0 <= part < float("inf") for part in odds) or not sum(odds):
         raise EbrError(f"--size-odds takes three numbers such as 0.4,0.4,0.2, not {size_odds}")
 
-    from ebr_engine.training.pretrain import PretrainConfig, pretrain
+    from ebr_engine.training.pretrain import PretrainConfig, batch_for, line, pretrain
 
     rates = {"learning_rate": learning_rate, "decay": decay, "ema": ema}
-    config = PretrainConfig(minutes=minutes, seed=seed, batch=batch, size_odds=odds, compile=compile_blocks, **rates)
+    crops = batch_for(device) if batch is None else {"batch": batch}
+    config = PretrainConfig(minutes=minutes, seed=seed, size_odds=odds, compile=compile_blocks, **crops, **rates)
     typer.echo(f"pre-training {backbone.value} for {minutes:g} minutes; see {out.with_suffix('.log.jsonl')}", err=True)
-    pretrain(out, config, resume, start=start)
+    where = {"device": device, "data": data, "scenes": scenes}
+    pretrain(out, config, resume, start=start, **where, tell=lambda progress: typer.echo(line(progress), err=True))
     typer.echo(str(out))

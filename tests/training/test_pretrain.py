@@ -35,7 +35,7 @@ def quick(pool, monkeypatch):
     """Pre-training by a clock on which every iteration takes a minute; `firsts` are the pools' first scenes."""
     firsts, seconds = [], iter(range(0, 10**9, 60))
 
-    def small_pool(capacity, size, first, rate):
+    def small_pool(capacity, size, first, **_):
         firsts.append(first)
         return pool
 

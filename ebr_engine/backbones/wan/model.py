@@ -287,6 +287,8 @@ class WanTrunk(nn.Module):
 class WanBlock(nn.Module):
     """Self-attention, cross-attention to text and prompts, feed-forward."""
 
+    fp8_attention = False  # self-attention in eight bits
+
     def __init__(self, config: WanConfig):
         super().__init__()
         self.heads, self.eps = config.num_attention_heads, config.eps
@@ -316,7 +318,7 @@ class WanBlock(nn.Module):
     def attend(self, normed: Tensor | Quantized, cos: Tensor, sin: Tensor) -> Tensor:
         """Self-attention and its output projection, [B, N, D]."""
         q, k, v = qk_norm_rope(self.qkv(normed), self.q_norm, self.k_norm, cos, sin, self.heads, self.eps)
-        return self.out(attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out(attention(q, k, v, self.fp8_attention).transpose(1, 2).flatten(2))
 
     def cross(self, normed: Tensor, step: BlockStep) -> Tensor:
         """W_o·(text branch + Σ weight·prompt branch) + (1 + Σ weight)·b_o, [B, N, D]."""
