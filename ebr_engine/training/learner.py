@@ -166,7 +166,7 @@ class Learner:
             error = error * t.view(-1, 1, 1, 1, 1)
         if self.config.loss == "pixel":
             weight = 1 + self.config.tone * self.backbone.codec.tones
-            error = error * (self.backbone.codec.scale * weight.sqrt()).view(1, -1, 1, 1, 1)
+            error = error * self.backbone.codec.spread(self.backbone.codec.scale * weight.sqrt())
         if not self.config.even or degraded is None:
             return error.square().mean()
         damage = (degraded - state + t.view(-1, 1, 1, 1, 1) * target).square().mean((1, 2, 3, 4))

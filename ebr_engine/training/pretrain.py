@@ -1,4 +1,6 @@
-"""Pre-training of `mini` from nothing, by flow matching on procedural images with captions; afterwards it is frozen.
+"""Pre-training of a bundled backbone from nothing, by flow matching on procedural material with captions; then it is frozen.
+
+What is learned from is a `Course`: here `mini`'s, on images; `pretrain_sound.py` has that of `mini-audio`.
 
 Objective: v = ε − x0 at x_t = (1−t)·x0 + t·ε (Lipman et al., arXiv 2210.02747). About half of the images are degraded, and the
 caption says so; captions are dropped at random so that the empty text works. No photo and no pair of a degraded and a clean
@@ -7,8 +9,10 @@ image is ever seen: restoration is what prompts learn later.
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,12 +59,26 @@ class PretrainConfig:
             raise EbrError(f"the seed must be one of training, from 0 to {degradations.seeds('train').stop - 1}, got {self.seed}")
 
 
+@dataclass(frozen=True)
+class Course:
+    """What a backbone is pre-trained on."""
+
+    model: WanConfig
+    vocabulary: list[str]  # of captions
+    codec: Callable[[WanConfig], type]  # of a model's sizes
+    pool: Callable[[PretrainConfig, int], Any]  # (settings, run) → a context with the material
+    measured: Callable[[type, Any, torch.Generator], OrthonormalCodec]  # (codec, pool, generator) → it with its statistics
+    batch: Callable[..., tuple[Tensor, Tensor]]  # as `batch` below
+    save: Callable[[Path, Mini], None]
+    begin: Callable[[Path], Mini]  # a finished backbone to go on from
+
+
 class Pretrainee(nn.Module):
     """Text encoder, conditioner and trunk as one module under training."""
 
-    def __init__(self, config: WanConfig = MINI):
+    def __init__(self, config: WanConfig = MINI, vocabulary: list[str] = VOCABULARY):
         super().__init__()
-        self.text_encoder = MiniTextEncoder(VOCABULARY, config.text_dim)
+        self.text_encoder = MiniTextEncoder(vocabulary, config.text_dim)
         self.conditioner = WanConditioner(config)
         self.trunk = WanTrunk(config)
         self.initialise()
@@ -81,13 +99,13 @@ class Pretrainee(nn.Module):
 
     def begin_from(self, mini: Mini) -> None:
         """Take over a finished backbone's weights; `EbrError` when its captions have other words."""
-        if mini.text_encoder.vocabulary != VOCABULARY:
+        if mini.text_encoder.vocabulary != self.text_encoder.vocabulary:
             raise EbrError("these weights were trained with captions of other words; start from nothing")
         for part in ("text_encoder", "conditioner", "trunk"):
             getattr(self, part).load_state_dict(getattr(mini, part).state_dict())
 
     def forward(self, latent: Tensor, timestep: Tensor, ids: Tensor) -> Tensor:
-        """Velocity of noisy latents [B, C, 1, h, w] at timesteps [B] with captions as token ids [B, 16]."""
+        """Velocity of noisy latents [B, C, F, h, w] at timesteps [B] with captions as token ids [B, 16]."""
         modulation, head = self.conditioner.modulations(timestep)
         context = self.conditioner.encode_text(self.text_encoder(ids))
         key, value = self.conditioner.keys_values(context)
@@ -97,20 +115,29 @@ class Pretrainee(nn.Module):
         return self.trunk(latent, WanStep(modulation, head, key, value, log_count, no_prompt, no_prompt, weight))
 
 
-def pretrain(out: Path, config: PretrainConfig, resume: bool = True, sizes: WanConfig = MINI, start: Path | None = None) -> None:
-    """Train a backbone of `sizes` and write `out` (safetensors); an interrupted run goes on from its checkpoint (`.ckpt`).
+def pretrain(
+    out: Path,
+    config: PretrainConfig,
+    resume: bool = True,
+    sizes: WanConfig | None = None,
+    start: Path | None = None,
+    course: Course | None = None,
+) -> None:
+    """Train a backbone and write `out` (safetensors); an interrupted run goes on from its checkpoint (`.ckpt`).
 
-    `start`: weights to begin from in place of random ones, with a fresh optimizer; what is written tells both runs' training.
+    `course`: what it learns from, `mini`'s by default, and `sizes` of the model, if they are not the course's. `start`: weights
+    to begin from in place of random ones, with a fresh optimizer; what is written tells both runs' training.
     """
+    course = course or COURSE
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    begun = begin(load_mini(start)) if start else None
-    model = Pretrainee(begun.trunk.config if begun else sizes)
+    begun = course.begin(start) if start else None
+    model = Pretrainee(begun.trunk.config if begun else sizes or course.model, course.vocabulary)
     if begun:
         model.begin_from(begun)
     average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizers = make_optimizers(model, config)
-    checkpoint = out.with_suffix(".ckpt")
+    checkpoint, kind = out.with_suffix(".ckpt"), course.codec(model.trunk.config)
     passed, iteration, runs = 0.0, 0, 0
     codec = begun.codec if begun else None
     if resume and checkpoint.exists():
@@ -119,7 +146,7 @@ def pretrain(out: Path, config: PretrainConfig, resume: bool = True, sizes: WanC
         average = saved["average"]
         for optimizer, state in zip(optimizers, saved["optimizers"]):
             optimizer.load_state_dict(state)
-        codec = CODECS[model.trunk.config.in_channels](saved["mean"], saved["scale"])
+        codec = kind(saved["mean"], saved["scale"])
         passed, iteration, runs = saved["minutes"], saved["iteration"], saved["runs"] + 1
         generator.manual_seed(config.seed + runs)  # crops differ from the run before; scenes go on where it stopped
 
@@ -130,7 +157,7 @@ def pretrain(out: Path, config: PretrainConfig, resume: bool = True, sizes: WanC
         state |= {"mean": codec.mean, "scale": codec.scale, "minutes": passed, "iteration": iteration, "runs": runs}
         torch.save(state, checkpoint.with_suffix(".partial"))
         checkpoint.with_suffix(".partial").replace(checkpoint)
-        save_mini(
+        course.save(
             out,
             finished(model, average, codec, asdict(config) | {"minutes": round(passed, 1), "iterations": iteration} | history),
         )
@@ -141,9 +168,9 @@ def pretrain(out: Path, config: PretrainConfig, resume: bool = True, sizes: WanC
             block.compile(dynamic=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     log = out.with_suffix(".log.jsonl").open("a")
-    with ScenePool(config.pool, 256, first=runs * 10_000_000, rate=config.scenes_per_second) as pool:
+    with course.pool(config, runs) as pool:
         if codec is None:
-            codec = measured_codec(CODECS[model.trunk.config.in_channels], *pool.crops(512, 64, generator)[:1])
+            codec = course.measured(kind, pool, generator)
         saved_at, sums, recent = passed, {}, time.monotonic()
         while passed < config.minutes:
             started = time.monotonic()
@@ -154,7 +181,7 @@ def pretrain(out: Path, config: PretrainConfig, resume: bool = True, sizes: WanC
             # The first runs of a size compile; that happens early and counts in the budget as any other step does.
             which = int(torch.multinomial(torch.tensor(config.size_odds), 1, generator=generator))
             size = config.sizes[which] if iteration >= len(config.sizes) else config.sizes[iteration]
-            latent, ids = batch(pool, codec, model.text_encoder, config, size, generator)
+            latent, ids = course.batch(pool, codec, model.text_encoder, config, size, generator)
             t = torch.sigmoid(torch.randn(len(latent), generator=generator) * 1.2 - 0.8)
             noise = torch.randn(latent.shape, generator=generator)
             view = t.view(-1, 1, 1, 1, 1)
@@ -254,8 +281,20 @@ def begin(mini: Mini) -> Mini:
 
 def finished(model: Pretrainee, average: dict[str, Tensor], codec: OrthonormalCodec, training: dict) -> Mini:
     """A frozen backbone from the averaged weights."""
-    copy = Pretrainee(model.trunk.config)
+    copy = Pretrainee(model.trunk.config, model.text_encoder.vocabulary)
     copy.load_state_dict(average)
     copy.requires_grad_(False)
     context = copy.text_encoder(copy.text_encoder.tokenize([()]))[0]
     return Mini(copy.conditioner, copy.trunk, codec, copy.text_encoder, context, training)
+
+
+COURSE = Course(
+    model=MINI,
+    vocabulary=VOCABULARY,
+    codec=lambda sizes: CODECS[sizes.in_channels],
+    pool=lambda config, run: ScenePool(config.pool, 256, first=run * 10_000_000, rate=config.scenes_per_second),
+    measured=lambda kind, pool, generator: measured_codec(kind, *pool.crops(512, 64, generator)[:1]),
+    batch=lambda *arguments: batch(*arguments),
+    save=save_mini,
+    begin=lambda start: begin(load_mini(start)),
+)

@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ class ScenePool:
         self.pixels = torch.empty(capacity, 4, size, size, dtype=torch.uint8).share_memory_()  # RGB and depth
         self.words = torch.zeros(capacity, 3, dtype=torch.int64).share_memory_()  # places in CAPTION_WORDS
         last = first + capacity
-        _run([_start(self.pixels, self.words, first, range(first + i, last, workers), 0.0) for i in range(workers)])
+        run_processes([_start(self.pixels, self.words, first, range(first + i, last, workers), 0.0) for i in range(workers)])
         self._renewer = _start(self.pixels, self.words, first, range(last, seeds("train").stop), rate) if rate > 0 else None
 
     def crops(
@@ -69,13 +70,19 @@ def still_pool(capacity: int) -> ScenePool:
 
 
 def _start(*arguments: object) -> multiprocessing.Process:
+    return start_process(_render_into, *arguments)
+
+
+def start_process(function: Callable[..., None], *arguments: object) -> multiprocessing.Process:
+    """A process that calls a function, begun; it ends with this one."""
     # Not forked: a forked child of a process whose thread pool runs can wait for ever.
-    process = multiprocessing.get_context("spawn").Process(target=_render_into, args=arguments, daemon=True)
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments, daemon=True)
     process.start()
     return process
 
 
-def _run(processes: list[multiprocessing.Process]) -> None:
+def run_processes(processes: list[multiprocessing.Process]) -> None:
+    """Until all have ended; RuntimeError where one failed."""
     for process in processes:
         process.join()
     if any(process.exitcode for process in processes):

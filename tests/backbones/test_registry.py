@@ -92,7 +92,7 @@ def test_an_unknown_name_is_answered_with_those_there_are(name, words):
         spec(name)
     with pytest.raises(BackboneError, match="unknown configuration"):
         named_config(name)
-    assert {"mini", "wan-1.3b", "wan-14b", "flux-dev", "flux-schnell"} == named_configs().keys()
+    assert {"mini", "mini-audio", "wan-1.3b", "wan-14b", "flux-dev", "flux-schnell"} == named_configs().keys()
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def pool():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "set_num_threads", lambda count: None)
         patch.setattr(scenes, "_start", scenes._render_into)
-        patch.setattr(scenes, "_run", lambda processes: None)
+        patch.setattr(scenes, "run_processes", lambda processes: None)
         return ScenePool(4, 64)
 
 
