@@ -159,7 +159,7 @@ class RestoreRequest:
         choices=SIZES,
     )
 
-    backbone: str = _model("mini", "--backbone -b NAME", "The frozen transformer: mini, wan or flux.")
+    backbone: str = _model("mini", "--backbone -b NAME", "The frozen transformer: mini, wan or flux; mini-audio for sound.")
     model: str | Path | None = _model(
         None,
         "--model -m SOURCE",

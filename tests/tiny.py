@@ -61,6 +61,7 @@ def save_tiny_audio(path: Path, per_token: bool = False) -> Path:
     torch.manual_seed(1)
     model = Pretrainee(replace(TINY, in_channels=SoundCodec.channels, out_channels=SoundCodec.channels))
     with torch.no_grad():
+        model.trunk.patch_out.weight.mul_(3)
         model.conditioner.time_proj.weight.normal_(std=0.1)
         for block in model.trunk.blocks if per_token else ():
             block.out.weight.zero_()

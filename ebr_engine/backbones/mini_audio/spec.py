@@ -55,6 +55,6 @@ SPEC = Spec(
         course="ebr_engine.training.pretrain_sound",
     ),
     token_bytes=TOKEN_BYTES,
-    codec_costs=CodecCosts(24, 12, 1, 1),
+    codec_costs=CodecCosts(1536, 2048, 1, 1),
     flop=run_flop,
 )
