@@ -89,7 +89,7 @@ def read(source: Path, out: Path) -> tuple[Any, Any]:
         def write(pixels: torch.Tensor) -> None:
             write_image(out, Picture(**{**vars(picture), "pixels": pixels[0, :, 0].permute(1, 2, 0).numpy()}))
 
-    return torch.stack([torch.from_numpy(one) for one in pictures], 0).permute(3, 0, 1, 2)[None], write
+    return torch.stack([torch.tensor(one) for one in pictures], 0).permute(3, 0, 1, 2)[None], write
 
 
 @contextmanager

@@ -136,7 +136,9 @@ class RestoreRequest:
     copy_audio: bool = _clip(True, "--copy-audio/--no-copy-audio", "Keep the sound, untouched.")
     copy_subtitles: bool = _clip(True, "--copy-subtitles/--no-copy-subtitles", "Keep the subtitles, untouched.")
 
-    steps: int | None = _sampling(None, "--steps N", "Runs of the transformer per picture.", span=AT_LEAST_1, shown="by schedule")
+    steps: int | None = _sampling(
+        None, "--steps N", "Runs of the transformer per picture.", span=AT_LEAST_1, shown="by prompt and schedule"
+    )
     schedule: str = _sampling(
         "fast", "--schedule", "How the steps are spread; released is what the paper's code does.", choices=tuple(SCHEDULES)
     )

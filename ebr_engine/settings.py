@@ -33,3 +33,22 @@ def debug() -> bool:
 def process() -> tuple[int, int, int]:
     """This process's rank, its rank on this machine, and how many there are, as `torchrun` says; (0, 0, 1) without it."""
     return tuple(int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
+
+
+# What says how OpenMP's threads wait: any of them, set by the user, stands for all.
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def wait_asleep() -> None:
+    """Have OpenMP's threads fall asleep soon when they wait, unless the user has said how they should; before torch is imported.
+
+    GNU's, which torch has on Linux, turn a thousand times first, some 50 microseconds: to be woken by the system takes longer,
+    and transformers have hundreds of regions in an evaluation. LLVM's and Intel's count in milliseconds.
+    """
+    if not any(os.environ.get(name) for name in WAITING):
+        os.environ.update(GOMP_SPINCOUNT="1000", KMP_BLOCKTIME="0")
+
+
+def use_threads(count: int) -> None:
+    """Have OpenMP use so many threads, unless the user has said how many; before torch is imported."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(count))

@@ -74,10 +74,10 @@ def save_blocks(path: Path, codec: PixelCodec | None = None) -> Path:
     return save_tiny(path, codec=codec or PixelCodec(), patch_size=(1, 2, 2), in_channels=48, out_channels=48)
 
 
-def make_prompt(seed=0, tokens=4, width=TINY.width, blocks=TINY.num_layers, backbone="mini", t0=0.2) -> Prompt:
+def make_prompt(seed=0, tokens=4, width=TINY.width, blocks=TINY.num_layers, backbone="mini", t0=0.2, **more) -> Prompt:
     """A prompt of random numbers."""
     residual = torch.randn(tokens, width, generator=torch.Generator().manual_seed(seed))
-    return Prompt(residual, torch.full((blocks,), 0.7), backbone, task="haze", t0=t0)
+    return Prompt(residual, torch.full((blocks,), 0.7), backbone, task="haze", t0=t0, **more)
 
 
 def picture(height=24, width=40, batch=1, seed=5) -> Tensor:

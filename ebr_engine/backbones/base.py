@@ -1,6 +1,6 @@
 """What every backbone has: the facts of its family (`Spec`), its codec's interface, its tables, and itself when it is loaded."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -110,6 +110,9 @@ class Codec(Protocol):
 
     def to(self, device: torch.device | str) -> "Codec":
         """Move the weights; returns the same object."""
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """The weights that are moved."""
 
 
 def check_pixels(pixels: Tensor, codec: Codec) -> None:

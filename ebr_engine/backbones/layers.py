@@ -1,6 +1,7 @@
 """What the trunks share: fp8 and packed linear layers, and the position tables that they keep."""
 
 import copy
+import platform
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ebr_engine.errors import warn
 from ebr_engine.kernels.gated_residual_norm import gated_residual_norm, gated_residual_norm_fp8
 from ebr_engine.kernels.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_fp8
 from ebr_engine.kernels.packed_linear import PackedWeight, can_pack, packed_linear
@@ -142,8 +144,21 @@ def trunk_dtype(precision: str, device: torch.device) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
 
 
+def taken_precision(precision: str, device: torch.device) -> str:
+    """The precision that takes the place of one that is asked for, where the device has no arithmetic for it; told in a line."""
+    if precision == "bf16" and device.type == "cpu" and not cpu_has_bf16():
+        warn("this CPU has no bf16 arithmetic: float32 is taken in its place, faster here, for twice the memory")
+        return "fp32"
+    return precision
+
+
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware (AVX512-BF16 or AMX)."""
+    """Whether this CPU multiplies bf16 in hardware: AVX512-BF16 or AMX; elsewhere than on x86, what oneDNN says.
+
+    On x86 oneDNN says so wherever there is AVX-512, which emulates bf16 at less than float32's speed.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(check is not None and check() for check in checks)
 

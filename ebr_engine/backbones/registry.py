@@ -67,15 +67,17 @@ def load_backbone(
 ) -> "Backbone":
     """Load a backbone by name, its trunk in `precision` on `device`.
 
-    `runs_on`: where it will compute, if its weights wait elsewhere: what `auto` means goes by that.
+    `runs_on`: where it will compute, if its weights wait elsewhere: what `auto` means goes by that. Where that has no arithmetic
+    of the precision, another takes its place, with a warning.
 
     Raises `BackboneError` for a model that is missing, damaged or of another kind, and for a source that names what the
     backbone does not take.
     """
-    from ebr_engine.backbones.layers import quantize_trunk, trunk_dtype
+    from ebr_engine.backbones.layers import quantize_trunk, taken_precision, trunk_dtype
 
     chosen = spec(name)
     chosen.check_source(source)
+    precision = taken_precision(precision, runs_on or device)
     backbone = chosen.load(source, device, trunk_dtype(precision, runs_on or device))
     if precision == "fp8":
         quantize_trunk(backbone.trunk)

@@ -117,6 +117,10 @@ class VaeCodec(ABC):
             part.to(self.device, self.dtype)
         return self
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The weights that are moved."""
+        return self.vae.parameters()
+
     def frames(self, count: int) -> int:
         """The least number of frames, `count` or more, that can be encoded: 1 and a multiple of `temporal`."""
         return 1 + math.ceil((count - 1) / self.temporal) * self.temporal

@@ -109,8 +109,7 @@ def place(table: StepTable, device: torch.device | str) -> Steps:
     return Steps(table, linear.unbind(), differences, tuple(i in needed for i in range(len(table))))
 
 
-@torch.no_grad()
-def sample(
+def trajectory(
     trunk: Velocity,
     conditioning: Sequence[Any],
     degraded: Tensor,
@@ -118,7 +117,7 @@ def sample(
     steps: StepTable | Steps,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Carry a degraded latent to the clean one.
+    """Carry a degraded latent to the clean one, differentiable in what velocities depend on; `sample` is it without gradients.
 
     Args: `trunk(state, conditioning[i])` gives the velocity at step i; `degraded` and `noise` [B, C, ...] of one shape;
     `steps` is a table, or one that is placed on `degraded`'s device; `callback(done, total)` is called after each evaluation.
@@ -143,6 +142,9 @@ def sample(
         if callback is not None:
             callback(i + 1, total)
     return state
+
+
+sample = torch.no_grad()(trajectory)
 
 
 def draw_noise(shape: Sequence[int], seed: int, device: torch.device | str = "cpu") -> Tensor:

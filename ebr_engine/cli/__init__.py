@@ -1,8 +1,8 @@
 """The `ebr-engine` command.
 
-One file a command; `group.COMMANDS` is the whole list, `options` what they have in common, `run/` what they do. A command's
-file holds its signature and help, and is imported when help or the command itself is asked for: at its top it may import only
-light things (typer, the standard library).
+One file a command; `group.COMMANDS` is the whole list, `options` what they have in common; what they do lies in `jobs`, `training`
+and `evaluation`. A command's file holds its signature and help, and is imported when help or the command itself is asked for: at
+its top it may import only light things (typer, the standard library).
 """
 
 from typing import Annotated
@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ebr_engine.cli.group import EbrGroup
+from ebr_engine.cli.threads import use_cores
 from ebr_engine.version import __version__
 
 app = typer.Typer(
@@ -41,4 +42,5 @@ def ebr_engine(
 
 def main() -> None:
     """Entry point of the `ebr-engine` script."""
+    use_cores()
     app(prog_name="ebr-engine")

@@ -71,12 +71,10 @@ Collect = Annotated[bool, _results("--collect", help="One table of several measu
 CompareTwo = Annotated[bool, _results("--compare", help="Two measurements of the same files, file by file: FOLDER FOLDER.")]
 TableForm = Annotated[Literal[FORMS], _results("--table", help="How tables are printed.")]
 
-MODEL = ("backbone", "model", "revision", "offline", "context", "vae", "engine")
-
 
 @takes(
-    *("prompt", "mix", "strength", "detail", "steps", "order", "t0", "seed", *MODEL, "device", "precision"),
-    *("tile", "tile_overlap"),
+    *("prompt", "mix", "strength", "detail", "steps", "order", "t0", "seed", "backbone", "model", "revision", "offline"),
+    *("context", "vae", "engine", "device", "precision", "tile", "tile_overlap"),
 )
 def evaluate(
     folders: Folders = None,
@@ -157,12 +155,9 @@ def evaluate(
         *(source, target, restored, list_file, root, clips, incomplete, protocol, metrics, workers, resume, out),
         *(weights_dir, empty, form),
     )
-    chosen = schedule or ("released" if protocol == "released" else "fast")
-    names = ("precision", "mix", "strength", "detail", "steps", "order", "t0", "tile", "tile_overlap")
-    how = {name: getattr(request, name) for name in (*MODEL, *names)}
-    how = {name: str(value) if isinstance(value, Path) else value for name, value in how.items()}
-    how |= {"schedule": chosen, "seeds": _seeds(seeds, request.seed)}
-    evaluate_files(wanted, task or [], list(request.prompt), how, request.device)
+    if not schedule:
+        schedule = "released" if protocol == "released" and not request.engine else "fast"
+    evaluate_files(wanted, task or [], request.with_(schedule=schedule), _seeds(seeds, request.seed))
 
 
 def _seeds(text: str | None, seed: int) -> tuple[int, ...]:
@@ -213,7 +208,7 @@ def _bundled_benchmark(
     }
     typer.echo(
         f"Degradation strength {STRENGTH} of 1, photos {'whole' if pixels is None else f'{size} x {size}'}, "
-        f"mean of four, 5 steps; {where['device']}, {where['dtype']}, {time.monotonic() - started:.0f} s\n"
+        f"mean of four; {where['device']}, {where['dtype']}, {time.monotonic() - started:.0f} s\n"
     )
     for value, title, digits in (("psnr", "PSNR in dB", 2), ("ssim", "SSIM", 3)):
         typer.echo(f"{title}\n\n{quality.markdown(scores, value, digits)}\n")

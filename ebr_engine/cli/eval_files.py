@@ -1,6 +1,6 @@
 """The part of `ebr-engine eval` that measures a person's own files."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,9 +37,7 @@ class Request:
     form: str  # of the table that is printed
 
 
-def evaluate_files(
-    request: Request, tasks: list[str], prompts: list[tuple[Path, float]], how: dict[str, Any], device: str
-) -> None:
+def evaluate_files(request: Request, tasks: list[str], asked: RestoreRequest, seeds: tuple[int, ...]) -> None:
     """Measure, tell of every file, write the summary; exit code 1 where a file could not be measured."""
     if request.out is None:
         raise EbrError("--out is missing: the folder for scores.csv, summary.md and summary.json")
@@ -53,7 +51,7 @@ def evaluate_files(
     if all(item.target is None for item in items) and all(METRICS[name].needs_target for name in names):
         learned = ", ".join(name for name, metric in METRICS.items() if not metric.needs_target)
         raise EbrError(f"nothing here has a target; give --target, or --metrics that need none: {learned}")
-    restoring = _restoring(request, items, tasks, prompts, how)
+    restoring, device = _restoring(items, tasks, asked, seeds), asked.device
 
     from ebr_engine.backbones.registry import spec
     from ebr_engine.evaluation.pictures import write_sheets
@@ -64,7 +62,7 @@ def evaluate_files(
     from ebr_engine.evaluation.summary import notes, score_table, write_summary
     from ebr_engine.version import __version__
 
-    backbone = how["backbone"] if spec(how["backbone"]).released_size else None
+    backbone = asked.backbone if spec(asked.backbone).released_size else None
     folder = request.weights_dir and str(request.weights_dir)
     settings = Settings(request.protocol, names, restoring, backbone, folder, request.empty)
     kinds = dict.fromkeys((item.source or item.restored).clip for item in items)
@@ -92,7 +90,7 @@ def evaluate_files(
     first = next(iter(means(rows, names)), None)
     shown = worst(rows, first) if first else []
     with warnings_told():
-        sheets = write_sheets(request.out / "worst", items, shown, asdict(settings), measurer)
+        sheets = write_sheets(request.out / "worst", items, shown, settings.to_json(), measurer)
         write_summary(request.out, rows, names, about, facts, sheets)
     typer.echo("\n" + score_table(rows, names).render(request.form))
     for note in notes(rows, names):
@@ -123,41 +121,38 @@ def _items(request: Request) -> "list[Item]":
     return counted
 
 
-def _restoring(request: Request, items: "list[Item]", tasks: list[str], prompts: list[tuple[Path, float]], how: dict[str, Any]):
+def _restoring(items: "list[Item]", tasks: list[str], asked: RestoreRequest, seeds: tuple[int, ...]):
     """How to restore what has no result yet; None where everything has one."""
     from ebr_engine.evaluation.run import Restoring
     from ebr_engine.prompts.catalogue import AUTO, find_prompts
 
     missing = [item for item in items if item.restored is None]
     if not missing:
-        if tasks or prompts or how["engine"]:
+        if tasks or asked.prompt or asked.engine:
             raise EbrError("the results are given (--restored); leave --task, --prompt and --engine out")
-        if len(how["seeds"]) > 1:
+        if len(seeds) > 1:
             raise EbrError("the results are given (--restored); --seeds restores by several seeds")
         return None
     if len(missing) < len(items):
         raise EbrError(f"{missing[0].name}: has no result, others have; give results of all, or of none")
     if len(tasks) > 1:
         raise EbrError(f"one --task restores files; {len(tasks)} are given")
-    if how["engine"]:
-        if tasks or prompts:
-            raise EbrError("an engine file holds its own prompt; leave --task and --prompt out")
-        return Restoring(**how)
-    task = tasks[0] if tasks else None
-    if task == AUTO:
-        find_prompts(how["backbone"], AUTO)  # which says why not
-    asked = RestoreRequest(task=task, prompt=tuple(prompts), backbone=how["backbone"])
-    prompts_of(asked)
-    return Restoring(**how, task=task, prompts=tuple((str(path), weight) for path, weight in asked.prompt))
+    if asked.engine and (tasks or asked.prompt):
+        raise EbrError("an engine file holds its own prompt; leave --task and --prompt out")
+    request = asked.with_(task=tasks[0] if tasks else None)
+    if request.task == AUTO:
+        find_prompts(request.backbone, AUTO)  # which says why not
+    prompts_of(request)
+    return Restoring(request, seeds)
 
 
 def _about(restoring: Any) -> dict[str, Any]:
     if restoring is None:
         return {"restored": "given"}
-    what = restoring.engine or restoring.task or ", ".join(f"{path}:{weight:g}" for path, weight in restoring.prompts)
-    model = restoring.model or restoring.backbone
-    seeds = ", ".join(map(str, restoring.seeds))
-    return {"restored": f"now, {model}, {what}, schedule {restoring.schedule}, seed{'s' * (len(restoring.seeds) > 1)} {seeds}"}
+    request, seeds = restoring.request, restoring.seeds
+    what = request.engine or request.task or ", ".join(f"{path}:{weight:g}" for path, weight in request.prompt)
+    model = f"{request.model or request.backbone}, {what}, schedule {request.schedule}"
+    return {"restored": f"now, {model}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"}
 
 
 def _text(name: str, value: float) -> str:

@@ -73,6 +73,9 @@ class EbrGroup(TyperGroup):
         super().__init__(*args, **kwargs)
         self.commands = _LazyCommands()
 
+    def get_params(self, ctx: typer.Context) -> list[Any]:
+        return without_values(super().get_params(ctx))
+
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         if "--debug" in args:  # taken anywhere: it is added to the end of a line that has just failed
             args = ["--debug", *(arg for arg in args if arg != "--debug")]
@@ -125,7 +128,13 @@ def _click_command(name: str, target: Any) -> Any:
     command = typer.main.get_command(target)
     command.name = name
     for one in [command, *getattr(command, "commands", {}).values()]:
-        for parameter in one.params:
-            if getattr(parameter, "is_flag", False) and parameter.metavar is None:
-                parameter.metavar = ""  # a flag takes no value: newer typers would show <bool>
+        without_values(one.get_params(one.context_class(one, **one.context_settings)))
     return command
+
+
+def without_values(parameters: list[Any]) -> list[Any]:
+    """The same parameters, the flags among them shown without a value: newer typers would show <bool>."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""
+    return parameters

@@ -1,13 +1,14 @@
 """`ebr-engine info`: what this machine offers the engine, and what the engine will do with it."""
 
 import json
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from ebr_engine.cli.threads import affinity, cpu_quota
 
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "safetensors", "pyvips", "numpy")
 
@@ -35,7 +36,12 @@ def collect() -> dict[str, Any]:
         "version": __version__,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "precision": "bf16" if trunk_dtype("auto", choose_device("auto")) == torch.bfloat16 else "fp32",
-        "cpu": {"name": device_name(torch.device("cpu")), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "cpu": {
+            "name": device_name(torch.device("cpu")),
+            "cores": affinity(),
+            "quota": cpu_quota(),
+            "threads": torch.get_num_threads(),
+        },
         "cuda": _cuda_devices(torch),
         "kernels": [{"name": b.name, "available": b.available, "reason": b.reason} for b in backend.backends()],
         "backbones": _backbones(),
@@ -67,11 +73,12 @@ def _show(facts: dict[str, Any]) -> None:
             table.add_row(f"  {name}", value)
 
     cpu = facts["cpu"]
+    quota = f", a quota of {cpu['quota']:g}" if cpu["quota"] else ""
     section(f"ebr-engine {facts['version']}", {"device": facts["device"], "precision": facts["precision"]})
     section(
         "Devices",
         {
-            "cpu": f"{cpu['name']}, {cpu['cores']} cores, {cpu['threads']} threads used",
+            "cpu": f"{cpu['name']}, {cpu['cores']} cores{quota}, {cpu['threads']} threads used",
             **{d["name"]: f"{d['description']}" for d in facts["cuda"]},
         },
     )

@@ -1,6 +1,7 @@
 """What waits on the CPU while the device does not need it: the codec, and the transformer's blocks one by one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -37,7 +38,10 @@ def block_lists(trunk: nn.Module) -> list[nn.ModuleList]:
 
 
 class OffloadedCodec:
-    """A codec that lies on the CPU, and on the device only while it encodes or decodes."""
+    """A codec that lies on the CPU; copies of its weights are on the device while it encodes or decodes.
+
+    The weights never change, so nothing is copied back: the copies are dropped, and those that waited are there again.
+    """
 
     def __init__(self, codec: "Codec", device: torch.device):
         self.codec, self.device = codec.to("cpu"), device
@@ -50,16 +54,22 @@ class OffloadedCodec:
 
     def encode(self, pixels: Tensor) -> Tensor:
         """See `base.Codec`."""
-        try:
-            return self.codec.to(self.device).encode(pixels)
-        finally:
-            self.codec.to("cpu")
+        with self._there() as codec:
+            return codec.encode(pixels)
 
     def decode(self, latent: Tensor) -> Tensor:
         """See `base.Codec`."""
+        with self._there() as codec:
+            return codec.decode(latent)
+
+    @contextmanager
+    def _there(self) -> Iterator["Codec"]:
+        waiting = [(weight, weight.data) for weight in self.codec.parameters()]
         try:
-            return self.codec.to(self.device).decode(latent)
+            yield self.codec.to(self.device)
         finally:
+            for weight, host in waiting:
+                weight.data = host
             self.codec.to("cpu")
 
 

@@ -13,7 +13,7 @@ from ebr_engine.backbones.views import View, seen, spun, views
 from ebr_engine.bridge.sampler import Steps, StepTable, Velocity, make_table, mean_velocity, place
 from ebr_engine.bridge.schedules import SCHEDULES
 from ebr_engine.errors import EngineError, check_choice
-from ebr_engine.prompts.mixing import chosen_prompts, mixed_weights
+from ebr_engine.prompts.mixing import chosen_prompts, evaluations, mixed_weights
 from ebr_engine.prompts.prompt import Prompt
 from ebr_engine.request import RestoreRequest
 
@@ -127,11 +127,7 @@ def make_plan(backbone: Backbone, request: RestoreRequest) -> Plan:
     looked_up = backbone.spec.released_timesteps if SCHEDULES[request.schedule].released else None
 
     def run_of(prompts: list[tuple[Prompt, float]], mix: str) -> Plan:
-        t0 = prompts[0][0].t0 if request.t0 is None else request.t0
-        try:
-            table = make_table(request.schedule, t0, request.steps, request.order)
-        except ValueError as error:
-            raise EngineError(str(error)) from error
+        table = run_table(request, [one for one, _ in prompts])
         return bake(backbone, prompts, table, mix, looked_up(table.times) if looked_up else None)
 
     mix = backbone.spec.mix if request.mix == "auto" else request.mix
@@ -139,6 +135,15 @@ def make_plan(backbone: Backbone, request: RestoreRequest) -> Plan:
         return run_of(prompts, mix)
     first, *others = [run_of([one], "residual") for one in prompts] or [run_of([], "residual")]
     return replace(first, following=tuple(others))
+
+
+def run_table(request: RestoreRequest, prompts: Sequence[Prompt]) -> StepTable:
+    """The sampler's steps for a run with these prompts; `EngineError` for numbers that no run can have."""
+    t0 = prompts[0].t0 if request.t0 is None else request.t0
+    try:
+        return make_table(request.schedule, t0, request.steps or evaluations(prompts, request.schedule), request.order)
+    except ValueError as error:
+        raise EngineError(str(error)) from error
 
 
 def of_file(file: Any, device: torch.device) -> Plan:

@@ -62,6 +62,7 @@ class Restorer:
 
         self.engine = load_with_offload(load, device, request.offload, request.compile != "on")
         self.built: Plan | None = None
+        self.loaded = request
 
     @classmethod
     def from_request(cls, request: RestoreRequest) -> "Restorer":
@@ -92,15 +93,17 @@ class Restorer:
             if offload == "blocks" and not isinstance(file.backbone.trunk, torch.nn.Module):
                 raise EngineError("an exported trunk has no blocks that could wait on the CPU; use offload codec or none")
             plan = planning.of_file(file, device)
-            return cls.from_backbone(Engine(file.backbone, device, offload, request.compile, fitting), plan)
+            engine = Engine(file.backbone, device, offload, request.compile, fitting)
+            return cls.from_backbone(engine, plan, request.with_(engine=Path(path).expanduser(), backbone=file.backbone.name))
 
         return load_with_offload(load, device, request.offload, request.compile != "on")
 
     @classmethod
-    def from_backbone(cls, engine: Engine, built: Plan | None = None) -> "Restorer":
-        """A restorer of a backbone that is loaded already; `built`: the only plan that it runs."""
+    def from_backbone(cls, engine: Engine, built: Plan | None = None, loaded: RestoreRequest | None = None) -> "Restorer":
+        """A restorer of a backbone that is loaded already; `built`: the only plan that it runs; `loaded`: what was asked for."""
         restorer = cls.__new__(cls)
         restorer.engine, restorer.built = engine, built
+        restorer.loaded = loaded or RestoreRequest(backbone=engine.backbone.name)
         return restorer
 
     @property
@@ -277,15 +280,16 @@ class Restorer:
     ) -> "Outcome":
         """Restore a picture or a clip from file to file, with all that the file holds beside its pixels, as the command does.
 
-        `options`: every field of `RestoreRequest` but the model's and the machine's, and `overwrite`, whether `target` may be
-        replaced. `callback(share, where)` hears of the work. Raises `EbrError` or OSError where the file cannot be restored;
-        nothing half-written is left.
+        `options`: every field of `RestoreRequest` but the model's and the machine's; `overwrite`, whether `target` may be
+        replaced; and `resume`, whether a clip goes on where an earlier call was stopped or killed, which then leaves what it
+        has finished beside `target`. `callback(share, where)` hears of the work. Raises `EbrError` or OSError where the file
+        cannot be restored; nothing else that is half-written is left.
         """
         from ebr_engine.jobs.run import restore_one
 
-        overwrite = options.pop("overwrite", False)
+        how = {name: options.pop(name, False) for name in ("overwrite", "resume")}
         check_names(options, names_of(PLAN, RUN, CLIP, FILE))
-        return restore_one(self, source, target, RestoreRequest.of(**options), overwrite, callback)
+        return restore_one(self, source, target, RestoreRequest.of(**options), callback, **how)
 
     @torch.no_grad()
     def run(

@@ -8,7 +8,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
@@ -20,8 +19,8 @@ import torch
 from ebr_engine.backbones.checkpoint import locate
 from ebr_engine.backbones.layers import trunk_dtype
 from ebr_engine.backbones.registry import spec
-from ebr_engine.bridge.sampler import make_table
 from ebr_engine.engine.devices import choose_device, device_name
+from ebr_engine.engine.plan import run_table
 from ebr_engine.evaluation.paired import Item
 from ebr_engine.evaluation.run import Restoring
 from ebr_engine.export.engine_file import read_about
@@ -129,30 +128,28 @@ def data_facts(items: Sequence[Item]) -> dict[str, Any]:
 
 def restoration_facts(restoring: Restoring, device: str) -> dict[str, Any]:
     """How files were restored: weights, prompts, and every number that the sampler had."""
-    about = asdict(restoring)
-    shown = ("mix", "strength", "seeds", "precision", "tile", "tile_overlap", "detail")
-    if restoring.engine:
-        path = Path(restoring.engine)
-        return {"engine": {"file": path.name, "sha256": file_hash(path), **read_about(path)}, "seeds": list(restoring.seeds)}
-    chosen = find_prompts(restoring.backbone, restoring.task) if restoring.task else restoring.prompts
+    request, seeds = restoring.request, list(restoring.seeds)
+    if request.engine:
+        path = Path(request.engine)
+        return {"engine": {"file": path.name, "sha256": file_hash(path), **read_about(path)}, "seeds": seeds}
+    chosen = find_prompts(request.backbone, request.task) if request.task else request.prompt
     prompts = [prompt_facts(path, weight) for path, weight in chosen]
-    starts = [prompt["t0"] for prompt in prompts] if restoring.t0 is None else [restoring.t0] * len(prompts)
-    mix = spec(restoring.backbone).mix if restoring.mix == "auto" else restoring.mix
-    tables = [
-        make_table(restoring.schedule, t0, restoring.steps, restoring.order) for t0 in starts[: None if mix == "turn" else 1]
-    ]
+    mix = spec(request.backbone).mix if request.mix == "auto" else request.mix
+    runs = [[path] for path, _ in chosen] if mix == "turn" else [[path for path, _ in chosen]]
+    tables = [run_table(request, [load_prompt(Path(path)) for path in run]) for run in runs]
     schedule = {
-        "name": restoring.schedule,
-        "order": restoring.order,
+        "name": request.schedule,
+        "order": request.order,
         "runs": [{"t0": x.t0, "times": list(x.times)} for x in tables],
     }
-    dtype = trunk_dtype(restoring.precision, choose_device(device))
+    dtype = trunk_dtype(request.precision, choose_device(device))
     return {
-        "backbone": restoring.backbone,
-        "weights": weights(restoring.backbone, restoring.model, restoring.revision),
+        "backbone": request.backbone,
+        "weights": weights(request.backbone, request.model, request.revision),
         "prompts": prompts,
         "schedule": schedule,
-        **{name: list(about[name]) if isinstance(about[name], tuple) else about[name] for name in shown},
+        **{name: getattr(request, name) for name in ("strength", "precision", "tile", "tile_overlap", "detail")},
+        "seeds": seeds,
         "mix": mix,
         "dtype": str(dtype).removeprefix("torch."),
     }

@@ -14,6 +14,7 @@ from ebr_engine.evaluation.photos import NAMES, make_case
 from ebr_engine.evaluation.statistics import difference
 from ebr_engine.evaluation.tables import Table, table
 from ebr_engine.prompts.catalogue import ASSETS, TASKS
+from ebr_engine.prompts.mixing import evaluations
 from ebr_engine.prompts.prompt import load_prompt
 
 ROWS = ("input", "empty prompt", "naive prompt", "EBR prompt")
@@ -31,8 +32,9 @@ def measure(
 ) -> list[dict]:
     """PSNR and SSIM of every row on every photo and task: a list of {task, photo, row, psnr, ssim}.
 
-    All restorations use seed 42 and five steps; results are rounded to 8 bit, as in a file. `prompts`: another folder of
-    learned prompts (`TASK.safetensors`, and `naive/TASK.safetensors`) than the bundled one. `detail`: see `Restorer.restore`.
+    All restorations use seed 42 and as many steps as the prompt was learned for, the naive ones five; results are rounded to
+    8 bit, as in a file. `prompts`: another folder of learned prompts (`TASK.safetensors`, and `naive/TASK.safetensors`) than the
+    bundled one. `detail`: see `Restorer.restore`.
     """
     folder = prompts or ASSETS / restorer.backbone.name / "prompts"
     scores = []
@@ -62,7 +64,7 @@ def restore_row(restorer: Restorer, row: str, task: str, degraded: Tensor, folde
     if row == "EBR prompt":
         return restorer.restore(degraded, prompt=prompt, detail=detail)
     if row == "empty prompt":  # the same sampler from the same start, nothing learned
-        return restorer.restore(degraded, t0=prompt.t0)
+        return restorer.restore(degraded, t0=prompt.t0, steps=evaluations([prompt], "fast"))
     steps = flow_table(power_times(FAST_STEPS, prompt.t0), prompt.t0)
     return restorer.run(degraded, restorer.bake([(prompt, 1.0)], steps))
 

@@ -9,7 +9,7 @@ import math
 import queue
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from itertools import zip_longest
 from pathlib import Path
@@ -26,6 +26,7 @@ from ebr_engine.evaluation.paired import Item, Media
 from ebr_engine.evaluation.protocols import Protocol, as_frame, protocol_for
 from ebr_engine.evaluation.statistics import EMPTY, INPUT, RESTORED
 from ebr_engine.prompts.catalogue import find_prompts
+from ebr_engine.request import PLAN, RestoreRequest
 
 # name, stamp, frames, height, width, scores {metric: value}, beside {way: scores}, with several seeds by_seed {seed: scores};
 # or name and error
@@ -34,43 +35,19 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Restoring:
-    """How files are restored that have no result yet; what `Restorer`, `Restorer.plan` and `Restorer.run` take."""
+    """How files are restored that have no result yet: a request, by each of several seeds."""
 
-    backbone: str = "mini"
-    model: str | None = None
-    revision: str | None = None
-    offline: bool = False
-    context: str | None = None
-    vae: str | None = None
-    engine: str | None = None
-    precision: str = "auto"
-    task: str | None = None
-    prompts: tuple[tuple[str, float], ...] = ()
-    mix: str = "auto"
-    steps: int | None = None
-    schedule: str = "fast"
-    order: int | None = None
-    t0: float | None = None
-    strength: float = 1.0
+    request: RestoreRequest
     seeds: tuple[int, ...] = (42,)
-    tile: int | None = None
-    tile_overlap: int | None = None
-    detail: str = "auto"
 
     def load(self, device: str) -> tuple[Restorer, Plan]:
         """The restorer and its plan; `EbrError` for anything that does not fit."""
-        if self.engine:
-            restorer = Restorer.from_engine(self.engine, vae=self.vae, device=device)
-            asked = {name: getattr(self, name) for name in ("steps", "order", "t0", "mix", "strength")}
-            return restorer, restorer.plan(**asked)  # which refuses what the file has fixed
-        names = ("model", "revision", "offline", "context", "vae", "precision")
-        restorer = Restorer(self.backbone, device=device, **{name: getattr(self, name) for name in names})
-        return restorer, self.plan(restorer, self.strength)
+        restorer = Restorer.from_request(self.request.with_(device=device))
+        return restorer, self.plan(restorer)
 
-    def plan(self, restorer: Restorer, strength: float) -> Plan:
-        """The plan with the prompts at a strength; at 0 it is the frozen transformer's own, from the same start."""
-        run = {name: getattr(self, name) for name in ("steps", "schedule", "order", "t0", "mix")}
-        return restorer.plan(self.task, list(self.prompts) or None, strength=strength, **run)
+    def plan(self, restorer: Restorer, **other: Any) -> Plan:
+        """The request's plan, with `other` fields; at strength 0 it is the frozen transformer's own, from the same start."""
+        return restorer.plan(**(self.request.part(PLAN) | other))
 
 
 @dataclass(frozen=True)
@@ -84,6 +61,11 @@ class Settings:
     weights_dir: str | None = None  # folder of the metrics' weights
     empty: bool = True  # measure the empty prompt too
 
+    def to_json(self) -> dict[str, Any]:
+        """All of it, as JSON has it."""
+        how = self.restoring and {"request": self.restoring.request.to_json(), "seeds": self.restoring.seeds}
+        return {one.name: getattr(self, one.name) for one in fields(self)} | {"restoring": how}
+
     def protocol_of(self, item: Item) -> Protocol:
         """The protocol for an item's kind of file."""
         return protocol_for(self.protocol, self.backbone, (item.source or item.restored).clip)
@@ -96,8 +78,8 @@ class Measurer:
         self.settings, restoring = settings, settings.restoring
         self.restorer, plan = restoring.load(device) if restoring else (None, None)
         self.plans = {RESTORED: plan}
-        if restoring and settings.empty and not restoring.engine:  # whose tables are those of its own prompt
-            self.plans[EMPTY] = restoring.plan(self.restorer, 0.0)
+        if restoring and settings.empty and not restoring.request.engine:  # whose tables are its prompt's
+            self.plans[EMPTY] = restoring.plan(self.restorer, strength=0.0)
         where = self.restorer.device if self.restorer else "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
         on_luma = settings.protocol == "y-channel"
         self.scores = make_scores(settings.metrics, where, on_luma, settings.weights_dir)
@@ -171,8 +153,8 @@ class Measurer:
         from ebr_engine.media.chunking import chunked, cross_fade
         from ebr_engine.media.video.info import Frame
 
-        restoring = self.settings.restoring
-        how = {"seed": seed, "tile": restoring.tile, "tile_overlap": restoring.tile_overlap, "detail": restoring.detail}
+        request = self.settings.restoring.request
+        how = {"seed": seed, "tile": request.tile, "tile_overlap": request.tile_overlap, "detail": request.detail}
         peak = 2 ** (_bits(source) if protocol.size is None else 8) - 1
 
         def run(clip: Tensor, first: int = 0) -> Tensor:  # [1, 3, F, H, W]
@@ -183,7 +165,7 @@ class Measurer:
         if protocol.frames is not None or not source.clip:  # all of them in one run, as the released code does
             yield from run(torch.cat(list(frames)).movedim(0, 1)[None])[0].movedim(1, 0).split(1)
             return
-        length, overlap = self.restorer.chunk_size(None, None, plan=plan, detail=restoring.detail)
+        length, overlap = self.restorer.chunk_size(None, None, plan=plan, detail=request.detail)
         stream = (Frame(frame[0].permute(1, 2, 0).numpy(), i, Fraction(1, 24)) for i, frame in enumerate(frames))
         chunks = chunked(stream, length, overlap, self.restorer.codec.frames)
         pixels = ((chunk, torch.from_numpy(chunk.pixels).movedim(-1, 0)[None]) for chunk in chunks)
@@ -250,7 +232,7 @@ def evaluate(
     """
     out.mkdir(parents=True, exist_ok=True)
     stamps = {item.name: item.stamp() for item in items}
-    key = json.loads(json.dumps({**asdict(settings), "files": _model_stamps(settings.restoring)}))
+    key = json.loads(json.dumps({**settings.to_json(), "files": _model_stamps(settings.restoring)}))
     known = _read_rows(out / "rows.jsonl", key) if resume else {}
     done = {name: row for name, row in known.items() if row["stamp"] == json.loads(json.dumps(stamps.get(name)))}
     with (out / "rows.jsonl").open("w") as journal:
@@ -271,9 +253,10 @@ def _model_stamps(restoring: Restoring | None) -> list:
     """Path and time of change of the files that a restoration depends on besides its input."""
     if restoring is None:
         return []
-    paths = [restoring.model, restoring.engine, restoring.context, *(path for path, _ in restoring.prompts)]
-    if restoring.task:
-        paths += [path for path, _ in find_prompts(restoring.backbone, restoring.task)]
+    request = restoring.request
+    paths = [request.model, request.engine, request.context, *(path for path, _ in request.prompt)]
+    if request.task:
+        paths += [path for path, _ in find_prompts(request.backbone, request.task)]
     return [(str(path), Path(path).stat().st_mtime_ns) for path in paths if path and Path(path).is_file()]
 
 

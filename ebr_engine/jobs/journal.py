@@ -20,7 +20,8 @@ from ebr_engine.media.decoding import MediaError
 
 NAME = ".ebr-journal.jsonl"
 LOCK = ".ebr-journal.lock"
-_CLOCK = 2_000_000_000  # nanoseconds: the coarsest clock of a file system in use
+_CLOCKS = (2_000_000_000, 1_000_000_000, 10_000_000, 1_000_000)  # nanoseconds: of FAT, of ext3 and archives, …, from the coarsest
+_FINEST = 1_000  # what tools that keep times as a fraction of a second lose
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,14 @@ class Stamp:
         return cls(status.st_size, status.st_mtime_ns)
 
     def fits(self, other: "Stamp") -> bool:
-        return self.size == other.size and abs(self.time - other.time) <= _CLOCK
+        """Whether both may be of the same content: a copy may lie where the clock is coarser, and its time is rounded there."""
+        clock = max(_clock_of(self.time), _clock_of(other.time))
+        return self.size == other.size and abs(self.time - other.time) < clock
+
+
+def _clock_of(time: int) -> int:
+    """The coarsest clock that can show a time, in nanoseconds."""
+    return next((clock for clock in _CLOCKS if time % clock == 0), _FINEST)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from ebr_engine.jobs.progress import Progress
 from ebr_engine.jobs.recipe import NothingToRepair, Recipe, Recipes
 from ebr_engine.jobs.sounds import restore_sound
 from ebr_engine.jobs.work import Work, find_work
+from ebr_engine.request import LOAD
 
 if TYPE_CHECKING:
     from ebr_engine.jobs.files import Job
@@ -72,14 +73,19 @@ def restore_one(
     source: str | Path,
     target: str | Path,
     request: "RestoreRequest",
-    overwrite: bool = False,
     callback: Callable[[float, str], None] | None = None,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
 ) -> Outcome:
-    """Restore one file into another; what became of it. Raises what went wrong, as an `EbrError` where it has no better kind."""
-    request = request.with_(backbone=restorer.backbone.name)
+    """Restore one file into another; what became of it. Raises what went wrong, as an `EbrError` where it has no better kind.
+
+    `resume`: a clip's parts are kept while it is not whole, and an earlier call's of the same request and model are used.
+    """
+    request = request.with_(**{**restorer.loaded.part(LOAD), "backbone": restorer.backbone.name})
     work = find_work([Path(source).expanduser()], str(Path(target).expanduser()), request, overwrite=overwrite, resume=False)
     listener = _One(callback)
-    run_work(restorer, work, listener)
+    run_work(restorer, work, listener, Recipes(restorer, work.digests, keep_parts=resume))
     if listener.outcome.error:
         raise EbrError(listener.outcome.error)
     return listener.outcome

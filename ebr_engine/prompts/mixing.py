@@ -1,12 +1,13 @@
 """Several prompts in one request: which, with which weights, and how they are mixed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from ebr_engine.backbones.base import Backbone
+from ebr_engine.bridge.schedules import SCHEDULES
 from ebr_engine.prompts.catalogue import find_prompts
 from ebr_engine.prompts.prompt import Prompt, load_prompt
 
@@ -19,6 +20,12 @@ def mixed_weights(prompts: Sequence[tuple[Prompt, float]]) -> list[tuple[Tensor,
 def scaled(prompt: Prompt, strength: float) -> Prompt:
     """The same prompt with its α multiplied by `strength` (0 is the empty prompt)."""
     return replace(prompt, alpha=prompt.alpha * strength)
+
+
+def evaluations(prompts: Iterable[Prompt], schedule: str) -> int:
+    """Evaluations of a run where none are asked for: the schedule's own; by `fast` fewer if the prompts were learned so."""
+    own = SCHEDULES[schedule].steps
+    return min(own, max((prompt.steps for prompt in prompts), default=own)) if schedule == "fast" else own
 
 
 def chosen_prompts(backbone: Backbone, task: str | None, prompts: Sequence[tuple[Any, float]]) -> list[tuple[Prompt, float]]:

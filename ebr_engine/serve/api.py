@@ -86,7 +86,7 @@ async def restore(
     """Queue files to be restored."""
     hub = hub_of(request)
     try:
-        values = request_of(json.loads(options))
+        values = request_of(json.loads(options), not hub.is_built)
     except (json.JSONDecodeError, RecursionError):
         raise HTTPException(400, "the request is no JSON object") from None
     ids = await accept(hub, files, values, format)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ebr_engine.errors import EbrError
+from ebr_engine.media.video.parts import PARTS
 
 QUEUED, RUNNING, DONE, SKIPPED, FAILED, CANCELLED = "queued", "running", "done", "skipped", "failed", "cancelled"
 OVER = (DONE, SKIPPED, FAILED, CANCELLED)
@@ -94,8 +95,9 @@ class Store:
     def _recover(self) -> None:
         """As the last process left it: half-written outputs and uploads go, what was running waits again."""
         for job in self._select("state = ?", RUNNING):
-            self.remove_outputs(job)
-            if job.attempts >= ATTEMPTS:
+            given_up = job.attempts >= ATTEMPTS
+            self.remove_outputs(job, but_parts=not given_up)
+            if given_up:
                 self.finish(job.id, FAILED, f"the server ended {ATTEMPTS} times while this was being restored")
             else:
                 self._update(job.id, state=QUEUED)
@@ -172,8 +174,8 @@ class Store:
             return self.get(job.id)
 
     def put_back(self, job: StoredJob) -> None:
-        """A job that was stopped in good order waits again, at its old place."""
-        self.remove_outputs(job)
+        """A job that was stopped in good order waits again, at its old place; a clip's parts stay, to go on from."""
+        self.remove_outputs(job, but_parts=True)
         with self._lock:
             self._update(job.id, state=QUEUED, started=None, attempts=job.attempts - 1)
 
@@ -203,11 +205,11 @@ class Store:
         """A file of a job; `name` is one that the store gave, never a client's."""
         return self.files / job.id / name
 
-    def remove_outputs(self, job: StoredJob) -> None:
-        """Everything of a job's folder but its source."""
+    def remove_outputs(self, job: StoredJob, but_parts: bool = False) -> None:
+        """Everything of a job's folder but its source, and but the parts of a clip that is to go on from them."""
         folder = self.files / job.id
         for each in folder.iterdir() if folder.is_dir() else ():
-            if each.name != job.source:
+            if each.name != job.source and not (but_parts and each.name.endswith(PARTS)):
                 shutil.rmtree(each, ignore_errors=True) if each.is_dir() else each.unlink(missing_ok=True)
 
     def prune(self) -> None:

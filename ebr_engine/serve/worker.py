@@ -96,7 +96,7 @@ class Worker(threading.Thread):
             paths = self.store.path(job, job.source), self.store.path(job, job.target)
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
-                outcome = self.restorer.restore_file(*paths, callback=self._heard, **options)
+                outcome = self.restorer.restore_file(*paths, callback=self._heard, resume=True, **options)
         except KeyboardInterrupt:
             if not self._cancelled:
                 self.store.put_back(job)

@@ -139,6 +139,9 @@ class LearnConfig:
     t_min: float = _setting(1e-4, "objective", "The least time.")
     power: float = _setting(1.0, "objective", "Times are t_min + (t0 - t_min) u^power; below 1 favours early steps.", **_LEARNING)
     on_policy: int = _setting(0, "objective", "Learn at the states that the fast sampler of so many steps visits; 0 does not.")
+    unroll: int = _setting(
+        0, "objective", "Learn through all steps of the fast sampler of so many, from the error of its result; 0 does not."
+    )
 
     optimizer: str = _setting("adam", "optimisation", "adam or adamw.", choices=OPTIMIZERS)
     learning_rate: float = _setting(
@@ -193,6 +196,11 @@ class LearnConfig:
             raise EbrError("a cache needs views: how many crops of each pair it holds")
 
     @property
+    def steps(self) -> int | None:
+        """Evaluations of the fast sampler that the prompt is learned for; None where any will do."""
+        return self.on_policy or self.unroll or None
+
+    @property
     def crop(self) -> tuple[int, int]:
         """Height and width of the crops."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
@@ -212,7 +220,7 @@ def _check_numbers(config: LearnConfig) -> None:
     if not 0 < config.t_min < config.t0 < 1:
         raise EbrError(f"t_min and t0 must fulfil 0 < t_min < t0 < 1, got {config.t_min} and {config.t0}")
     at_least = {1: "tokens iterations batch accumulate warmup scenes frames stride save_every save_last_n validation_count"}
-    at_least[0] = "views on_policy clip weight_decay validate_every tone even"
+    at_least[0] = "views on_policy unroll clip weight_decay validate_every tone even"
     for least, names in at_least.items():
         for name in names.split():
             if not getattr(config, name) >= least:
@@ -231,8 +239,13 @@ def _check_numbers(config: LearnConfig) -> None:
         raise EbrError(f"the crop size must be a multiple of 8, got {config.size}")
     if config.batch % config.accumulate:
         raise EbrError(f"accumulate must divide the batch of {config.batch}, got {config.accumulate}")
-    if config.on_policy and config.bridge != "ebr":
-        raise EbrError(f"on_policy follows EBR's sampler; it cannot be used with the bridge {config.bridge}")
+    for name in ("on_policy", "unroll"):
+        if getattr(config, name) and config.bridge != "ebr":
+            raise EbrError(f"{name} follows EBR's sampler; it cannot be used with the bridge {config.bridge}")
+    if config.unroll and config.on_policy:
+        raise EbrError("unroll learns from the sampler's result, on_policy from its states: choose one")
+    if config.unroll and config.loss == "velocity":
+        raise EbrError("unroll learns from the sampler's result, which has no velocity: use the loss pixel or x0")
 
 
 SETTINGS: dict[str, Field] = {one.name: one for one in fields(LearnConfig)}

@@ -3,7 +3,8 @@
 Objective (arXiv 2604.04924 and 2604.10983): t = t_min + (T0 − t_min)·u^power, X_t on the bridge between a clean and a degraded
 latent, v* = (X_t − X0)/t. The velocity loss is the mean of (v − v*)²; the x0 loss weights it by t², which is the error of the
 clean estimate; the pixel loss is the same measured in pixels (`mini`'s codec is orthonormal up to its scale). On policy, X_t is
-what the sampler itself visits with the prompt as it stands; no gradient goes through its steps.
+what the sampler itself visits with the prompt as it stands; no gradient goes through its steps. Unrolled, the error is that of
+the sampler's result, and the gradient goes through all of its steps.
 """
 
 import json
@@ -22,7 +23,7 @@ from ebr_engine.backbones.base import Backbone
 from ebr_engine.backbones.layers import pack_trunk
 from ebr_engine.backbones.views import View, seen, spun, views
 from ebr_engine.bridge.process import PROCESSES
-from ebr_engine.bridge.sampler import StepTable, make_table, sample
+from ebr_engine.bridge.sampler import StepTable, make_table, sample, trajectory
 from ebr_engine.engine.offload import block_lists
 from ebr_engine.errors import EbrError
 from ebr_engine.prompts.prompt import Prompt, load_prompt
@@ -92,8 +93,8 @@ class Learner:
             numbers = self.numbers(self.iteration, part)
             following = self.numbers(self.iteration, part + 1)
             degraded, clean = (latent.to(self.backbone.device) for latent in batch(numbers, following))
-            states = self.states(numbers, degraded, clean)
-            loss = self.loss(*states, degraded) / self.config.accumulate
+            objective = self.result_loss if self.config.unroll else self.state_loss
+            loss = objective(numbers, degraded, clean) / self.config.accumulate
             loss.backward()
             total += loss.detach()
         self.world.mean([*(parameter.grad for parameter in self.parameters), total])
@@ -110,18 +111,35 @@ class Learner:
             torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1 - decay)
         return Progress(total.item(), norm.item(), rate)
 
+    def state_loss(self, numbers: Sequence[int], degraded: Tensor, clean: Tensor) -> Tensor:
+        """The loss at one state of each sample of latents [B, C, f, h, w]."""
+        return self.loss(*self.states(numbers, degraded, clean), degraded)
+
+    def result_loss(self, numbers: Sequence[int], degraded: Tensor, clean: Tensor) -> Tensor:
+        """The loss of what the fast sampler makes of latents [B, C, f, h, w]; differentiable through all of its steps."""
+        table = make_table("fast", self.config.t0, self.config.unroll)
+        noise = self.noise(numbers, clean)
+        steps = [self.live(clean.new_tensor([t * 1000]), self.residual, self.alpha) for t in table.times[:-1]]
+        velocity = spun(self.backbone.velocity, self.backbone.codec, degraded) if self.views else self.backbone.velocity
+        return self.measured(trajectory(velocity, seen(steps, self.views), degraded, noise, table) - clean, degraded - clean)
+
     def states(self, numbers: Sequence[int], degraded: Tensor, clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """States [B, C, f, h, w], their velocity targets and times [B] for the latents of samples `numbers`."""
-        config, times, noises = self.config, [], []
-        for number in numbers:
-            generator = seeded(config.seed, "state", number)
-            times.append(torch.rand((), generator=generator))
-            noises.append(torch.randn(clean.shape[1:], generator=generator))
-        noise = torch.stack(noises).to(clean) * (self.backbone.noise if config.bridge == "ebr" else 1.0)
+        config, noise = self.config, self.noise(numbers, clean)
         if config.on_policy:
             return self.visited(degraded, clean, noise)
-        t = config.t_min + (config.t0 - config.t_min) * torch.stack(times).to(clean) ** config.power
+        times = torch.stack([torch.rand((), generator=seeded(config.seed, "state", number)) for number in numbers])
+        t = config.t_min + (config.t0 - config.t_min) * times.to(clean) ** config.power
         return *PROCESSES[config.bridge](clean, degraded, noise, t, config.t0), t
+
+    def noise(self, numbers: Sequence[int], clean: Tensor) -> Tensor:
+        """The bridge's noise [B, C, f, h, w] of samples `numbers`."""
+        noises = []
+        for number in numbers:
+            generator = seeded(self.config.seed, "state", number)
+            torch.rand((), generator=generator)  # the sample's time
+            noises.append(torch.randn(clean.shape[1:], generator=generator))
+        return torch.stack(noises).to(clean) * (self.backbone.noise if self.config.bridge == "ebr" else 1.0)
 
     @torch.no_grad()
     def visited(self, degraded: Tensor, clean: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,13 +156,13 @@ class Learner:
     @property
     def path(self) -> tuple[StepTable, int]:
         """On policy: the sampler's steps, and how many of them this iteration's batch has taken."""
-        table = make_table("fast", self.config.t0, self.config.on_policy)
+        table = make_table("fast", self.config.t0, self.config.steps)
         return table, int(torch.randint(len(table), (1,), generator=seeded(self.config.seed, "visited", self.iteration)))
 
     @property
     def views(self) -> tuple[View, ...]:
         """How the transformer sees the state in each of the sampler's steps, as restoring has them."""
-        return views(self.backbone, make_table("fast", self.config.t0, self.config.on_policy or None).times[:-1])
+        return views(self.backbone, make_table("fast", self.config.t0, self.config.steps).times[:-1])
 
     def view(self, t: Tensor) -> View:
         """How it sees the states of this iteration, at times [B]: on policy as in the sampler's step, else as in any of them."""
@@ -161,17 +179,20 @@ class Learner:
         velocity, step = self.backbone.velocity, self.live(t * 1000, self.residual, self.alpha)
         if degraded is not None and self.views:
             velocity, step = spun(velocity, self.backbone.codec, degraded), (step, self.view(t))
-        error = velocity(state, step) - target
+        error, t = velocity(state, step) - target, t.view(-1, 1, 1, 1, 1)
         if self.config.loss != "velocity":
-            error = error * t.view(-1, 1, 1, 1, 1)
+            error = error * t
+        return self.measured(error, None if degraded is None else degraded - state + t * target)
+
+    def measured(self, error: Tensor, damage: Tensor | None) -> Tensor:
+        """The mean square of errors [B, C, f, h, w], weighted as configured; `damage` of the degraded latents, if known."""
         if self.config.loss == "pixel":
             weight = 1 + self.config.tone * self.backbone.codec.tones
             error = error * self.backbone.codec.spread(self.backbone.codec.scale * weight.sqrt())
-        if not self.config.even or degraded is None:
+        if not self.config.even or damage is None:
             return error.square().mean()
-        damage = (degraded - state + t.view(-1, 1, 1, 1, 1) * target).square().mean((1, 2, 3, 4))
-        weight = ((damage + SLIGHT) / damage.add(SLIGHT).mean()) ** -self.config.even
-        return (error.square().mean((1, 2, 3, 4)) * weight).mean()
+        level = damage.square().mean((1, 2, 3, 4)) + SLIGHT
+        return (error.square().mean((1, 2, 3, 4)) * (level / level.mean()) ** -self.config.even).mean()
 
     def prompt(self, training: dict | None = None) -> Prompt:
         """The prompt as it stands, averaged if the run averages."""
@@ -179,7 +200,7 @@ class Learner:
         residual, alpha = (part.detach().cpu().clone() for part in self.average or self.parameters)
         where = {"task": config.task, "base_model": self.backbone.identity, "t0": config.t0, "t_min": config.t_min}
         summary = shareable(asdict(config)) | (training or {})
-        steps = config.on_policy or self.backbone.spec.learning.steps
+        steps = config.steps or self.backbone.spec.learning.steps
         return Prompt(residual, alpha, config.backbone, **where, steps=steps, training=summary)
 
     def state(self) -> dict[str, Any]:

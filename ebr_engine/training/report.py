@@ -32,7 +32,7 @@ def facts_of(config: LearnConfig, out: Path, device: str, samples: Samples, log:
             "backbone": config.backbone,
             "weights": weights(config.backbone, config.model or None, config.revision or None),
             "prompts": [prompt_facts(out)],
-            "schedule": {"name": "fast", "steps": config.on_policy or None},
+            "schedule": {"name": "fast", "steps": config.steps},
             "precision": config.precision,
             "seeds": [42],
         },

@@ -60,7 +60,7 @@ class Validation:
         """Mean PSNR in dB and SSIM of what is restored now; writes a sheet a pair into samples/: degraded, restored, clean."""
         rows, self.sheets = [], []
         for i, (name, (degraded, clean)) in enumerate(self.pairs.items()):
-            restored = self.restored(degraded, learner.prompt(), learner.config.on_policy)
+            restored = self.restored(degraded, learner.prompt(), learner.config.steps)
             rows.append({"name": name, "scores": _scores(restored, clean)})
             self.sheets.append(_sheet({"degraded": degraded, "restored": restored, "clean": clean}))
             _write(self.folder / "samples" / f"{learner.iteration:08d}_{i}.png", self.sheets[-1])
@@ -68,7 +68,7 @@ class Validation:
 
     def rows(self, learner: Learner) -> tuple[list[Row], dict[str, str]]:
         """The rows of a report, with the input and the empty prompt beside the result; and of the worst name → file in worst/."""
-        prompt, steps, rows, shown = learner.prompt(), learner.config.on_policy, [], {}
+        prompt, steps, rows, shown = learner.prompt(), learner.config.steps, [], {}
         for name, (degraded, clean) in self.pairs.items():
             ways = {INPUT: degraded, EMPTY: self.restored(degraded, scaled(prompt, 0.0), steps)}
             ways[RESTORED] = self.restored(degraded, prompt, steps)
@@ -82,9 +82,9 @@ class Validation:
         return rows, sheets
 
     @torch.no_grad()
-    def restored(self, degraded: Tensor, prompt: Prompt, steps: int) -> Tensor:
-        """A clip [3, F, H, W] as `Restorer.restore` gives it in `steps` (0: the default), in 8 bit."""
-        plan = self.restorer.plan(prompt=prompt, steps=steps or None)
+    def restored(self, degraded: Tensor, prompt: Prompt, steps: int | None) -> Tensor:
+        """A clip [3, F, H, W] as `Restorer.restore` gives it in `steps` (None: the default), in 8 bit."""
+        plan = self.restorer.plan(prompt=prompt, steps=steps)
         return (self.restorer.run(degraded[None], plan)[0] * 255).round() / 255
 
 

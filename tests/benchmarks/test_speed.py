@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import report, speed
+from benchmarks import report, speed, waiting
 from benchmarks.models import evaluation_flop, random_model, work_of
 from benchmarks.stages import STAGES
 from ebr_engine.backbones.mini.model import MINI
 from ebr_engine.backbones.wan.model import WanConditioner, WanConfig, WanTrunk
 from ebr_engine.backbones.wan.spec import run_flop, trunk_flop
 
+WAYS = waiting.LIBRARY, "without spinning"
 TINY = WanConfig(
     num_attention_heads=2,
     attention_head_dim=12,
@@ -123,6 +124,22 @@ def test_compiling_pays_when_what_it_took_is_saved():
     assert speed.break_even(fast | {"seconds": {"median": 3.0}}, [plain, fast]) is None
 
 
+def test_time_beside_busy_processes_is_told_by_what_fair_sharing_gives():
+    def row(busy, seconds):
+        return {"way": "asleep", "busy": busy, "seconds": report.spread([seconds]), "cpu_seconds": report.spread([0.5])}
+
+    text = waiting.table({"task": "rain", "size": 64, "rounds": 1, "rows": [row(0, 1.0), row(1, 2.2), row(2, 9.0)]})
+    assert [line.split()[-1] for line in text.splitlines()[-3:]] == ["1.00", "1.10", "3.00"]
+
+
+@pytest.mark.slow
+def test_every_way_to_wait_restores_beside_busy_processes(tmp_path):
+    speed.main(["waiting", "--size", "16", "--rounds", "1", "--busy", "0", "1", "--spins", "--json", str(tmp_path / "x")])
+    rows = json.loads((tmp_path / "x").read_text())["rows"]
+    assert [(row["way"], row["busy"]) for row in rows] == [(way, busy) for busy in (0, 1) for way in (*WAYS, "one thread")]
+    assert all(row["seconds"]["median"] > 0 for row in rows)
+
+
 def test_a_plot_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     file = tmp_path / "plots" / "x.png"
@@ -140,6 +157,7 @@ def test_a_plot_is_drawn(tmp_path):
     "arguments",
     [
         *(["latency", *wrong] for wrong in (["--runs", "0"], ["--size", "8"], ["--precision", "int4"])),
+        *(["waiting", *wrong] for wrong in (["--rounds", "0"], ["--busy", "-1"])),
         *(["throughput", *wrong] for wrong in (["--rounds", "0"], ["--size", "8"], ["--batch", "0"], ["--precision", "int4"])),
     ],
 )

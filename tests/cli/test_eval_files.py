@@ -113,13 +113,14 @@ def test_an_engine_file_restores_what_is_measured(cli, pairs):
     assert cli("build", "--task", "rain", "--steps", "1", "--device", "cpu", "-o", "rain.ebr")[0] == 0
     code, stdout, stderr = cli("eval", "--engine", "rain.ebr", "-i", "in", "--target", "gt", "--device", "cpu", "-o", "out")
     assert code == 0, stderr
-    assert json.loads(Path("out/rows.jsonl").read_text().splitlines()[0])["settings"]["restoring"]["engine"] == "rain.ebr"
+    first = json.loads(Path("out/rows.jsonl").read_text().splitlines()[0])
+    assert first["settings"]["restoring"]["request"]["engine"] == "rain.ebr"
     summary = json.loads(Path("out/summary.json").read_text())
     assert list(summary["ways"]) == ["input", "restored"]
     assert summary["restoration"]["engine"]["file"] == "rain.ebr"
     how = ("--engine", "rain.ebr", "-i", "in", "--target", "gt", "--device", "cpu", "-o", "other", "--strength", "0.5")
     code, _, stderr = cli("eval", *how)
-    assert (code, "are fixed" in stderr) == (2, True)
+    assert (code, "holds its own prompt and schedule" in stderr) == (2, True)
     code, stdout, _ = cli("eval", "--engine", "rain.ebr", "-i", "in", "--target", "gt", "--device", "cpu", "-o", "out")
     assert "2 of 2 file(s) were measured by an earlier run" in stdout
 

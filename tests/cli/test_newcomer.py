@@ -140,7 +140,8 @@ def test_help_tells_what_is_so(cli, monkeypatch):
         assert re.search(r"--model +-m ", cli(command, "--help")[1])
     bench = cli("bench", "--help")[1]
     assert all(option in bench for option in ("--revision", "--context", "--vae"))
-    assert "--overwrite  <bool>" not in build.replace("   ", " ")
+    for command in ((), ("build",), ("restore",), ("prompts",), ("prompts", "list")):
+        assert "<bool>" not in cli(*command, "--help")[1]
 
 
 def test_paths_are_not_cut_for_a_program(cli):

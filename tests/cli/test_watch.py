@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pyvips
 
 from ebr_engine.jobs import wakeups, watch
 from ebr_engine.jobs.journal import NAME
@@ -164,6 +165,15 @@ def test_a_changed_file_is_restored_again_and_only_that(bench):
     assert one.pass_() == []
     assert one.pass_(2) == ["a.png"]
     assert read_image("out/a.png").pixels.shape == (80, 120, 3)
+
+
+def test_a_change_of_equal_length_is_restored_again_though_it_comes_at_once(bench):
+    one = bench(settle=0)
+    for value in (50, 120):
+        flat = pyvips.Image.black(64, 48, bands=3).linear(1, value).cast("uchar")
+        flat.write_to_file("in/a.tif", compression="none")
+        assert one.pass_(0.1) == ["a.tif"]
+    np.testing.assert_allclose(read_image("out/a.tif").pixels, 1 - 120 / 255, atol=0.01)
 
 
 def test_what_somebody_put_into_the_output_folder_is_not_replaced(bench):

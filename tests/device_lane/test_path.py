@@ -93,13 +93,16 @@ def test_a_model_in_the_published_layout(backbone, precision, published, device,
 @pytest.mark.parametrize("backbone", ["wan", "flux"])
 def test_a_codec_that_waits_changes_nothing_and_goes_back(backbone, published, device, tmp_path, monkeypatch):
     monkeypatch.setenv("EBR_CACHE_DIR", str(tmp_path / "cache"))
-    folder, results = published(backbone), []
+    folder, results, reads = published(backbone), [], []
     for offload in ("none", "codec"):
         restorer = Restorer(backbone, model=folder, device="cuda", precision="fp32", offload=offload)
         there = [isinstance(weight, Pretended) for weight in inner(restorer.codec).vae.parameters()]
         assert set(there) == {offload == "none"}
         clip = picture(24, 40, batch=5 if backbone == "wan" else 1).transpose(0, 1)[None]
+        device.reads.clear()
         results += restorer.restore_batch([clip], prompt=folder / "rain.pt", steps=2)
+        reads.append([*device.reads])
     assert device.recorded == 2
     assert torch.equal(*results)
+    assert reads[0] == reads[1]  # its weights are not read back
     assert not any(isinstance(weight, Pretended) for weight in inner(restorer.codec).vae.parameters())

@@ -9,7 +9,7 @@ from ebr_engine.backbones import layers
 from ebr_engine.backbones.base import ModelSource
 from ebr_engine.backbones.registry import load_backbone
 from ebr_engine.engine.classify import Diagnosis
-from ebr_engine.errors import BackboneError, EbrError
+from ebr_engine.errors import BackboneError, EbrError, EngineWarning
 from ebr_engine.media.images import read_image, write_image
 from ebr_engine.media.picture import Picture
 from ebr_engine.prompts.catalogue import TASKS
@@ -114,6 +114,16 @@ def test_where_weights_wait_precision_goes_by_the_device_that_computes(weights, 
     assert load_backbone("mini", source, cpu, "auto").dtype == torch.float32
     assert load_backbone("mini", source, cpu, "auto", torch.device("cuda")).dtype == torch.bfloat16
     assert load_backbone("mini", source, cpu, "fp8", torch.device("cuda")).dtype == torch.bfloat16
+    assert load_backbone("mini", source, cpu, "bf16", torch.device("cuda")).dtype == torch.bfloat16
+
+
+def test_a_cpu_without_bf16_takes_float32_in_its_place_and_says_so(weights, monkeypatch):
+    cpu, source = torch.device("cpu"), ModelSource(weights)
+    monkeypatch.setattr(layers, "cpu_has_bf16", lambda: True)
+    assert load_backbone("mini", source, cpu, "bf16").dtype == torch.bfloat16
+    monkeypatch.setattr(layers, "cpu_has_bf16", lambda: False)
+    with pytest.warns(EngineWarning, match="no bf16 arithmetic: float32"):
+        assert load_backbone("mini", source, cpu, "bf16").dtype == torch.float32
 
 
 @pytest.mark.parametrize("given", [{"vae": "nowhere"}, {"context": "nowhere"}, {"revision": "main"}, {"sample_latents": True}])

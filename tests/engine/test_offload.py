@@ -1,5 +1,6 @@
 """Weights that wait in main memory: the same result, and never more than two blocks on the device."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -52,3 +53,35 @@ def test_a_codec_is_on_the_cpu_unless_it_works():
     pixels = torch.rand(1, 3, 1, 8, 16)
     torch.testing.assert_close(codec.decode(codec.encode(pixels)), pixels)
     assert moves == ["cpu", "cpu:0", "cpu", "cpu:0", "cpu"]
+
+
+def test_a_codecs_weights_are_not_copied_back():
+    class Scaled(LappedCodec):
+        """Its copies are new memory, as on a device."""
+
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(torch.full((), 2.0), requires_grad=False)
+            self.seen = []
+
+        def to(self, device):
+            if str(device) != "cpu":
+                self.gain.data = self.gain.data.clone()
+            return super().to(device)
+
+        def encode(self, pixels):
+            self.seen.append(self.gain.data_ptr())
+            if pixels.isnan().any():
+                raise ValueError("no pixels")
+            return super().encode(pixels) * self.gain
+
+    inside = Scaled()
+    address = inside.gain.data_ptr()
+    codec = OffloadedCodec(inside, torch.device("cpu", 0))
+    pixels = torch.rand(1, 3, 1, 8, 16)
+    torch.testing.assert_close(codec.encode(pixels), 2 * LappedCodec().encode(pixels))
+    assert address not in inside.seen
+    assert inside.gain.data_ptr() == address
+    with pytest.raises(ValueError, match="no pixels"):
+        codec.encode(pixels * torch.nan)
+    assert inside.gain.data_ptr() == address

@@ -26,6 +26,15 @@ def test_the_empty_prompt_needs_a_t0_only(restorer, prompt, relative_rms):
     assert relative_rms(restorer.restore(image, prompt=prompt), empty) > 0.01
 
 
+def test_a_prompt_that_was_learned_for_fewer_steps_takes_fewer(restorer):
+    two, three, released = (make_prompt(steps=steps) for steps in (2, 3, 20))
+    assert [len(restorer.plan(prompt=prompt).table) for prompt in (two, three, released)] == [2, 3, 5]
+    assert len(restorer.plan(prompt=[two, three], mix="residual").table) == 3
+    assert len(restorer.plan(prompt=two, steps=4).table) == 4
+    assert len(restorer.plan(prompt=two, schedule="released").table) == 20
+    assert len(restorer.plan(t0=0.2).table) == 5
+
+
 def test_strength_scales_every_prompt_of_a_request(restorer, prompt, relative_rms):
     image, other = picture(), make_prompt(1)
     assert relative_rms(restorer.restore(image, prompt=prompt, strength=0.0), restorer.restore(image, t0=prompt.t0)) < 16 * EPS

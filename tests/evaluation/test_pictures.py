@@ -8,6 +8,7 @@ from ebr_engine.evaluation.paired import pair_folders
 from ebr_engine.evaluation.pictures import readable, sheet, write_sheets
 from ebr_engine.evaluation.run import Measurer, Restoring, Settings
 from ebr_engine.media.images import read_image, write_image
+from ebr_engine.request import RestoreRequest
 
 
 @pytest.mark.parametrize(("size", "expected"), [((10, 16), (160, 256)), ((300, 400), (300, 400)), ((1280, 640), (640, 320))])
@@ -35,7 +36,7 @@ def items(tmp_path):
 
 
 def test_sheets_are_made_once_and_the_old_ones_go(items, tmp_path):
-    settings = Settings("native", ("psnr",), Restoring(task="haze", steps=1, precision="fp32"))
+    settings = Settings("native", ("psnr",), Restoring(RestoreRequest(task="haze", steps=1, precision="fp32")))
     made = []
 
     def measurer():

@@ -13,6 +13,7 @@ from ebr_engine.evaluation.paired import pair_folders
 from ebr_engine.evaluation.run import Restoring
 from ebr_engine.media.images import write_image
 from ebr_engine.prompts.catalogue import find_prompt
+from ebr_engine.request import RestoreRequest
 
 
 def test_the_machine_and_the_program_are_told():
@@ -53,7 +54,7 @@ def test_equal_data_has_one_digest_wherever_it_lies(tmp_path):
 
 
 def test_a_restoration_is_told_by_its_numbers():
-    restoring = Restoring(task="rain+haze", seeds=(1, 2), strength=0.5, precision="fp32")
+    restoring = Restoring(RestoreRequest(task="rain+haze", strength=0.5, precision="fp32"), (1, 2))
     found = provenance.restoration_facts(restoring, "cpu")
     plan = restoring.load("cpu")[1]
     assert [(run["t0"], tuple(run["times"])) for run in found["schedule"]["runs"]] == [
@@ -69,6 +70,6 @@ def test_a_restoration_is_told_by_its_numbers():
 def test_an_engine_file_is_told_by_its_hash(tmp_path):
     restorer = Restorer(device="cpu", precision="fp32")
     restorer.build(tmp_path / "haze.ebr", restorer.plan("haze", steps=1), {"task": "haze"})
-    found = provenance.restoration_facts(Restoring(engine=str(tmp_path / "haze.ebr")), "cpu")
+    found = provenance.restoration_facts(Restoring(RestoreRequest(engine=tmp_path / "haze.ebr")), "cpu")
     assert found["engine"]["sha256"] == hashlib.sha256((tmp_path / "haze.ebr").read_bytes()).hexdigest()
     assert found["engine"]["task"] == "haze"

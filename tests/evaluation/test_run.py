@@ -21,9 +21,10 @@ from ebr_engine.evaluation.run import Measurer, Restoring, Settings, evaluate, m
 from ebr_engine.evaluation.summary import notes, score_table, write_summary
 from ebr_engine.media.images import read_image, write_image
 from ebr_engine.media.picture import Picture
+from ebr_engine.request import RestoreRequest
 
 GIVEN = Settings("native", ("psnr", "ssim"))
-RESTORED = Settings("native", ("psnr", "ssim"), Restoring(task="haze", precision="fp32", steps=1))
+RESTORED = Settings("native", ("psnr", "ssim"), Restoring(RestoreRequest(task="haze", precision="fp32", steps=1)))
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def test_scores_do_not_depend_on_the_number_of_processes(folder, tmp_path):
 def test_a_process_tells_what_it_cannot_load(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     rows = Queue()
-    run._work(Queue(), rows, Settings("native", ("psnr",), Restoring(task="fog")), "cpu", 1)
+    run._work(Queue(), rows, Settings("native", ("psnr",), Restoring(RestoreRequest(task="fog"))), "cpu", 1)
     assert "unknown task 'fog'" in rows.get_nowait()["fatal"]
 
 

@@ -54,6 +54,27 @@ def test_files_that_have_changed_are_not_vouched_for(job, which, how):
     assert not finished(job)
 
 
+@pytest.mark.parametrize("which", ["source", "target"])
+@pytest.mark.parametrize("later", [5_000, 4_000_000, 1_700_000_000])
+def test_a_change_of_equal_length_is_seen_however_soon_it_comes(job, which, later):
+    os.utime(job.source, ns=(0, 1_750_000_000_123_456_789))
+    finish(job)
+    path = getattr(job, which)
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + later))
+    assert not finished(job)
+
+
+@pytest.mark.parametrize("clock", [2 * 10**9, 10**9, 10**7, 10**6, 100])
+@pytest.mark.parametrize("up", [False, True])
+def test_a_copy_on_a_coarser_clock_is_the_same_file(job, clock, up):
+    os.utime(job.source, ns=(0, 1_750_000_001_987_654_321))
+    finish(job)
+    for path in (job.source, job.target):
+        time = path.stat().st_mtime_ns
+        os.utime(path, ns=(0, (time // clock + up) * clock))
+    assert finished(job)
+
+
 def test_a_run_killed_before_the_renaming_has_finished_nothing(job, monkeypatch):
     finish(job, content=b"an earlier result")
 

@@ -5,6 +5,14 @@ import torch
 
 from ebr_engine.kernels import backend
 from ebr_engine.kernels.bridge_step import bridge_step, bridge_step_op
+from ebr_engine.kernels.gated_activation import (
+    gated_activation,
+    gated_activation_backward_op,
+    gated_activation_fp8,
+    gated_activation_fp8_op,
+    gated_activation_op,
+    gated_activation_ref,
+)
 from ebr_engine.kernels.gated_residual_norm import (
     gated_residual_norm,
     gated_residual_norm_backward_op,
@@ -51,6 +59,11 @@ def rotated(learned=False, per_head=False, rows=(2, 24)):
     return [qkv, q_weight, k_weight, angle.cos(), angle.sin(), 2, 1e-6, rows]
 
 
+def joined(learned=False, beside=True):
+    x, side = randn((2, 3, 12), (2, 3, 4), learned=learned)
+    return [x, side if beside else None]
+
+
 def with_gradients(arguments, results):
     """Arguments of a backward op: gradients of the results, then those of the op."""
     return [*randn(*results), *arguments]
@@ -73,6 +86,10 @@ REGISTERED = [
     (gated_residual_norm_backward_op, lambda: with_gradients([*randn((2, 3, 6), (2, 6), (1, 6)), 1e-6], 2 * [(2, 3, 6)])),
     (gated_residual_norm_backward_op, lambda: with_gradients([*randn((2, 3, 6)), None, *randn((1, 6)), 1e-6], 2 * [(2, 3, 6)])),
     (gated_residual_norm_fp8_op, residual),
+    (gated_activation_op, lambda: joined(learned=True)),
+    (gated_activation_op, lambda: joined(learned=True, beside=False)),
+    (gated_activation_backward_op, lambda: randn((2, 3, 6), (2, 3, 12))),
+    (gated_activation_fp8_op, joined),
     (qk_norm_rope_op, lambda: rotated(learned=True)),
     (qk_norm_rope_op, lambda: rotated(learned=True, per_head=True, rows=None)),
     (qk_norm_rope_backward_op, rotated_backward),
@@ -84,6 +101,8 @@ DIFFERENTIABLE = [
     (layer_norm_modulate_ref, lambda learned: modulated(learned, shared=True)),
     (gated_residual_norm_ref, residual),
     (gated_residual_norm_ref, lambda learned: residual(learned, gated=False)),
+    (gated_activation_ref, joined),
+    (gated_activation_ref, lambda learned: joined(learned, beside=False)),
     (qk_norm_rope_ref, rotated),
     (qk_norm_rope_ref, lambda learned: rotated(learned, per_head=True, rows=(2, 1, 24))),
 ]
@@ -96,6 +115,9 @@ PUBLIC = [
     (gated_residual_norm, residual),
     (gated_residual_norm, lambda learned: residual(learned, gated=False)),
     (gated_residual_norm_fp8, lambda learned: residual()),
+    (gated_activation, joined),
+    (gated_activation, lambda learned: joined(learned, beside=False)),
+    (gated_activation_fp8, lambda learned: joined()),
     (qk_norm_rope, rotated),
     (qk_norm_rope, lambda learned: rotated(learned, rows=None)),
 ]

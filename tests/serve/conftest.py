@@ -34,7 +34,7 @@ class StandIn:
         self.seen: list[dict] = []
         self.error: BaseException | None = None
 
-    def restore_file(self, source: Path, target: Path, *, callback, **options) -> Outcome:
+    def restore_file(self, source: Path, target: Path, *, callback, resume, **options) -> Outcome:
         self.seen.append(options)
         self.began.set()
         if self.error is not None:
@@ -82,7 +82,7 @@ def client(store: Path, restorer, **settings):
         yield inside
 
 
-def until(met, seconds: float = 10.0):
+def until(met, seconds: float = 30.0):
     """The first true value of `met()`; fails after some seconds."""
     end = time.monotonic() + seconds
     while not (value := met()):

@@ -83,6 +83,53 @@ def test_a_clip_keeps_its_frames_and_its_sound(tiny, tmp_path, monkeypatch):
     assert sounds[0]
 
 
+def test_a_clip_goes_on_in_the_middle_after_the_end_of_the_server(tiny, tmp_path, monkeypatch):
+    from ebr_engine.media.video import parts
+
+    restorer, prompts = tiny
+    monkeypatch.setenv("EBR_PROMPT_DIR", str(prompts))
+    monkeypatch.setattr(parts, "SECONDS", 0.0)
+    source = write_clip(tmp_path / "a.mp4")
+    restorer.restore_file(source, tmp_path / "straight.mp4", task="haze", steps=1)
+    begun_at = []
+
+    class Seen(parts.Parts):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            begun_at.append(self.frames)
+
+    monkeypatch.setattr(parts, "Parts", Seen)
+    asked = '{"task": "haze", "steps": 1, "chunk_frames": 1, "chunk_overlap": 0}'
+    with client(tmp_path / "store", restorer) as inside:
+        heard, calls = inside.hub.worker._heard, []
+
+        def stops(share, text):
+            calls.append(text)
+            if len(calls) == 4:
+                inside.hub.worker.stop()
+            heard(share, text)
+
+        monkeypatch.setattr(inside.hub.worker, "_heard", stops)
+        id = post(inside, source, request=asked).json()["data"][0]["id"]
+        until(inside.hub.worker.stopping.is_set)
+    with client(tmp_path / "store", restorer) as inside:
+        job = over(inside, id)
+        assert (job["status"], job["frames"]) == ("done", 5), job
+        result = inside.get(f"/v1/restorations/{id}/result").content
+        assert sorted(each.name for each in (inside.hub.store.files / id).iterdir()) == ["result.mp4", "source.mp4"]
+    assert begun_at[0] == 0 < begun_at[1]
+    assert result == (tmp_path / "straight.mp4").read_bytes()
+
+
+def test_an_engine_file_is_served(tmp_path, tiny):
+    restorer, prompts = tiny
+    plan = restorer.plan(prompt=str(prompts / "mini" / "haze.safetensors"), steps=1)
+    restorer.build(tmp_path / "haze.ebr", plan)
+    with client(tmp_path / "store", Restorer.from_engine(tmp_path / "haze.ebr", compile="off")) as inside:
+        job = over(inside, post(inside, png(tmp_path / "a.png"), request="{}").json()["data"][0]["id"])
+    assert job["status"] == "done", job
+
+
 def test_what_a_browser_cannot_show_is_shown_as_something_that_it_can(stand_in, tmp_path):
     deep = png(tmp_path / "deep.tif", 20, 30, bits=16)
     with client(tmp_path / "store", stand_in) as inside:

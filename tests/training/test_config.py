@@ -130,6 +130,9 @@ def test_wrong_names_and_types_are_told(settings, words):
         ({"data": "x", "cache": "y"}, ["views"]),
         ({"data": "x", "validate_every": 5}, ["validation"]),
         ({"bridge": "naive", "on_policy": 3}, ["on_policy", "naive"]),
+        ({"bridge": "ddbm", "unroll": 3}, ["unroll", "ddbm"]),
+        ({"unroll": 2, "on_policy": 3}, ["unroll", "on_policy"]),
+        ({"unroll": 2, "loss": "velocity"}, ["unroll", "velocity"]),
     ],
 )
 def test_wrong_settings_are_told_in_one_line(settings, words):

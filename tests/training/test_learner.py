@@ -50,7 +50,7 @@ def fixed_latents(learner, pool):
 @torch.no_grad()
 def fixed_loss(learner, pool):
     """The loss over fixed states and one place of the grid, as learning sees them."""
-    still = replace(learner, config=replace(learner.config, on_policy=0), iteration=0)
+    still = replace(learner, config=replace(learner.config, on_policy=0, unroll=0), iteration=0)
     return still.loss(*fixed_latents(learner, pool)).item()
 
 
@@ -78,6 +78,7 @@ def test_the_loss_falls_by_every_process(weights, pool, few, bridge, loss):
         {"per_block": True},
         {"optimizer": "adamw", "weight_decay": 0.01, "clip": 0.1},
         {"on_policy": 3},
+        {"unroll": 2},
         {"precision": "bf16"},
         {"precision": "fp8"},
         {"checkpointing": True},
@@ -89,7 +90,7 @@ def test_the_loss_falls_in_every_form(weights, pool, few, settings):
     before = fixed_loss(learner, pool)
     for _ in range(30):
         learner.step(few)
-    assert fixed_loss(learner, pool) < (1 if learner.config.on_policy else 0.98) * before  # other states than those it learns at
+    assert fixed_loss(learner, pool) < (1 if learner.config.steps else 0.98) * before  # other states than those it learns at
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -351,3 +352,30 @@ def test_the_learning_rate_warms_up_and_falls_to_a_twentieth():
 def test_what_is_given_away_tells_no_folders_of_this_machine(tmp_path):
     told = shareable({"model": str(tmp_path / "mini.safetensors"), "data": "pairs/train", "task": "haze", "batch": 3})
     assert told == {"model": "mini.safetensors", "data": "pairs/train", "task": "haze", "batch": 3}
+
+
+def test_unrolled_it_learns_from_what_restoring_gives(weights, pool):
+    learner = start(weights, unroll=3, batch=4, iterations=1000)
+    degraded, clean = batches(learner, pool)(range(4))
+    plan = bake(learner.backbone, [(learner.prompt(), 1.0)], make_table("fast", learner.config.t0, 3))
+    noise = learner.noise(range(4), clean)
+    velocity = plan.seen(learner.backbone.velocity, learner.backbone.codec, degraded)
+    restored = sample(velocity, plan.conditioning, degraded, noise, plan.table)
+    loss = learner.result_loss(range(4), degraded, clean)
+    assert torch.allclose(loss, learner.measured(restored - clean, None), rtol=1e-4)
+    assert learner.prompt().steps == 3
+
+
+def test_unrolled_gradients_go_through_every_step(weights, pool):
+    learner = start(weights, unroll=2, batch=2)
+    degraded, clean = batches(learner, pool)(range(2))
+    whole = torch.autograd.grad(learner.result_loss(range(2), degraded, clean), learner.alpha)[0]
+    step = 1e-2 * torch.nn.functional.normalize(whole, dim=0)
+
+    def at(factor):
+        moved = replace(learner, alpha=learner.alpha + factor * step)
+        return moved.result_loss(range(2), degraded, clean).double()
+
+    with torch.no_grad():
+        slope = (at(1) - at(-1)) / 2
+    assert torch.isclose(slope, (whole.double() * step.double()).sum(), rtol=0.02)

@@ -22,6 +22,7 @@ import numpy as np
 
 from ebr_engine.media.video.info import Frame, pyav
 
+PARTS = ".parts"  # the end of their folder's name
 SECONDS = 10.0  # of work in a part
 MOST_BYTES = 256_000_000  # in memory before a part is written
 _LEAST_FREE = 2  # times what all parts will take
@@ -182,7 +183,7 @@ def forget_finished(target: Path) -> None:
 
 def _folder_of(target: Path) -> Path:
     name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]  # a long name leaves no room for an addition
-    return target.with_name(f".ebr-{name}.parts")
+    return target.with_name(f".ebr-{name}{PARTS}")
 
 
 def _times(frame: Frame) -> list:
