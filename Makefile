@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint compile-report gpu-check clean
+.PHONY: demo test lint compile-report gpu-check gpu-wheels clean
 
 demo: .venv/demo.stamp
 	$(BIN)/ebr-engine demo --out demo
@@ -21,6 +21,11 @@ compile-report: .venv/dev.stamp
 # Everything to know of this machine's GPU. Without .venv it runs where torch for that GPU already is: make gpu-check PYTHON=...
 gpu-check:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu
+
+# What that needs beside torch, triton and numpy, for a machine that fetches nothing: listed, and fetched to build/gpu-wheels.
+gpu-wheels:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_wheels --list
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_wheels
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -141,15 +141,35 @@ def relative_rms(value: Tensor, reference: Tensor) -> float | None:
     return ((value - reference).norm() / reference.norm().clamp(min=1e-30)).item()
 
 
+class DeviceLost(BaseException):
+    """Nothing works on the device any more in this process, as after an address out of bounds: no row can follow."""
+
+
+def lost(device: torch.device) -> bool:
+    """Whether this process has lost its device: the errors of a kernel that went out of bounds stay until its end."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
 @dataclass
 class Run:
-    """A section at work: where it runs, until when, the file that its rows go to (a JSON object a line), the results' folder."""
+    """A section at work: where it runs, until when, the file that its rows go to (a JSON object a line), the results' folder.
+
+    `begun`: what earlier processes of the section began, and is not begun again; `marks`: the file that says so to later ones.
+    """
 
     device: torch.device
     tiny: bool
     deadline: float  # of time.monotonic()
     file: IO[str]
     out: Path
+    begun: set[str] = field(default_factory=set)
+    marks: IO[str] | None = None
 
     def add(self, **row: Any) -> None:
         """Keep a row and print it; nothing that was added is lost if the process dies."""
@@ -165,15 +185,32 @@ class Run:
         except Exception as error:  # a first GPU can fail in any way
             lines = str(error).strip().splitlines() or [""]
             self.add(**about, error=f"{type(error).__name__}: {lines[0]}"[:300])
+            self.leave_if_lost()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    def leave_if_lost(self) -> None:
+        """End this process where the device no longer answers it; a new one goes on after what this one had begun."""
+        if lost(self.device):
+            raise DeviceLost
+
     def left(self, seconds: float, **about: Any) -> bool:
-        """Whether so many seconds are left before the deadline; if not, that is a row."""
+        """Whether to begin something: it was not begun by a process that was lost, and so many seconds are left before the
+        deadline; if not, that is a row."""
+        mark = json.dumps(about)
+        if mark in self.begun:
+            return False
         enough = time.monotonic() + seconds < self.deadline
         if not enough:
             self.add(**about, error=NO_TIME)
+        elif self.marks is not None:
+            self.marks.write(mark + "\n")
+            self.marks.flush()
         return enough
+
+    def room(self, seconds: float) -> bool:
+        """Whether so many seconds are left, for what is welcome and not missed."""
+        return time.monotonic() + seconds < self.deadline
 
     def synchronise(self) -> None:
         if self.device.type == "cuda":

@@ -3,7 +3,9 @@
 The operations' own launchers are run on tensors without memory, at the shapes of the real models, against a stand-in for the
 driver: every launch is compiled for the asked architecture with exactly the tiles, warps and specialisations that it would have
 there, and the machine code is read with the disassembler of Triton's package. The CUDA sources are compiled with the options of
-`setup.py`, if nvcc is there. STACK and LOCAL are bytes of slow memory a thread: both should be 0.
+`setup.py`, if nvcc is there. STACK and LOCAL are bytes of slow memory a thread: both should be 0. Blocks: how many of a kernel's
+a multiprocessor keeps at once; occupancy: the share of its warps that they are; in flight: their shared memory, which is what
+asynchronous copies fill.
 """
 
 import json
@@ -31,6 +33,7 @@ from benchmarks import report
 from benchmarks.gpu_cases import MODELS, sizes
 from benchmarks.report import ROOT, Benchmark, columns
 from benchmarks.roofline import WAN_DISTINCT, workload
+from ebr_engine.kernels import backend
 from ebr_engine.kernels import prompt_attention as attention
 from ebr_engine.kernels import prompt_attention_gradient as attention_gradient
 from ebr_engine.kernels.bridge_step import bridge_step_launch
@@ -40,9 +43,14 @@ from ebr_engine.kernels.layer_norm_modulate import layer_norm_modulate_backward_
 from ebr_engine.kernels.qk_norm_rope import qk_norm_rope_backward_launch, qk_norm_rope_launch
 from ebr_engine.kernels.quantize_fp8 import empty_quantized, quantize_fp8_launch
 from ebr_engine.kernels.scaled_linear import scaled_linear_launch
+from ebr_engine.kernels.scaled_linear_persistent import FORMS as PERSISTENT_FORMS
 
 ARCHS = (80, 89, 90, 100, 120)
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}  # bytes a block may ask for
+SHARED = {80: 167936, 86: 102400, 89: 102400, 90: 233472, 100: 233472, 120: 102400}  # bytes that a multiprocessor's blocks share
+WARPS = {80: 64, 86: 48, 89: 48, 90: 64, 100: 64, 120: 48}  # that a multiprocessor keeps
+REGISTERS, BLOCKS = 65536, 32  # of a multiprocessor
+RESERVED = 1024  # bytes of shared memory that the system keeps of every block, from 8.0 on
 MATRIX = re.compile(r"(?<![\w.])([A-Z]+MMA)\b")  # HMMA, QMMA; HGMMA, QGMMA (Hopper); UTCHMMA, UTCQMMA (tcgen05)
 PROCESSES = 2
 WORKER = "import sys; from benchmarks.compile_report import worker; worker(sys.argv[1])"
@@ -87,6 +95,16 @@ def inspect(cubin: bytes, matrices: bool = True) -> dict[str, dict[str, Any]]:
     return kernels
 
 
+def residence(arch: int, warps: int, registers: int, shared: int) -> dict[str, float]:
+    """Blocks of a kernel that a multiprocessor keeps at once, its warps' share of all it could, and bytes of their shared memory.
+
+    Where operands come by asynchronous copies, those bytes are what can be in flight.
+    """
+    of_warp = -(-registers * 32 // 256) * 256
+    blocks = min(BLOCKS, WARPS[arch] // warps, REGISTERS // (of_warp * warps), SHARED[arch] // (shared + RESERVED))
+    return {"blocks": blocks, "occupancy": blocks * warps / WARPS[arch], "in_flight": blocks * shared}
+
+
 def run(command: Sequence[str]) -> str:
     """The output of a command; RuntimeError with what it complained of."""
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -102,7 +120,7 @@ class Shapes:
     """Tensors without memory, of the sizes that a model's operations meet; bf16 where no dtype is given."""
 
     def __init__(self, model: str, arch: int):
-        self.has_fp8 = arch >= 89
+        self.has_fp8, self.persistent = arch >= 89, arch in (90, 100)  # forms for Hopper and Blackwell's data centre parts
         s = sizes(model)
         self.wan, self.latent = not s.per_head, workload(model).latent
         self.width, self.heads, self.head, self.ffn, self.tokens, self.text = s.width, s.heads, s.head, s.ffn, s.tokens, s.text
@@ -165,16 +183,25 @@ def context_kv(s: Shapes) -> None:
         context_kv_launch(s.wide(1, 1, s.text, 2 * s.width), s.wide(1, 2 * s.width), s.wide(1, s.width), s.heads, 1e-6)
 
 
-def scaled_linear(s: Shapes) -> None:
-    if not s.has_fp8:
-        return
-    for inputs, outputs in ((s.width, 3 * s.width), (s.width, s.width), (s.width, s.ffn), (s.ffn, s.width)):
-        x, x_scale = empty_quantized(s.bf16(s.tokens, inputs))
-        weight, weight_scale = empty_quantized(s.bf16(outputs, inputs))
-        given = x, x_scale, weight, weight_scale, s.bf16(outputs)
-        scaled_linear_launch(*given, None, False, torch.bfloat16)
-        if (inputs, outputs) == (s.width, s.ffn):  # the layer before a GELU
-            scaled_linear_launch(*given, s.wide(2), True, torch.float8_e4m3fn)
+def fp8_layers(s: Shapes) -> Iterator[tuple[tuple, Tensor | None]]:
+    """The operands of a block's linear layers, and the bound of the one before a GELU."""
+    if s.has_fp8:
+        for inputs, outputs in ((s.width, 3 * s.width), (s.width, s.width), (s.width, s.ffn), (s.ffn, s.width)):
+            factors = *empty_quantized(s.bf16(s.tokens, inputs)), *empty_quantized(s.bf16(outputs, inputs))
+            yield (*factors, s.bf16(outputs)), s.wide(2) if (inputs, outputs) == (s.width, s.ffn) else None
+
+
+def scaled_linear(s: Shapes, forms: Sequence[str] = ("tiles",)) -> None:
+    for given, bound in fp8_layers(s):
+        for form in forms:
+            scaled_linear_launch(*given, None, False, torch.bfloat16, form)
+            if bound is not None:
+                scaled_linear_launch(*given, bound, True, torch.float8_e4m3fn, form)
+
+
+def scaled_linear_persistent(s: Shapes) -> None:
+    if s.persistent:
+        scaled_linear(s, PERSISTENT_FORMS)
 
 
 OPERATIONS: dict[str, Callable[[Shapes], None]] = {
@@ -187,6 +214,7 @@ OPERATIONS: dict[str, Callable[[Shapes], None]] = {
         prompt_attention,
         context_kv,
         scaled_linear,
+        scaled_linear_persistent,
         bridge_step,
     )
 }
@@ -215,8 +243,8 @@ def compiling(arch: int) -> Iterator[list[tuple[str, Any]]]:
 
     with ExitStack() as patches:
         patches.enter_context(patch.object(JITFunction, "run", compiled))
-        for module in (attention, attention_gradient):  # their tiles are chosen by a tensor's device, and these have none
-            patches.enter_context(patch.object(module, "capability", lambda q: arch // 10))
+        # Tiles are chosen by a tensor's device, and these have none.
+        patches.enter_context(patch.object(backend, "capability", lambda x: arch // 10))
         yield launched
 
 
@@ -233,6 +261,9 @@ def triton_rows(arch: int, operations: Sequence[str], models: Sequence[str]) -> 
                     options = {"warps": kernel.metadata.num_warps, "stages": kernel.metadata.num_stages}
                     (measured,) = inspect(kernel.asm["cubin"], "mma" in kernel.asm["ptx"]).values()
                     rows[kernel.hash] = about | options | measured | {"shared": kernel.metadata.shared}
+                    found = options["warps"], measured["registers"], kernel.metadata.shared
+                    rows[kernel.hash] |= residence(arch, *found)
+                    rows[kernel.hash]["specialized"] = "ttg.warp_specialize" in kernel.asm["ttgir"]
                 if model not in rows[kernel.hash]["models"]:
                     rows[kernel.hash]["models"].append(model)
     return list(rows.values())
@@ -318,12 +349,15 @@ def readable(name: str) -> str:
 
 def table(result: dict[str, Any]) -> str:
     """What a person reads."""
-    header = ["kernel", "arch", "warps", "registers", "shared", "stack", "local", "matrix instructions", "models"]
+    header = ["kernel", "arch", "warps", "registers", "shared", "stack", "local", "blocks", "occupancy", "in flight"]
+    header += ["matrix instructions", "models"]
     lines = []
     for row in result["kernels"]:
         counts = ", ".join(f"{count} {name}" for name, count in row["instructions"].items()) or "-"
-        numbers = [str(row.get(name, "-")) for name in ("warps", "registers", "shared", "stack", "local")]
-        lines.append([row["kernel"], row["arch"], *numbers, counts, " ".join(row["models"]) or "any"])
+        numbers = [str(row.get(name, "-")) for name in ("warps", "registers", "shared", "stack", "local", "blocks")]
+        kept = [f"{row['occupancy']:.0%}", f"{row['in_flight'] // 1024} KiB"] if "blocks" in row else ["-", "-"]
+        name = row["kernel"] + (" (specialized)" if row.get("specialized") else "")
+        lines.append([name, row["arch"], *numbers, *kept, counts, " ".join(row["models"]) or "any"])
     return columns(header, lines)
 
 

@@ -10,7 +10,16 @@ from torch.nn import functional as F
 
 from benchmarks.models import FLUX, family
 from benchmarks.roofline import MLP_RATIO, WAN_DISTINCT, workload
-from ebr_engine.kernels import attention, bridge_step, context_kv, prompt_attention, qk_norm_rope, quantize_fp8, scaled_linear
+from ebr_engine.kernels import (
+    attention,
+    bridge_step,
+    context_kv,
+    prompt_attention,
+    qk_norm_rope,
+    quantize_fp8,
+    scaled_linear,
+    scaled_linear_persistent,
+)
 from ebr_engine.kernels import gated_residual_norm as gated
 from ebr_engine.kernels import layer_norm_modulate as norm
 
@@ -215,7 +224,7 @@ def cross_attention(s: Sizes, draw: Draw) -> list[Case]:
     counts = torch.ones(distinct, device=draw.device)
     counts[-1] = s.text - distinct + 1
     text = [draw(1, s.heads, distinct, s.head) for _ in range(2)]
-    every = [x.repeat_interleave(counts.int(), dim=2).contiguous() for x in text]
+    every = [x.repeat_interleave(counts.int(), dim=2, output_size=s.text).contiguous() for x in text]
 
     def made(prompts: int) -> dict[str, Any]:
         return {
@@ -305,7 +314,21 @@ def linears(s: Sizes, draw: Draw) -> list[Case]:
     def plain_fp8(*given: Tensor) -> quantize_fp8.Quantized:
         return scaled_linear.scaled_linear_fp8_ref(*given, bound, True)
 
+    def form(name: str, fused: bool) -> Callable[..., Any]:
+        """One of Triton's forms, whatever a table says; on a CPU, which has none, the reference."""
+
+        def run(**given: Tensor) -> Any:
+            if not given["values"].is_cuda:
+                return plain_fp8(*given.values()) if fused else plain(*given.values())
+            how = (bound, True, torch.float8_e4m3fn) if fused else (None, False, draw.dtype)
+            found = scaled_linear.scaled_linear_launch(*given.values(), *how, name)
+            return quantize_fp8.Quantized(*found) if fused else found[0]
+
+        return run
+
     fused = {"gelu": True, "fp8_out": True, "bound": bound}
+    gelu = {"exact": lambda **given: F.gelu(exact(**given), approximate="tanh")}
+    forms = ("tiles", *scaled_linear_persistent.FORMS) if persistent(draw.device) else ()
     return [
         Case(
             "scaled_linear", "", inputs, lambda **given: ours(*given.values()), lambda **given: plain(*given.values()),
@@ -313,6 +336,20 @@ def linears(s: Sizes, draw: Draw) -> list[Case]:
         ),
         Case(
             "scaled_linear", "GELU, fp8", inputs, lambda **given: ours(*given.values(), **fused),
-            lambda **given: plain_fp8(*given.values()), exact=lambda **given: F.gelu(exact(**given), approximate="tanh"),
+            lambda **given: plain_fp8(*given.values()), **gelu,
+        ),
+        *(
+            Case(
+                "scaled_linear_persistent", f"GELU, fp8, {name}" if fused else name, inputs, form(name, fused),
+                lambda fused=fused, **given: (plain_fp8 if fused else plain)(*given.values()),
+                **(gelu if fused else {"exact": exact}),
+            )
+            for fused in (False, True)
+            for name in forms
         ),
     ]  # fmt: skip
+
+
+def persistent(device: torch.device) -> bool:
+    """Whether a device has the persistent forms to be compared: Hopper and Blackwell's data centre parts, and in rehearsals."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in (9, 10)

@@ -1,4 +1,4 @@
-"""The GPU check's sections on operations: the build, correctness, times, the table of linear layers, the tests."""
+"""The GPU check's sections on operations: the build, correctness, times, attention, the table of linear layers, the tests."""
 
 import os
 import re
@@ -143,6 +143,7 @@ def ops(run: Run, only: tuple[str, ...] = ()) -> None:
                     if asked and run.left(1, operation=case.name, sizes=s.name):
                         with run.guarded(operation=case.name, sizes=s.name):
                             run.add(**timed(run, case, s, best, compile_too))
+                            run.leave_if_lost()
 
 
 @torch.no_grad()
@@ -180,6 +181,12 @@ def timed(run: Run, case: Case, s: Sizes, best: Gpu, compile_too: bool) -> dict[
     return row
 
 
+def forms_of_attention(run: Run) -> None:
+    """Self-attention in every form that there is, in full: errors, then times, one beside the other and beside the library's."""
+    kernels(run, ("attention",))
+    ops(run, ("attention",))
+
+
 def linears(run: Run) -> None:
     """The blocks' linear layers in bf16 and e4m3 by both implementations; which is faster goes to a table for `kernels/`."""
     if run.device.type == "cuda" and not backend.has_fp8(run.device):
@@ -195,6 +202,7 @@ def linears(run: Run) -> None:
                     with run.guarded(**about), torch.no_grad():
                         found = timed_linear(run, m, k, n, layer == "up", best)
                         run.add(**about, **found)
+                        run.leave_if_lost()
                         ending = scaled_linear.epilogue(*[layer == "up"] * 2)
                         choices[1 << (m - 1).bit_length(), k, n, ending] = found["fastest"]
     name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"

@@ -26,7 +26,9 @@ from ebr_engine.training.learner import checkpoint_blocks
 BLOCKS = ("blocks", "double_blocks", "single_blocks", "transformer_blocks", "single_transformer_blocks")  # ours, diffusers'
 RECOMPILES = 64  # a block that is compiled anew for each of its fellows should be seen as slow, not fall back unseen
 COMPILE_SECONDS = 90  # what torch.compile of a whole transformer may take: without so much left it is not begun
-ROUNDING = {"captured": 0.0, "compiled": 0.02, "compiled and captured": 0.02}  # relative RMS from the plain run; bf16 throughout
+BLOCK_SECONDS = 20  # and of one block of every kind, if no section before has left it in the compiler's cache
+ROUNDING = {"captured": 0.0}  # relative RMS from the plain run; a compiled one in bf16:
+COMPILED_ROUNDING = 0.02
 
 
 def compile_blocks(module: nn.Module, tiny: bool) -> None:
@@ -37,57 +39,84 @@ def compile_blocks(module: nn.Module, tiny: bool) -> None:
             block.compile(fullgraph=True, dynamic=False, backend="eager" if tiny else "inductor")
 
 
-def steps(run: Run, name: str) -> None:
-    """A step of the transformer and whole restorations: ours in every form, and the released way over diffusers' modules."""
-    work = work_of(name, run.tiny)
-    floors = analyse(work, ceilings(run.device))["totals"]
-    model = random_model(work, run.device, torch.bfloat16)
-    state, tables = model.degraded, model.bake(torch.tensor([400.0]))[0]
-    first: list[Tensor] = []
-    times: list[float] = []
+class Steps:
+    """Rows of one model's steps and restorations: times, shares of the floor, distances from the first form."""
 
-    def measure(form: str, precision: str, function: Callable[[], Tensor], evaluations: int = 0) -> None:
-        """A row: a step (`evaluations` 0) or a restoration."""
-        with run.guarded(model=name, form=form, precision=precision), torch.no_grad():
+    def __init__(self, run: Run, name: str):
+        work = work_of(name, run.tiny)
+        self.run, self.name, self.floors = run, name, analyse(work, ceilings(run.device))["totals"]
+        self.model = random_model(work, run.device, torch.bfloat16)
+        self.tables = self.model.bake(torch.tensor([400.0]))[0]
+        self.first: Tensor | None = None
+        self.times: list[float] = []
+
+    def step(self, trunk: nn.Module) -> Tensor:
+        """The velocity of a trunk."""
+        return self.model.backbone(trunk).velocity(self.model.degraded, self.tables)
+
+    def measure(self, form: str, precision: str, function: Callable[[], Tensor], evaluations: int = 0, needs: float = 4) -> None:
+        """A row: a step (`evaluations` 0) or a restoration, if there are the seconds that it needs."""
+        about = {"model": self.name, "form": form, "precision": precision}
+        if not self.run.left(needs, **about):
+            return
+        with self.run.guarded(**about), torch.no_grad():
             result = function().float()
-            if not evaluations:
-                first.append(result.clone())  # a graph's result is rewritten
-            found = milliseconds(function, run.device)
+            if not evaluations and self.first is None:
+                self.first = result.clone()  # a graph's result is rewritten
+            found = milliseconds(function, self.run.device)
             row = {"ms": found["median"], "quartiles": found["quartiles"]}
-            count = max(evaluations, 1)
-            if precision in floors["floor"]:
-                flop, floor = floors["plain_flop" if precision == "plain" else "flop"], floors["floor"][precision] * 1e3
+            count, floors = max(evaluations, 1), self.floors["floor"]
+            if precision in floors:
+                flop, floor = self.floors["plain_flop" if precision == "plain" else "flop"], floors[precision] * 1e3
                 row |= {"TFLOP/s": count * flop / found["median"] / 1e9, "floor ms": count * floor}
                 row["share"] = count * floor / found["median"]
             if not evaluations:
-                times.append(found["median"])
-                row |= {"x first": times[0] / times[-1], "RMS from first": relative_rms(result, first[0])}
-            run.add(model=name, form=form, precision=precision, **row)
+                self.times.append(found["median"])
+                row |= {"x first": self.times[0] / self.times[-1], "RMS from first": relative_rms(result, self.first)}
+            self.run.add(**about, **row)
 
-    released_forms(run, model, name, measure)
-    model.transformer = None
-    free(run)
-    step = lambda trunk: model.backbone(trunk).velocity(state, tables)  # noqa: E731
-    measure("step, eager", "bf16", lambda: step(model.trunk))
-    measure("step, eager, CUDA graph", "bf16", captured_later(lambda: step(model.trunk), run))
+
+def steps(run: Run, name: str) -> None:
+    """A step of the transformer and whole restorations in bf16 and fp8: as it is, as a graph, with compiled blocks."""
+    one = Steps(run, name)
+    model = one.model
+    one.measure("step, eager", "bf16", lambda: one.step(model.trunk))
+    one.measure("step, eager, CUDA graph", "bf16", captured_later(lambda: one.step(model.trunk), run))
     narrow = fp8_copy(run, model, name)
-    for trunk, precision in ((model.trunk, "bf16"), (narrow, "fp8")):
-        if trunk is None:
-            continue
-        if precision == "fp8":
-            measure("step, eager", "fp8", lambda trunk=trunk: step(trunk))
-        if run.left(25, model=name, form="compiled", precision=precision):
-            compile_blocks(trunk, run.tiny)
-            measure("step, compiled blocks", precision, lambda trunk=trunk: step(trunk))
-            graph = captured_later(lambda trunk=trunk: step(trunk), run)
-            measure("step, compiled blocks, CUDA graph", precision, graph)
-    for schedule, trunk, precision in (("fast", model.trunk, "bf16"), ("fast", narrow, "fp8"), ("exact", model.trunk, "bf16")):
-        if trunk is not None and run.left(10, model=name, form=f"restoration, {schedule}", precision=precision):
-            table = make_table(schedule, T0)
-            whole = model.bake(model.timesteps(table))
-            form = f"restoration, {schedule}, {len(table)} evaluations"
-            restored = partial(sample, model.backbone(trunk).velocity, whole, state, model.noise, table)
-            measure(form, precision, restored, len(table))
+    if narrow is not None:
+        one.measure("step, eager", "fp8", lambda: one.step(narrow))
+        one.measure("step, eager, CUDA graph", "fp8", captured_later(lambda: one.step(narrow), run))
+    both = [(trunk, precision) for trunk, precision in ((model.trunk, "bf16"), (narrow, "fp8")) if trunk is not None]
+    for trunk, precision in both:
+        table = make_table("fast", T0)
+        whole = model.bake(model.timesteps(table))
+        restored = partial(sample, model.backbone(trunk).velocity, whole, model.degraded, model.noise, table)
+        one.measure(f"restoration, fast, {len(table)} evaluations", precision, restored, len(table), needs=6)
+    for trunk, precision in both:
+        compile_blocks(trunk, run.tiny)
+        one.measure("step, compiled blocks", precision, lambda trunk=trunk: one.step(trunk), needs=BLOCK_SECONDS)
+        graph = captured_later(lambda trunk=trunk: one.step(trunk), run)
+        one.measure("step, compiled blocks, CUDA graph", precision, graph, needs=6)
+
+
+def peers(run: Run, name: str) -> None:
+    """A step of the released algorithm over diffusers' modules, eager and compiled, and ours beside it in the same process."""
+    if find_spec("diffusers") is None:
+        run.add(model=name, form="diffusers", error="left out: diffusers is not installed")
+        return
+    one = Steps(run, name)
+    model = one.model
+    with run.guarded(model=name, form="diffusers"):
+        model.add_transformer()
+        velocity, timestep = model.released_velocity(model.prompt), torch.full((1,), 400.0, device=run.device)
+        released = lambda: velocity(model.degraded, timestep)  # noqa: E731
+        one.measure("diffusers, released, eager", "plain", released)
+        one.measure("step, eager", "bf16", lambda: one.step(model.trunk))
+        compile_blocks(model.transformer, run.tiny)
+        one.measure("diffusers, released, compiled blocks", "plain", released, needs=BLOCK_SECONDS)
+        compile_blocks(model.trunk, run.tiny)
+        graph = captured_later(lambda: one.step(model.trunk), run)
+        one.measure("step, compiled blocks, CUDA graph", "bf16", graph, needs=BLOCK_SECONDS)
 
 
 def captured_later(function: Callable[[], Tensor], run: Run) -> Callable[[], Tensor]:
@@ -114,20 +143,6 @@ def fp8_copy(run: Run, model: Model, name: str) -> nn.Module | None:
     return None
 
 
-def released_forms(run: Run, model: Model, name: str, measure: Callable[..., None]) -> None:
-    """The released algorithm's step, over diffusers' modules; left out without them."""
-    if find_spec("diffusers") is None:
-        run.add(model=name, form="diffusers", error="left out: diffusers is not installed")
-        return
-    with run.guarded(model=name, form="diffusers"):
-        model.add_transformer()
-        velocity, timestep = model.released_velocity(model.prompt), torch.full((1,), 400.0, device=run.device)
-        measure("diffusers, released, eager", "plain", lambda: velocity(model.degraded, timestep))
-        if run.left(40, model=name, form="diffusers, released, compiled blocks"):
-            compile_blocks(model.transformer, run.tiny)
-            measure("diffusers, released, compiled blocks", "plain", lambda: velocity(model.degraded, timestep))
-
-
 def free(run: Run) -> None:
     """Give memory of what is gone back, compiled code's references too."""
     torch.compiler.reset()
@@ -144,8 +159,11 @@ def graphs(run: Run, name: str) -> None:
     backbone, table = replace(model.backbone(), conditioner=None), make_table("fast", T0)
     plans = [model.plan(table, prompt) for prompt in (model.prompt, tuple(0.5 * part for part in model.prompt))]
     expected: list[Tensor] = []
-    for form, make in forms(run, backbone):
-        if "compiled" in form and not run.left(COMPILE_SECONDS, model=name, form=form):
+    for form, seconds, make in forms(run, backbone):
+        if seconds == COMPILE_SECONDS and not run.room(seconds + BLOCK_SECONDS):  # the next form matters more
+            run.add(model=name, form=form, error=f"left out: it may take {seconds} s to compile; more --minutes have room for it")
+            continue
+        if not run.left(seconds, model=name, form=form):
             continue
         with run.guarded(model=name, form=form), torch.no_grad():
             one, started = make(), time.monotonic()
@@ -158,15 +176,14 @@ def graphs(run: Run, name: str) -> None:
                 errors = [relative_rms(*pair) for pair in zip(results, expected)]
                 row |= {"RMS from plain": errors[0], "RMS, other prompt": errors[1]}
                 row["bits"] = all(torch.equal(*pair) for pair in zip(results, expected))
-                row["ok"] = all(error is not None and error <= max(ROUNDING[form], 1e-5) for error in errors)
+                most = max(ROUNDING.get(form, COMPILED_ROUNDING), 1e-5)
+                row["ok"] = all(error is not None and error <= most for error in errors)
                 row["ok"] &= still(one, form)
             found = milliseconds(lambda one=one: one.run(plans[0], model.degraded, model.noise), run.device)
             row |= {"ms": found["median"], "quartiles": found["quartiles"], "ms a step": found["median"] / len(plans[0].table)}
             if one.graphs is not None:
                 row["graphs"] = len(one.graphs)  # one for both prompts
                 row["ok"] &= len(one.graphs) == 1
-            if run.device.type == "cuda":
-                row["peak GB"] = torch.cuda.max_memory_allocated(run.device) / 1e9
             run.add(model=name, form=form, **row)
         del make
         free(run)
@@ -174,24 +191,26 @@ def graphs(run: Run, name: str) -> None:
 
 def still(one: Runner, form: str) -> bool:
     """Whether a runner is what its form says: one that could not be is plain by now, and said so in a warning."""
-    return ("captured" in form) == (one.graphs is not None) and ("compiled" in form) == (one.compiled is not None)
+    return ("captured" in form) == (one.graphs is not None) and (form.startswith("compiled,") == (one.compiled is not None))
 
 
-def forms(run: Run, backbone: Backbone) -> Iterator[tuple[str, Callable[[], Runner]]]:
-    """The forms of a run by name."""
+def forms(run: Run, backbone: Backbone) -> Iterator[tuple[str, float, Callable[[], Runner]]]:
+    """The forms of a run by name, and the seconds that one may take; the last one's blocks are compiled for good."""
 
-    def runner(captured: bool, compiled: bool) -> Runner:
+    def runner(captured: bool, compiled: bool = False, blocks: bool = False) -> Runner:
         kept = Graphs(called_again if run.tiny else CudaRecorder(run.device)) if captured else None
+        if blocks:
+            compile_blocks(backbone.trunk, run.tiny)
         one = Runner(backbone, "auto", graphs=kept) if captured else Runner(backbone, "off")
         if compiled:
             backend = "eager" if run.tiny else "inductor"
             one.compiled = replace(backbone, trunk=torch.compile(backbone.trunk, fullgraph=True, dynamic=False, backend=backend))
         return one
 
-    yield "plain", lambda: runner(False, False)
-    yield "captured", lambda: runner(True, False)
-    yield "compiled", lambda: runner(False, True)
-    yield "compiled and captured", lambda: runner(True, True)
+    yield "plain", 4, lambda: runner(False)
+    yield "captured", 6, lambda: runner(True)
+    yield "compiled, captured", COMPILE_SECONDS, lambda: runner(True, compiled=True)
+    yield "blocks compiled, captured", BLOCK_SECONDS, lambda: runner(True, blocks=True)
 
 
 def called_again(function: Callable[[], Tensor], warm: Callable[[], object]) -> tuple[Callable[[], None], Tensor]:

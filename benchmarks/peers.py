@@ -7,6 +7,7 @@ starts: they are the same for every picture. Every result is compared with the f
 learned, the first rung and the last are also compared with the converged solution (200 second-order steps), for every task.
 
 On a CPU the cases are `mini` and four blocks of Wan 1.3B's width; `--device cuda` runs the full models, with random weights.
+`--runtimes` compares one evaluation with OpenVINO and ONNX Runtime instead (`benchmarks/runtimes.py`).
 """
 
 import copy
@@ -21,7 +22,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from benchmarks import clock, report
+from benchmarks import clock, report, runtimes
 from benchmarks.models import FLUX, PRECISIONS, Model, random_model, work_of
 from benchmarks.report import Benchmark, columns
 from benchmarks.steps import load_task, scores
@@ -168,7 +169,7 @@ def accuracy(case: Model, mini: Mini, size: int, steps: int, converged_steps: in
 
 def table(result: dict[str, Any]) -> str:
     """What a person reads."""
-    return "\n\n".join(map(case_table, result["cases"]))
+    return runtimes.table(result) if "runtimes" in result else "\n\n".join(map(case_table, result["cases"]))
 
 
 def case_table(result: dict[str, Any]) -> str:
@@ -204,11 +205,13 @@ def case_table(result: dict[str, Any]) -> str:
 
 def options(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--case", nargs="+", choices=CASES, help="default: mini wan-width; on a GPU wan-1.3b flux-dev")
+    parser.add_argument("--case", nargs="+", help="default: mini wan-width; on a GPU wan-1.3b flux-dev")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: fp32 on a CPU, bf16 on a GPU")
     parser.add_argument("--size", type=int, default=128, help="side of mini's photo in pixels")
     parser.add_argument("--steps", type=int, default=STEPS, help="evaluations of the released schedule")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--runtimes", action="store_true", help="one evaluation beside OpenVINO and ONNX Runtime, on a CPU")
+    parser.add_argument("--runtime", nargs="+", metavar="NAME", help="with --runtimes: only these of its rows")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled rungs out")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, three steps, one round, not compiled: does it run?")
 
@@ -217,6 +220,12 @@ def measure(options: Namespace) -> dict[str, Any]:
     """The released algorithm over diffusers' modules beside the engine, feature by feature."""
     if options.steps < 2 or options.rounds < 1 or options.size < 16 or options.size % 8:
         options.error("--steps must be at least 2, --rounds at least 1, --size a multiple of 8 from 16 on")
+    cases, rows = (runtimes.CASES if options.runtimes else CASES), (*runtimes.EBR_KERNELS, *runtimes.RUNTIMES)
+    for given, known in ((options.case, cases), (options.runtime, rows)):
+        if unknown := set(given or ()) - set(known):
+            options.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if options.runtimes:
+        return runtimes.measure(options)
     device, quick = torch.device(options.device), options.quick
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         options.error(f"there is no device {options.device}: {torch.cuda.device_count()} CUDA device(s) found")

@@ -1,6 +1,7 @@
 """What every benchmark does besides measuring: its command line, medians, machine, versions and commit, tables, plots, JSON."""
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "safetensors", "pyvips", "numpy")
+MEASURED, SOURCES = ("ebr_engine", "kernels", "csrc", "benchmarks"), (".py", ".cu", ".cuh", ".cpp", ".h")  # what `sources` reads
 NO_TIME = "left out: no time"  # the error of what a deadline left out
 
 
@@ -76,6 +78,17 @@ def commit() -> str:
         return "unknown"
 
 
+def sources() -> str:
+    """A digest of all that is measured and measures, the same with git and without: `python -c "from benchmarks.report import
+    sources; print(sources())"` at a commit says whether a result without one is its."""
+    digest = hashlib.sha256()
+    files = [path for folder in MEASURED for suffix in SOURCES for path in (ROOT / folder).rglob(f"*{suffix}")]
+    for path in sorted(files, key=lambda path: path.relative_to(ROOT).as_posix()):
+        digest.update(f"{path.relative_to(ROOT).as_posix()}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def about() -> dict[str, Any]:
     """Machine and versions, commit and date: what a result has to be read with. Needs nothing that a bare folder lacks."""
     import torch
@@ -102,6 +115,14 @@ def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def cpu_instructions() -> list[str]:
+    """The vector instruction sets of this CPU, as Linux names them; none where it does not say."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^flags\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
+    wanted = re.compile(r"sse4_2|fma|f16c|avx.*|amx.*")
+    return sorted(flag for flag in found[1].split() if wanted.fullmatch(flag)) if found else []
 
 
 def cuda_device(index: int) -> dict[str, str]:

@@ -1,10 +1,14 @@
-"""The server under load: latency of many requests at once, its memory, and what a kill in the middle loses.
+"""The server under load: latency of many requests at once, its memory, what a kill in the middle loses, and what batching gains.
 
-    python -m benchmarks.serving [--requests 200] [--at-once 20] [--size 128] [--json FILE]
+    python -m benchmarks.serving [--requests 200] [--at-once 20] [--size 128] [--batch-size 64 256] [--json FILE]
 
 Starts `ebr-engine serve` with mini on this machine, one step a picture. First all pictures are sent, so many at once, each client
 waiting for its result before it sends the next. Then they are sent to a new server, with five steps, which is killed when it has
 accepted half of them, and started anew: every job that it had accepted has to end, with the bytes of an undisturbed run.
+
+Last, without a server: pictures that wait, eight at once by `restore_batch` beside one by one, in interleaved rounds, by the
+clock and by the time that this process got of the processor, which tells more where others want it too; and how many of them
+come out with the same bits.
 """
 
 import argparse
@@ -19,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +34,7 @@ from benchmarks.report import ROOT, Benchmark, columns
 
 QUICK, LONGER = '{"task": "haze", "steps": 1}', '{"task": "haze", "steps": 5}'  # the second, so that a kill finds a queue
 PICTURES = 8  # different ones, sent in turn
+TOGETHER = 8  # in a batch
 LONGEST = 600  # seconds that anything may take
 
 
@@ -40,19 +46,26 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--at-once", type=int, default=20, help="clients")
     parser.add_argument("--size", type=int, default=128, help="side of the pictures")
+    parser.add_argument(
+        "--batch-size", type=int, nargs="+", default=[64, 256], help="sides of pictures that are restored together"
+    )
+    parser.add_argument("--rounds", type=int, default=2, help="of restoring together and one by one")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Load, then a kill in the middle."""
+    """Load, then a kill in the middle, then batches."""
+    busy = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pictures = _pictures(folder, options.size)
         load = _load(folder / "load", pictures, options)
-        return {"options": vars_of(options), "load": load, "kill": _kill(folder / "kill", pictures, options)}
+        kill = _kill(folder / "kill", pictures, options)
+    batches = [row for side in options.batch_size for row in _batches(side, options.rounds)]
+    return {"options": vars_of(options), "processes_before": busy, "load": load, "kill": kill, "batches": batches}
 
 
-def vars_of(options: argparse.Namespace) -> dict[str, int]:
-    return {"requests": options.requests, "at_once": options.at_once, "size": options.size}
+def vars_of(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("requests", "at_once", "size", "batch_size", "rounds")}
 
 
 def _load(store: Path, pictures: list[bytes], options: argparse.Namespace) -> dict[str, Any]:
@@ -113,6 +126,38 @@ def _kill(store: Path, pictures: list[bytes], options: argparse.Namespace) -> di
         until(lambda: finished(client, most) - PICTURES >= len(accepted))
         same = sum(fetch(client, id) == digests[number] for id, number in accepted.items())
     return {"accepted": len(accepted), "done_at_kill": before, "done_after_restart_with_the_same_bytes": same}
+
+
+def _batches(side: int, rounds: int) -> list[dict[str, Any]]:
+    """Seconds of a picture, one by one and eight at once, in each precision."""
+    from ebr_engine import Restorer
+
+    pictures = [np.random.default_rng(number).random((side, side, 3), dtype=np.float32) for number in range(TOGETHER)]
+    forms, taken, made = {}, {}, {}
+    for precision in ("fp32", "bf16"):
+        restorer = Restorer("mini", precision=precision, compile="off")
+        plan = restorer.plan("haze")
+        for at_once in (1, TOGETHER):
+            forms[precision, at_once] = partial(restorer.restore_batch, pictures, plan=plan, at_once=at_once)
+            made[precision, at_once] = forms[precision, at_once]()
+            taken[precision, at_once] = []
+    for _ in range(rounds):
+        for form, run_form in forms.items():
+            clock, cpu = time.perf_counter(), time.process_time()
+            run_form()
+            taken[form].append(((time.perf_counter() - clock) / TOGETHER, (time.process_time() - cpu) / TOGETHER))
+    medians = {form: np.median(values, axis=0).tolist() for form, values in taken.items()}
+    return [
+        {
+            "side": side,
+            "precision": precision,
+            "at_once": TOGETHER,
+            **{f"{name}_one_by_one": medians[precision, 1][i] for i, name in enumerate(("seconds", "cpu_seconds"))},
+            **{f"{name}_together": medians[precision, TOGETHER][i] for i, name in enumerate(("seconds", "cpu_seconds"))},
+            "same_bits": sum(map(np.array_equal, made[precision, 1], made[precision, TOGETHER])),
+        }
+        for precision in ("fp32", "bf16")
+    ]
 
 
 @contextmanager
@@ -201,7 +246,13 @@ def table(result: dict[str, Any]) -> str:
         ["memory, grown by", f"{load['memory_mib']:.0f} MiB, {load['memory_grown_mib']:+.0f} MiB"],
         ["killed after", f"{kill['done_at_kill']} of {kill['accepted']}"],
         ["the same bytes at last", f"{kill['done_after_restart_with_the_same_bytes']} of {kill['accepted']}"],
+        ["other processes at the start", f"{result['processes_before']:.1f}"],
     ]
+    for one in result["batches"]:
+        by_clock, by_cpu = (one[f"{name}_one_by_one"] / one[f"{name}_together"] for name in ("seconds", "cpu_seconds"))
+        name = f"{one['at_once']} together, {one['side']} x {one['side']}, {one['precision']}"
+        same = f"{one['same_bits']} of {one['at_once']} with the same bits"
+        rows.append([name, f"{by_clock:.2f} times as fast by the clock, {by_cpu:.2f} by CPU time, {same}"])
     return columns([f"mini, {options['size']} x {options['size']}, one step", ""], rows)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from ebr_engine.bridge.schedules import SCHEDULES
 from ebr_engine.errors import EbrError, EngineError, check_choice
 
-PRECISIONS = ("auto", "bf16", "fp16", "fp32", "fp8")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32", "fp8", "int8")
 OFFLOADS = ("none", "codec", "blocks")
 COMPILES = ("auto", "off", "on")
 BLENDS = ("latent", "pixel")
@@ -161,7 +161,7 @@ class RestoreRequest:
         choices=SIZES,
     )
 
-    backbone: str = _model("mini", "--backbone -b NAME", "The frozen transformer: mini, wan or flux; mini-audio for sound.")
+    backbone: str = _model("mini", "--backbone -b NAME", "The frozen transformer: mini, wan, flux or another that `info` lists.")
     model: str | Path | None = _model(
         None,
         "--model -m SOURCE",
@@ -181,7 +181,7 @@ class RestoreRequest:
     precision: str = _computing(
         "auto",
         "--precision",
-        "Of the transformer; auto goes by the device.",
+        "Of the transformer; auto goes by the device; int8 is for CPUs.",
         choices=PRECISIONS,
         switch=("--fp8", "fp8", "Short for --precision fp8."),
     )

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ebr_engine.kernels import backend
+
 logger = logging.getLogger("ebr_engine")
 
 # On a CPU explicit products are meant to spare the library's slower backward; no committed benchmark measures it yet.
@@ -86,6 +88,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scaled dot-product attention, [B, H, N, d] each → [B, H, N, d]; the fastest of what is there for the device."""
     if q.is_cuda:
         return attention_cuda(q, k, v)
+    cpu = backend.native(q, k, v)
+    if cpu and (out := cpu.attention(q, k, v)) is not None:
+        return out
     if q.requires_grad and q.shape[-2] <= EXPLICIT_TOKENS:
         return attention_ref(q, k, v)
     learned = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))

@@ -1,8 +1,10 @@
 """Which implementation serves an operation: decided once, here; the only module of the kernels that reads the environment.
 
-`EBR_KERNELS` asks for one: `auto` (Triton on a CUDA device, plain torch elsewhere), `torch`, `triton`, `cuda` (the extension
-for the operations it has, Triton for the rest). With `triton` or `cuda` every operation goes through its torch.library
-registration on any device; on a CPU that runs Triton's interpreter if `TRITON_INTERPRET=1` is set, the reference otherwise.
+`EBR_KERNELS` asks for one: `auto` (Triton on a CUDA device; on a CPU native code where it is built, for the operations that it
+has and while nothing is learned; plain torch elsewhere), `torch`, `triton`, `cuda` (the extension for the operations it has,
+Triton for the rest). With `triton` or `cuda` every operation goes through its torch.library registration on any device; on a
+CPU that runs Triton's interpreter if `TRITON_INTERPRET=1` is set, the reference otherwise. `EBR_CPU_LEVEL` names the
+instructions that native code may use, of those that this CPU has.
 
 `EBR_VERIFY` asks when a kernel is compared with its reference (`gate.py`): `first`, on its first use; `always`; or `off`.
 """
@@ -19,9 +21,12 @@ from types import ModuleType, SimpleNamespace
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 CHOICES = ("auto", "torch", "triton", "cuda")
 ASKED = os.environ.get("EBR_KERNELS", "auto")
+CPU_LEVEL = os.environ.get("EBR_CPU_LEVEL", "auto")
+CPU_LEVELS = ("auto", "baseline", "avx2", "avx512", "amx")
 VERIFY_CHOICES = {"off": "never compared", "first": "compared on first use", "always": "compared at every call"}  # as told
 VERIFY = os.environ.get("EBR_VERIFY", "first")
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
@@ -84,10 +89,49 @@ def _extension() -> ModuleType | None:
     return import_module("ebr_engine.kernels.cuda")
 
 
+def native(*tensors: Tensor | None) -> ModuleType | None:
+    """The launchers of the native code for CPUs (`kernels/cpu.py`) if it may serve these tensors, else None.
+
+    It may not where a gradient is asked for, where a compiler traces (which fuses row-wise references itself), nor where the
+    tensors are no memory (a subclass's).
+    """
+    if ASKED != "auto" or by_reference() or torch.compiler.is_compiling() or not tensors[0].is_cpu:
+        return None
+    module = _native()
+    if module is None or not all(x is None or type(x) in (Tensor, Parameter) for x in tensors):
+        return None
+    learned = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    return None if learned else module
+
+
+@functools.cache
+def _native() -> ModuleType | None:
+    return import_module("ebr_engine.kernels.cpu") if find_spec("ebr_engine._cpu") is not None else None
+
+
 @functools.cache
 def has_fp8(device: torch.device) -> bool:
     """Whether a device multiplies and casts e4m3 in hardware: CUDA from compute capability 8.9 on."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def capability(x: Tensor) -> int:
+    """The major compute capability that tiles and forms are chosen by; 0 in the interpreter."""
+    return torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 0
+
+
+def processors(x: Tensor) -> int:
+    """How many programs run at once, one on each multiprocessor; 3 in the interpreter, which runs one after the other."""
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 3
+
+
+def scratch(x: Tensor) -> None:
+    """From here on Triton takes what kernels need beside their arguments (for descriptors) from torch, on the device of `x`.
+
+    A graph that is being recorded gets it from its own pool.
+    """
+    if x.is_cuda:
+        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=x.device))
 
 
 def on(x: Tensor) -> AbstractContextManager:
@@ -109,8 +153,15 @@ def backends() -> list[Backend]:
     if HAS_TRITON and (device or INTERPRETED):
         triton_reason += f", {VERIFY_CHOICES.get(VERIFY, VERIFY)} with torch"
     triton_reason += "".join(f"; {name} is left to torch: {fault}" for name, fault in distrusted.items())
+    module = _native()
+    if module is None:
+        cpu_reason = "not built: EBR_BUILD_CPU=1 pip install . tells why"
+    else:
+        unused = "" if ASKED == "auto" else "; not used with EBR_KERNELS=" + ASKED
+        cpu_reason = f"used on CPUs, with {module.levels()[module.level()]}" + unused
     return [
         Backend("cuda", built and device, cuda if device or not built else "built, but there is no CUDA device"),
         Backend("triton", HAS_TRITON and (device or INTERPRETED), triton_reason),
+        Backend("cpu", module is not None and ASKED == "auto", cpu_reason),
         Backend("torch", True, "plain torch operations (the references), on any device"),
     ]

@@ -221,6 +221,9 @@ def gated_residual_norm(
     Returns: the new residual stream and its norm, both [B, N, D] in `x.dtype`; statistics are float32, taken before the
     residual stream is rounded.
     """
+    cpu = backend.native(x, y, gate, weight, bias)
+    if cpu and (results := cpu.gated_residual_norm(x, y, gate, weight, bias, eps)):
+        return results
     add_norm = gated_residual_norm_op if backend.registered(x) else gated_residual_norm_ref
     return add_norm(x, y, gate, weight, bias, eps)
 

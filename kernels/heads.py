@@ -37,11 +37,6 @@ def constants(q: Tensor) -> dict:
     return {"HEAD": q.shape[-1], "DIMS": max(16, triton.next_power_of_2(q.shape[-1])), "enable_fp_fusion": True}
 
 
-def capability(q: Tensor) -> int:
-    """The major compute capability that tiles are chosen by; 0 in the interpreter."""
-    return torch.cuda.get_device_capability(q.device)[0] if q.is_cuda else 0
-
-
 def text_keys(rows: int, keys: int) -> int:
     """Text keys in a tile, at most `keys`: the few merged rows need a small one."""
     return min(keys, max(16, triton.next_power_of_2(rows)))

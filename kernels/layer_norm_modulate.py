@@ -187,6 +187,9 @@ def layer_norm_modulate(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e
     Args: `x` [B, N, D]; `weight` (1 + scale) and `bias` (shift) [B or 1, D] float32; `eps` is added to the variance.
     Returns: [B, N, D] in `x.dtype`.
     """
+    cpu = backend.native(x, weight, bias)
+    if cpu and (out := cpu.layer_norm_modulate(x, weight, bias, eps)) is not None:
+        return out
     modulate = layer_norm_modulate_op if backend.registered(x) else layer_norm_modulate_ref
     return modulate(x, weight, bias, eps)
 

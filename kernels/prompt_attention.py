@@ -13,7 +13,6 @@ from ebr_engine.kernels import backend
 from ebr_engine.kernels.backend import tl, triton
 from ebr_engine.kernels.gate import gated
 from ebr_engine.kernels.heads import (
-    capability,
     constants,
     launches,
     load_keys,
@@ -162,7 +161,7 @@ def prompt_attention_launch(
     """Run the kernel; queries of any strides. Returns the output and, if `save`, the log-sums of `log_sums_ref`."""
     batch, heads, tokens, head = q.shape
     prompts, _, prompt_rows, _ = prompt_key.shape
-    queries, keys, warps, stages = TILES.get(capability(q), OTHER_TILE)
+    queries, keys, warps, stages = TILES.get(backend.capability(q), OTHER_TILE)
     q, out = dense(q), rows_of_heads(q)
     log_sum = q.new_empty((1 + prompts, batch, heads, tokens) if save else 0, dtype=torch.float32)
     if q.numel():
@@ -236,6 +235,9 @@ def prompt_attention(
     Source: the authors' Wan inference code (dual cross-attention).
     """
     inputs = (q, text_key, text_value, text_log_count, prompt_key, prompt_value, prompt_weight)
+    cpu = backend.native(*inputs)
+    if cpu and (out := cpu.prompt_attention(*inputs)) is not None:
+        return out
     learning = torch.is_grad_enabled()
     if not backend.registered(q) or (learning and (text_key.requires_grad or text_value.requires_grad)):
         return prompt_attention_ref(*inputs)

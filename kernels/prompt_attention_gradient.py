@@ -15,7 +15,6 @@ from ebr_engine.kernels import backend
 from ebr_engine.kernels.backend import tl, triton
 from ebr_engine.kernels.gate import gated
 from ebr_engine.kernels.heads import (
-    capability,
     constants,
     launches,
     load_keys,
@@ -186,7 +185,7 @@ def prompt_attention_backward_launch(
     mean = log_sum.new_empty(prompts, batch, heads, tokens)
     strides, root, scale = (*gradient.stride()[:3], *q.stride()[:3]), head**-0.5, head**-0.5 * 1.4426950408889634
 
-    queries, keys, warps, stages = QUERY_TILES.get(capability(q), OTHER_QUERY_TILE)
+    queries, keys, warps, stages = QUERY_TILES.get(backend.capability(q), OTHER_QUERY_TILE)
     with backend.on(q):
         query_gradient_kernel[(batch * heads * triton.cdiv(tokens, queries),)](
             gradient, q, text_key.contiguous(), text_value.contiguous(), text_log_count.contiguous(),

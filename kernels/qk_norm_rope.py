@@ -404,5 +404,8 @@ def qk_norm_rope(
     head; `cos`, `sin` [N, head_dim/2] float32; `rows` [L, 3D] or [B, L, 3D], L ≤ N, added to the first L tokens before the norm.
     Returns: q, k, v, each [B, heads, N, head_dim] in `qkv.dtype`.
     """
+    cpu = backend.native(qkv, q_weight, k_weight, cos, sin, rows)
+    if cpu and (results := cpu.qk_norm_rope(qkv, q_weight, k_weight, cos, sin, heads, eps, rows)):
+        return results
     split = qk_norm_rope_op if backend.registered(qkv) else qk_norm_rope_ref
     return split(qkv, q_weight, k_weight, cos, sin, heads, eps, rows)

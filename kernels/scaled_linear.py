@@ -25,10 +25,17 @@ from ebr_engine.kernels.backend import tl, triton
 from ebr_engine.kernels.gate import gated
 from ebr_engine.kernels.quantize_fp8 import E4M3_MAX, SMALLEST_SCALE, Quantized, quantize_fp8
 from ebr_engine.kernels.rows import launches_fp8, refuse_gradient
+from ebr_engine.kernels.scaled_linear_persistent import described, scaled_linear_persistent_launch
+from ebr_engine.kernels.tiles import GROUP, activated, bounded, bounded_scale, place
 
 # Rows up to which a tile serves: rows, columns, depth of the tile, warps, stages.
 TILES = ((64, (64, 128, 128, 4, 3)), (math.inf, (128, 128, 128, 8, 3)))
-GROUP = 8  # row tiles that are multiplied with one column tile while it is in the L2 cache
+# Which of Triton's forms multiplies where a GPU's own table names none, by major compute capability and the rows up to which it
+# does: `tiles`, a program a tile, or one of `scaled_linear_persistent`, of which few rows are too few tiles for every processor.
+# On paper: no form has been timed on a GPU. Warps are specialized where Triton documents it, which is not on Hopper.
+FORMS = {9: ((1024, "tiles"), (math.inf, "persistent")), 10: ((1024, "tiles"), (math.inf, "specialized"))}
+# What a GPU's table may name: cuBLASLt, one of Triton's forms, or `triton` for that which `FORMS` says.
+IMPLEMENTATIONS = ("library", "triton", "tiles", "persistent", "specialized")
 
 
 def product_ref(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
@@ -75,12 +82,9 @@ def scaled_linear_kernel(
     GELU: tl.constexpr, QUANTIZE: tl.constexpr, EVEN: tl.constexpr, GROUP: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0)
-    row_tiles, column_tiles = tl.cdiv(rows, ROWS), tl.cdiv(columns, COLUMNS)
-    first = program // (GROUP * column_tiles) * GROUP
-    group, within = min(row_tiles - first, GROUP), program % (GROUP * column_tiles)
-    r = (first + within % group).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    c = (within // group).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    row_tile, column_tile = place(tl.program_id(0), tl.cdiv(rows, ROWS), tl.cdiv(columns, COLUMNS), GROUP)
+    r = row_tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    c = column_tile.to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     k = tl.arange(0, DEPTH)
     # Past the end the last row and column are read again, and not stored.
     x_tile = x + tl.minimum(r, rows - 1)[:, None] * depth + k[None]
@@ -100,13 +104,12 @@ def scaled_linear_kernel(
     b_x_scale = tl.load(x_scale + r, mask=r < rows, other=0.0)
     b_weight_scale = tl.load(weight_scale + c, mask=c < columns, other=0.0)
     y = total * b_x_scale[:, None] * b_weight_scale[None] + tl.load(bias + c, mask=c < columns, other=0.0).to(tl.float32)[None]
-    if GELU:  # (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u))
-        y = y / (1.0 + tl.exp(-1.5957691216057308 * (y + 0.044715 * y * y * y)))
+    if GELU:
+        y = activated(y)
     if QUANTIZE:
-        size = b_x_scale * (root * tl.load(bound)) + tl.load(bound + 1) * (1.0 / 448.0)
-        size = tl.maximum(size, 1e-12)
-        y = tl.minimum(tl.maximum(y * tl.div_rn(1.0, size)[:, None], -448.0), 448.0)
-        if within // group == 0:
+        size = bounded_scale(b_x_scale, bound, root)
+        y = bounded(y, size)
+        if column_tile == 0:
             tl.store(out_scale + r, size, mask=r < rows)
     mask = (r < rows)[:, None] & (c < columns)[None]
     tl.store(out + r[:, None] * columns + c[None], y.to(out.dtype.element_ty), mask=mask)
@@ -121,17 +124,25 @@ def scaled_linear_launch(
     bound: Tensor | None,
     gelu: bool,
     dtype: torch.dtype,
+    form: str = "triton",
 ) -> tuple[Tensor, Tensor]:
-    """Run the kernel; the output in `dtype`, and with a `bound` (then `dtype` is e4m3) its row scales."""
+    """Run a form (`triton`: as `FORMS` says); the output in `dtype`, and with a `bound` (then `dtype` is e4m3) its row scales.
+
+    What no descriptors can be made of is multiplied in tiles.
+    """
     columns, depth = weight.shape
+    rows = x_scale.numel()
+    x, weight = x.contiguous(), weight.contiguous()
+    form = usual_form(backend.capability(x), rows) if form == "triton" else form
+    if form != "tiles" and described(x, weight, columns * dtype.itemsize):
+        return scaled_linear_persistent_launch(x, x_scale, weight, weight_scale, bias, bound, gelu, dtype, form)
     out = x.new_empty(*x.shape[:-1], columns, dtype=dtype)
     out_scale = torch.empty_like(x_scale, memory_format=torch.contiguous_format)
-    rows = x_scale.numel()
     tile_rows, tile_columns, tile_depth, warps, stages = next(tile for most, tile in TILES if rows <= most)
     if out.numel():
         with backend.on(x):
             scaled_linear_kernel[(triton.cdiv(rows, tile_rows) * triton.cdiv(columns, tile_columns),)](
-                x.contiguous(), x_scale.contiguous(), weight.contiguous(), weight_scale.contiguous(), bias.contiguous(),
+                x, x_scale.contiguous(), weight, weight_scale.contiguous(), bias.contiguous(),
                 out_scale if bound is None else bound, out, out_scale, rows, columns, depth, math.sqrt(depth),
                 GELU=gelu, QUANTIZE=bound is not None, EVEN=depth % tile_depth == 0, GROUP=GROUP,
                 ROWS=tile_rows, COLUMNS=tile_columns, DEPTH=tile_depth,
@@ -151,7 +162,7 @@ def choices(device: str, folder: Path = Path(__file__).parent) -> dict[tuple[int
 
     The table is `scaled_linear_<gpu>.json` beside this file, `<gpu>` being the device's name in lower case with `_` for all
     but letters and digits: {"device": name, "choices": [{"rows": 16384, "k": 1536, "n": 8960, "epilogue": "none",
-    "implementation": "library"}, ...]}, where the implementation is `library` (cuBLASLt) or `triton`.
+    "implementation": "library"}, ...]}, where the implementation is one of `IMPLEMENTATIONS`.
     """
     path = folder / f"scaled_linear_{re.sub('[^a-z0-9]+', '_', device.lower()).strip('_')}.json"
     if not path.exists():
@@ -160,16 +171,20 @@ def choices(device: str, folder: Path = Path(__file__).parent) -> dict[tuple[int
     return {(entry["rows"], entry["k"], entry["n"], entry["epilogue"]): entry["implementation"] for entry in entries}
 
 
-def takes_library(device: str, rows: int, weight: Tensor, ending: str) -> bool:
-    """Whether cuBLASLt multiplies: as the device's table says, else where nothing but a bias follows the product.
+def usual_form(capability: int, rows: int) -> str:
+    """The form of Triton's for so many rows on a GPU of this major compute capability."""
+    return next(form for most, form in FORMS.get(capability, ((math.inf, "tiles"),)) if rows <= most)
 
-    Its products need K and N to be multiples of 16.
+
+def implementation(device: str, rows: int, weight: Tensor, ending: str) -> str:
+    """One of `IMPLEMENTATIONS`: as the device's table says, else the library where nothing but a bias follows the product.
+
+    The library's products need K and N to be multiples of 16.
     """
     columns, depth = weight.shape
-    if rows == 0 or columns % 16 or depth % 16:
-        return False
-    default = "library" if ending == "none" else "triton"
-    return choices(device).get((1 << (rows - 1).bit_length(), depth, columns, ending), default) == "library"
+    usual = "library" if ending == "none" else "triton"
+    found = choices(device).get((1 << max(rows - 1, 0).bit_length(), depth, columns, ending), usual)
+    return "triton" if found == "library" and (rows == 0 or columns % 16 or depth % 16) else found
 
 
 def library_product(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
@@ -181,11 +196,11 @@ def library_product(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Te
     return y.unflatten(0, x.shape[:-1])
 
 
-def chosen_library(x: Tensor, weight: Tensor, ending: str) -> bool:
-    """`takes_library` on the device that `x` is on; never on a CPU."""
+def chosen(x: Tensor, weight: Tensor, ending: str) -> str:
+    """`implementation` on the device that `x` is on; in the interpreter Triton's."""
     if not x.is_cuda:
-        return False
-    return takes_library(torch.cuda.get_device_name(x.device), x.shape[:-1].numel(), weight, ending)
+        return "triton"
+    return implementation(torch.cuda.get_device_name(x.device), x.shape[:-1].numel(), weight, ending)
 
 
 @torch.library.custom_op("ebr::scaled_linear", mutates_args=())
@@ -203,10 +218,12 @@ def scaled_linear_op(
         x, x_scale = quantize_fp8(x)
     if not launches_fp8(x):
         return scaled_linear_ref(x, x_scale, weight, weight_scale, bias, gelu, dtype)
-    if dtype == torch.bfloat16 and chosen_library(x, weight, epilogue(gelu, False)):
-        y = library_product(x, x_scale, weight, weight_scale, bias)
+    layer = weight, weight_scale, bias
+    found = chosen(x, weight, epilogue(gelu, False)) if dtype == torch.bfloat16 else "triton"
+    if found == "library":
+        y = library_product(x, x_scale, *layer)
         return F.gelu(y, approximate="tanh") if gelu else y
-    return scaled_linear_launch(x, x_scale, weight, weight_scale, bias, None, gelu, dtype)[0]
+    return scaled_linear_launch(x, x_scale, *layer, None, gelu, dtype, found)[0]
 
 
 @scaled_linear_op.register_fake
@@ -239,10 +256,11 @@ def scaled_linear_fp8_op(
 ) -> tuple[Tensor, Tensor]:
     if not launches_fp8(x):
         return tuple(scaled_linear_fp8_ref(x, x_scale, weight, weight_scale, bias, bound, gelu))
-    if chosen_library(x, weight, epilogue(gelu, True)):
-        y = library_product(x, x_scale, weight, weight_scale, bias)
+    found, layer = chosen(x, weight, epilogue(gelu, True)), (weight, weight_scale, bias)
+    if found == "library":
+        y = library_product(x, x_scale, *layer)
         return tuple(quantize_fp8(F.gelu(y, approximate="tanh") if gelu else y))
-    return scaled_linear_launch(x, x_scale, weight, weight_scale, bias, bound, gelu, torch.float8_e4m3fn)
+    return scaled_linear_launch(x, x_scale, *layer, bound, gelu, torch.float8_e4m3fn, found)
 
 
 @scaled_linear_fp8_op.register_fake

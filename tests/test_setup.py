@@ -1,4 +1,4 @@
-"""What an install holds, and what the build script decides about the CUDA extension; nothing is compiled."""
+"""What an install holds, and what the build script decides about the extensions; nothing is compiled."""
 
 import importlib.util
 import os
@@ -94,18 +94,31 @@ def test_a_demanded_build_without_a_compiler_fails(script):
 
 
 def test_it_is_not_built_against_ones_will(script, compiler, capsys):
-    assert script.extension({"CUDA_HOME": str(compiler()), "EBR_BUILD_CUDA": "0"}) == {}
-    assert "not built: EBR_BUILD_CUDA=0" in capsys.readouterr().err
+    assert script.extension({"CUDA_HOME": str(compiler()), "EBR_BUILD_CUDA": "0", "EBR_BUILD_CPU": "0"}) == {}
+    told = capsys.readouterr().err
+    assert "not built: EBR_BUILD_CUDA=0" in told
+    assert "not built: EBR_BUILD_CPU=0" in told
 
 
 def test_another_value_is_refused(script):
     with pytest.raises(SystemExit, match="EBR_BUILD_CUDA is 'yes'; it has to be auto, 0 or 1"):
         script.extension({"EBR_BUILD_CUDA": "yes"})
+    with pytest.raises(SystemExit, match="EBR_BUILD_CPU is 'yes'; it has to be auto, 0 or 1"):
+        script.extension({"EBR_BUILD_CPU": "yes"})
+
+
+def test_the_cpus_compiler_is_the_one_that_cxx_names(script, tmp_path):
+    (tmp_path / "mine").touch(0o755)
+    assert script.find_compiler({"CXX": "mine -m64", "PATH": str(tmp_path)}) == ["mine", "-m64"]
+    assert script.find_compiler({"PATH": str(tmp_path)}) is None
+    modules = script.extension({"CXX": "mine", "PATH": str(tmp_path)})["ext_modules"]
+    assert [(module.name, module.optional) for module in modules] == [("ebr_engine._cpu", True)]
 
 
 @pytest.mark.parametrize(("asked", "optional"), [("auto", True), ("1", False)])
 def test_only_a_demanded_build_may_fail_the_install(script, compiler, asked, optional, monkeypatch, tmp_path):
-    environment = {"CUDA_HOME": str(compiler("80", fails=True)), "EBR_BUILD_CUDA": asked, "PATH": os.environ["PATH"]}
+    environment = {"CUDA_HOME": str(compiler("80", fails=True)), "EBR_BUILD_CUDA": asked, "EBR_BUILD_CPU": "0"}
+    environment["PATH"] = os.environ["PATH"]
     monkeypatch.setattr(script.os, "environ", environment)
     arguments = script.extension(environment)
     assert arguments["ext_modules"][0].name == "ebr_engine._csrc"
@@ -122,8 +135,9 @@ def test_only_a_demanded_build_may_fail_the_install(script, compiler, asked, opt
 
 def test_what_is_built_is_there(script):
     """Every source of csrc/ is named in the script, and nothing else."""
-    named = {script.BINDING, *script.KERNELS, *script.HEADERS}
-    assert named == {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").iterdir() if path.suffix != ".md"}
+    named = {script.BINDING, *script.KERNELS, *script.HEADERS, script.CPU_BINDING, *script.CPU_SOURCES, *script.CPU_HEADERS}
+    found = {path for path in (ROOT / "csrc").rglob("*.*") if path.suffix != ".md"}
+    assert named == {str(path.relative_to(ROOT)) for path in found}
 
 
 def test_every_folder_of_the_package_is_installed():

@@ -48,7 +48,10 @@ class Config(Protocol):
         """The diffusers config dict of these sizes."""
 
     def rotary(self, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        """cos and sin [N, head_dim/2] float32 of a picture's tokens on a grid of (frames, height, width)."""
+        """cos and sin [N, head_dim/2] float32 of a picture's tokens on a grid of (frames, height, width).
+
+        One whose steps have `text_rows` in the trunk's sequence has the same of these, `text_rotary(tokens)`.
+        """
 
 
 @dataclass(frozen=True)
@@ -164,8 +167,12 @@ class Encoder:
     tokenizer: str
     kinds: tuple[str, ...]  # `model_type` of its config.json
     tokens: int
-    special: int  # tokens of the empty text: the end token, and CLIP's start token
+    special: int | None  # tokens of the empty text: the end token, CLIP's start token, a chat's turns; None: not known
     masked: bool = False  # padding is masked, and its rows are zero
+    layers: tuple[int, ...] = ()  # of a language model, whose outputs are taken side by side; none: the last one's
+    chat: tuple[Mapping[str, Any], ...] = ()  # the messages that the tokenizer's template is given; none: the bare text
+    template: Mapping[str, Any] = field(default_factory=dict)  # its options
+    instead: "Encoder | None" = None  # what some sizes of the model have in its place
 
     @property
     def pooled(self) -> bool:
@@ -187,6 +194,10 @@ class Checkpoints:
     sizes: Callable[[State, dict], dict]  # diffusers' settings from the shapes of tensors and the original ones
     load: Callable[[Config, Mapping[str, Tensor], torch.device | str, torch.dtype], tuple[nn.Module, nn.Module]]
     text_encoders: tuple[Encoder, ...]  # in the order of the model folder's text_encoder, text_encoder_2
+    folders: tuple[str, ...] = ("transformer",)  # of the transformer in a model's folder: diffusers' name, or the original one
+    passed_over: str = ""  # how folders and files with a transformer of the same model are called that no bridge meets
+    marks: tuple[str, ...] = ()  # what its model_index.json names, and that of no other model with this class of transformer
+    boundary: float = 1.0  # see `Backbone.boundary`; where model_index.json does not say
 
 
 @dataclass(frozen=True)
@@ -214,12 +225,17 @@ class Spec:
 
     tile: int = 512  # pixels a side that the backbone knows
     overlap: int = 64
+    whole: float = 1.0  # tiles' areas up to which a picture runs in one piece, whatever its sides
     chunk: tuple[int, int] = (1, 0)  # frames restored together, and what neighbours share
     small_side: int | None = None  # longest side of a small version that shows the whole picture; None: the tile
     knows_time: bool = False  # frames of a clip see each other
     asks_for_frames: bool = False  # a clip is restored frame by frame only where that is asked for
     moves: bool = False  # the grid of tokens lies elsewhere in each step, and detail keeps its level: see `views.py`
     mix: str = "residual"  # how several prompts are mixed, unless it is said
+    related: tuple[str, ...] = ()  # backbones whose prompts are taken too, where the sizes agree
+    note: str = ""  # what `ebr-engine info` says beside the sizes
+    licence: str = ""  # of the published weights
+    ran: str = ""  # what has been run so far, and where
 
     released_size: tuple[int, int] | None = None  # height and width of the published protocol
     released_timesteps: Callable[[tuple[float, ...]], Tensor] | None = None  # None: the schedules look nothing up
@@ -236,14 +252,14 @@ class Spec:
     flop: Callable[[Any, Sequence[int], Any], int] | None = None  # of one run: configuration, latent's shape, step
 
     @property
-    def usual_size(self) -> tuple[int, int]:
-        """Height and width that it is told about where no file says them."""
-        return self.side or self.released_size or (self.tile, self.tile)
-
-    @property
     def bundled(self) -> bool:
         """Whether weights, codec and text come in one file."""
         return self.checkpoints is None
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """Height and width in pixels that prompts are learned at, and sizes and costs are told for."""
+        return self.side or self.learning.defaults.get("size", (self.tile, self.tile))
 
     def check_source(self, source: ModelSource) -> None:
         """`BackboneError` where a source names what this backbone does not take."""
@@ -280,6 +296,7 @@ class Backbone:
     identity: str = ""  # which model, of which revision
     codec_source: dict[str, str] = field(default_factory=dict)  # where the VAE lies, for an engine file
     fixed: tuple[int, int, int] | None = None  # frames, height, width in pixels: all that an exported trunk takes, if it is so
+    boundary: float = 1.0  # of the bridge's times: from here on the model has another transformer, which is not loaded
 
     @property
     def name(self) -> str:
@@ -309,6 +326,14 @@ class Backbone:
     def multiple(self) -> int:
         """Pixels that a token spans, either way."""
         return self.codec.spatial * self.patch
+
+    def check_start(self, t0: float) -> None:
+        """`BackboneError` where a bridge would begin at a time that this transformer does not know."""
+        if t0 >= self.boundary:
+            raise BackboneError(
+                f"a bridge from T0 {t0:g} would meet the {self.name} model's other transformer, which works from "
+                f"{self.boundary:g} on and is not loaded: use a T0 below"
+            )
 
     def bake(self, timesteps: Tensor, prompts: Prompts) -> Conditioning:
         """The tables of a run at timesteps [S] (0 to 1000) with prompts as (residual, weight·α); on the trunk's device."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ebr_engine.backbones.base import Config
 from ebr_engine.backbones.hub import HUB_ID, fetch
+from ebr_engine.backbones.hub import INDEX as PIPELINE
 from ebr_engine.backbones.parameters import OriginalState, State, TensorFiles
 from ebr_engine.backbones.registry import published, spec
 from ebr_engine.errors import BackboneError
@@ -39,6 +40,7 @@ class ModelFiles:
     config: Config
     state: Mapping[str, Tensor]  # diffusers' names; a tensor is read when it is asked for
     identity: str  # "org/name@commit" of the hub, "name@hash of the sizes" of local files
+    boundary: float  # see `Backbone.boundary`
     vae: Path | None  # folders in diffusers' layout, where there are any
     text_encoders: tuple[Path, ...]
     tokenizers: tuple[Path, ...]
@@ -60,7 +62,8 @@ def find_model(
     Raises: `BackboneError` for a source that is missing, damaged, of another model or of a format that is not supported.
     """
     path, hub_id = locate(backbone, source, revision, offline, parts)
-    root, home = model_folders(path)
+    root, home = model_folders(path, backbone)
+    boundary = read_pipeline(root / PIPELINE, backbone)
     settings = read_settings(home / "config.json", backbone)
     sized = settings.get("_class_name") == spec(backbone).checkpoints.transformer
     state = open_state(home if path.is_dir() else path, backbone) if "transformer" in parts or not sized else {}
@@ -81,6 +84,7 @@ def find_model(
         config,
         state if "transformer" in parts else {},
         f"{hub_id}@{path.name}" if hub_id else f"{name}@{digest[:12]}",
+        boundary,
         next(iter(present("vae")), None),
         present("text_encoder", "text_encoder_2"),
         present("tokenizer", "tokenizer_2"),
@@ -103,9 +107,12 @@ def locate(
         return path, None
     if not HUB_ID.fullmatch(hub_id) or path.suffix in (".safetensors", ".gguf", *PICKLES):
         raise BackboneError(f"no such file or folder: {source} (and not a hub id, such as {default})")
-    path = fetch(hub_id, revision, offline, parts)
-    if not (path / "transformer").is_dir():
-        raise BackboneError(f"{hub_id} has no transformer folder; name a repository in diffusers' layout, or a local file")
+    folders = spec(backbone).checkpoints.folders
+    if "transformer" in parts:  # a model of another backbone is told before its weights are fetched
+        read_pipeline(fetch(hub_id, revision, offline, (), folders) / PIPELINE, backbone)
+    path = fetch(hub_id, revision, offline, parts, folders)
+    if not any((path / folder).is_dir() for folder in folders):
+        raise BackboneError(f"{hub_id} has no {folders[0]} folder; name a repository in diffusers' layout, or a local file")
     return path, hub_id
 
 
@@ -123,12 +130,35 @@ def load_halves(files: ModelFiles, device: torch.device | str, dtype: torch.dtyp
         raise BackboneError(f"{files.identity}: {error}") from error
 
 
-def model_folders(path: Path) -> tuple[Path, Path]:
+def model_folders(path: Path, backbone: str) -> tuple[Path, Path]:
     """The folder of all parts of a model, and that of its transformer; they are one where there is nothing but a transformer."""
-    if (path / "transformer").is_dir():
-        return path, path / "transformer"
+    checkpoints = spec(backbone).checkpoints
+    for folder in checkpoints.folders:
+        if (path / folder).is_dir():
+            return path, path / folder
     home = path if path.is_dir() else path.parent
-    return (home.parent if home.name == "transformer" else home), home
+    for name in (home.name, path.name):
+        if re.fullmatch(checkpoints.passed_over, name, re.IGNORECASE):
+            names = " or ".join(checkpoints.folders)
+            raise BackboneError(f"{path} is the transformer of {backbone} that is not run, by its name; name its {names}")
+    return (home.parent if home.name in checkpoints.folders else home), home
+
+
+def read_pipeline(path: Path, backbone: str) -> float:
+    """The boundary (see `Backbone`) that a pipeline's index says; `BackboneError` where the pipeline is of another backbone."""
+    chosen = spec(backbone).checkpoints
+    index = read_json(path) if path.is_file() else {}
+    alike = [one for one in published() if one.checkpoints.transformer == chosen.transformer]
+    named = {mark for one in alike for mark in one.checkpoints.marks if index.get(mark) not in (None, False, [None, None])}
+    if index and named != set(chosen.marks):
+        found = next((one.name for one in alike if set(one.checkpoints.marks) == named), None)
+        if found is None:
+            raise BackboneError(f"{path} is of a pipeline that is not known: it names {', '.join(sorted(named))}")
+        raise other_backbone(path.parent, found, backbone)
+    boundary = index.get("boundary_ratio") or chosen.boundary
+    if not isinstance(boundary, (int, float)) or not 0 < boundary <= 1:
+        raise BackboneError(f"{path} is damaged: boundary_ratio is {boundary!r}, expected a number between 0 and 1")
+    return boundary
 
 
 def read_settings(path: Path, backbone: str) -> dict:
@@ -138,8 +168,9 @@ def read_settings(path: Path, backbone: str) -> dict:
     settings = read_json(path)
     if settings.get("quantization_config"):
         raise BackboneError(f"{path.parent} is quantised, which is not supported; use the bf16 checkpoint")
+    name = settings.get("_class_name")
     for other in published():
-        if other.name != backbone and settings.get("_class_name") == other.checkpoints.transformer:
+        if spec(backbone).checkpoints.transformer != name == other.checkpoints.transformer:
             raise other_backbone(path.parent, other.name, backbone)
     return settings
 
@@ -178,7 +209,7 @@ def open_state(path: Path, backbone: str) -> State:
                 "supported; use the bf16 checkpoint"
             )
     files = without_prefix(files)
-    found, original = layout(files)
+    found, original = layout(files, backbone)
     if found is None:
         some = ", ".join(sorted(files)[:3]) or "none"
         titles = " or ".join(one.title for one in published())
@@ -193,9 +224,12 @@ def without_prefix(files: TensorFiles) -> TensorFiles:
     return next((part for prefix in PREFIXES if (part := files.under(prefix))), files)
 
 
-def layout(keys: Collection[str]) -> tuple[str | None, bool]:
-    """The backbone whose transformer has such keys (None: no one's), and whether they are those of the original layout."""
-    for one in published():
+def layout(keys: Collection[str], backbone: str | None = None) -> tuple[str | None, bool]:
+    """The backbone whose transformer has such keys (None: no one's), and whether they are those of the original layout.
+
+    `backbone`: the one that is meant, where several have the same keys.
+    """
+    for one in sorted(published(), key=lambda one: one.name != backbone):
         for pattern, original in one.checkpoints.layouts.items():
             if any(re.match(pattern, key) for key in keys):
                 return one.name, original

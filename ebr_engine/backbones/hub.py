@@ -7,14 +7,22 @@ from pathlib import Path
 from ebr_engine.errors import BackboneError, EbrError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-PART_FOLDERS = {"transformer": "transformer", "vae": "vae", "text_encoder": "text_encoder*", "tokenizer": "tokenizer*"}
-CONFIGURATION = "transformer/config.json"  # the model's sizes, whatever parts are asked for
+PART_FOLDERS = {"vae": "vae", "text_encoder": "text_encoder*", "tokenizer": "tokenizer*"}
+PARTS = ("transformer", *PART_FOLDERS)
+INDEX = "model_index.json"  # what a pipeline is made of
 
 
-def fetch(hub_id: str, revision: str | None, offline: bool, parts: Collection[str]) -> Path:
+def fetch(
+    hub_id: str,
+    revision: str | None,
+    offline: bool,
+    parts: Collection[str],
+    transformers: Collection[str] = ("transformer",),
+) -> Path:
     """The folder, named by its commit, of a model in diffusers' layout that has (at least) the parts asked for.
 
     `parts`: of `transformer`, `vae`, `text_encoder`, `tokenizer`. `offline`: take what is cached and never ask the hub.
+    `transformers`: the folders that the transformer may be in.
     Raises: `BackboneError` when the hub has no such model, does not give it or cannot be reached, `EbrError` without its library.
     """
     try:
@@ -22,8 +30,9 @@ def fetch(hub_id: str, revision: str | None, offline: bool, parts: Collection[st
     except ImportError as error:
         raise EbrError("fetching models needs huggingface_hub: pip install 'ebr-engine[models]'") from error
     pinned = f" at revision {revision!r}" if revision else ""
+    wanted = patterns(parts, transformers)
     try:
-        folder = snapshot_download(hub_id, revision=revision, allow_patterns=patterns(parts), local_files_only=offline)
+        folder = snapshot_download(hub_id, revision=revision, allow_patterns=wanted, local_files_only=offline)
     except errors.GatedRepoError as error:
         licence = f"accept its licence at https://huggingface.co/{hub_id}"
         raise BackboneError(f"{hub_id} is a gated model: {licence}, then run `huggingface-cli login` or set HF_TOKEN") from error
@@ -47,12 +56,15 @@ def fetch(hub_id: str, revision: str | None, offline: bool, parts: Collection[st
     return Path(folder)
 
 
-def patterns(parts: Collection[str]) -> list[str]:
-    """The files of a model's parts; weights as safetensors only. `ValueError` for a part that is not known."""
-    if unknown := set(parts) - PART_FOLDERS.keys():
-        raise ValueError(f"unknown part(s) {', '.join(sorted(unknown))}; there is: {', '.join(PART_FOLDERS)}")
-    wanted = [CONFIGURATION]
+def patterns(parts: Collection[str], transformers: Collection[str] = ("transformer",)) -> list[str]:
+    """The files of a model's parts, and what says its kind and sizes; weights as safetensors only.
+
+    `ValueError` for a part that is not known.
+    """
+    if unknown := set(parts) - set(PARTS):
+        raise ValueError(f"unknown part(s) {', '.join(sorted(unknown))}; there is: {', '.join(PARTS)}")
+    wanted = [INDEX, *(f"{folder}/config.json" for folder in transformers)]
     for part in sorted(parts):
-        folder = PART_FOLDERS[part]
-        wanted += [f"{folder}/*"] if part == "tokenizer" else [f"{folder}/*.json", f"{folder}/*.safetensors"]
+        for folder in transformers if part == "transformer" else (PART_FOLDERS[part],):
+            wanted += [f"{folder}/*"] if part == "tokenizer" else [f"{folder}/*.json", f"{folder}/*.safetensors"]
     return wanted

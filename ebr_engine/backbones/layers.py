@@ -1,4 +1,4 @@
-"""What the trunks share: fp8 and packed linear layers, and the position tables that they keep."""
+"""What the trunks share: fp8, int8 and packed linear layers, and the position tables that they keep."""
 
 import copy
 import platform
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebr_engine.errors import warn
+from ebr_engine.errors import BackboneError, warn
+from ebr_engine.kernels.gated_activation import gated_activation, gated_activation_fp8
 from ebr_engine.kernels.gated_residual_norm import gated_residual_norm, gated_residual_norm_fp8
+from ebr_engine.kernels.int8_linear import Int8Weight, can_int8, int8_linear
 from ebr_engine.kernels.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_fp8
 from ebr_engine.kernels.packed_linear import PackedWeight, can_pack, packed_linear
 from ebr_engine.kernels.quantize_fp8 import Quantized, quantize_fp8
@@ -35,12 +37,18 @@ def kept_rotary(cache: RotaryCache, key: Hashable, make: Callable[[], tuple[Tens
     return tables
 
 
+def bias_of(linear: nn.Linear) -> Tensor:
+    """A layer's bias [N]; zeros for one that has none, whose product ends in an addition all the same."""
+    weight = linear.weight.detach()
+    return weight.new_zeros(weight.shape[0]) if linear.bias is None else linear.bias.detach()
+
+
 class Fp8Linear(nn.Module):
     """A frozen linear layer with an e4m3 weight scaled by output channel; activations are quantised by token."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        self._set(*quantize_fp8(linear.weight.detach()), linear.bias.detach())
+        self._set(*quantize_fp8(linear.weight.detach()), bias_of(linear))
 
     @classmethod
     def from_tensors(cls, weight: Tensor, scale: Tensor, bias: Tensor) -> "Fp8Linear":
@@ -80,9 +88,9 @@ class Fp8Linear(nn.Module):
         return (self.weight.float() * self.scale).to(self.bias.dtype)
 
 
-def dense_weight(linear: nn.Linear | Fp8Linear) -> Tensor:
+def dense_weight(linear: nn.Module) -> Tensor:
     """A layer's weight [N, K] as numbers that can be multiplied."""
-    return linear.dequantised() if isinstance(linear, Fp8Linear) else linear.weight
+    return linear.dequantised() if isinstance(linear, (Fp8Linear, Int8Linear)) else linear.weight
 
 
 def takes_fp8(*linears: nn.Module) -> bool:
@@ -95,51 +103,62 @@ def feed_forward(up: nn.Module, down: nn.Module, x: Tensor | Quantized) -> Tenso
     return down(up.gelu(x) if takes_fp8(up, down) else activated(up, x))
 
 
+def gated_feed_forward(up: nn.Module, down: nn.Module, x: Tensor | Quantized) -> Tensor:
+    """down(silu(g) · u) with [g, u] = up(x), [..., D]."""
+    return down(gated_for((down,), up(x)))
+
+
+def gated_for(linears: tuple[nn.Module, ...], x: Tensor, beside: Tensor | None = None) -> Tensor | Quantized:
+    """`gated_activation` for the layers that read it: quantised in the same pass where they are fp8."""
+    return (gated_activation_fp8 if takes_fp8(*linears) else gated_activation)(x, beside)
+
+
 def activated(layer: nn.Module, x: Tensor | Quantized) -> Tensor:
     """GELU of a linear layer, [..., N], in the layer's own pass where it is packed."""
-    return layer.gelu(x) if isinstance(layer, PackedLinear) else F.gelu(layer(x), approximate="tanh")
+    return layer.gelu(x) if isinstance(layer, (PackedLinear, Int8Linear)) else F.gelu(layer(x), approximate="tanh")
 
 
-def quantize_trunk(trunk: nn.Module) -> int:
-    """Replace the large linear layers of every block (QKV, out, feed-forward) by fp8 ones, in place; how many there were.
+def quantize_trunk(trunk: nn.Module, kind: type[nn.Module] = Fp8Linear) -> int:
+    """Replace the large linear layers of every block (QKV, out, feed-forward) by those of a kind, in place; how many there were.
 
     The first and last layers keep their precision, because their errors are not averaged over blocks, and so does Wan's
     cross-attention, whose q and out are small beside the rest. FLUX's text stream is quantised like its image stream.
     """
     found = [(part, name) for part in trunk.modules() if part is not trunk for name in LAYERS if name in part._modules]
     for part, name in found:
-        setattr(part, name, Fp8Linear(getattr(part, name)))
+        setattr(part, name, kind(getattr(part, name)))
     return len(found)
 
 
-def has_fp8_layers(trunk: nn.Module) -> bool:
-    """Whether any layer of a trunk is quantised."""
-    return any(isinstance(layer, Fp8Linear) for layer in trunk.modules())
+def quantised_as(trunk: nn.Module) -> str | None:
+    """The precision that layers of a trunk are quantised to, fp8 or int8; None where there are none."""
+    kinds = {Fp8Linear: "fp8", Int8Linear: "int8"}
+    return next((kinds[type(layer)] for layer in trunk.modules() if type(layer) in kinds), None)
 
 
 def safer_trunk(trunk: nn.Module) -> nn.Module | None:
-    """A copy of a trunk in the next wider precision: fp8 layers as dense ones in the dtype of the rest, or all in float32.
+    """A copy of a trunk in the next wider precision: quantised layers as dense ones in the dtype of the rest, or all in float32.
 
     None for a trunk that is float32 already. The weights' values stay what they were rounded to.
     """
-    if not has_fp8_layers(trunk) and all(parameter.dtype == torch.float32 for parameter in trunk.parameters()):
+    if not quantised_as(trunk) and all(parameter.dtype == torch.float32 for parameter in trunk.parameters()):
         return None
     wider = copy.deepcopy(trunk)
-    if not has_fp8_layers(trunk):
+    if not quantised_as(trunk):
         return wider.float()
     for owner in list(wider.modules()):
         for name, layer in owner.named_children():
-            if isinstance(layer, Fp8Linear):
+            if isinstance(layer, (Fp8Linear, Int8Linear)):
                 setattr(owner, name, layer.dense())
     return wider
 
 
 def trunk_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The trunk's dtype for `auto`, `bf16`, `fp16`, `fp32` or `fp8` (what its other layers are in).
+    """The trunk's dtype for `auto`, `bf16`, `fp16`, `fp32`, `fp8` or `int8` (what its other layers are in).
 
-    `auto`, and what accompanies fp8, is bf16 on a GPU and on a CPU with bf16 instructions, float32 elsewhere.
+    `auto`, and what accompanies fp8 and int8, is bf16 on a GPU and on a CPU with bf16 instructions, float32 elsewhere.
     """
-    if precision in ("auto", "fp8"):
+    if precision in ("auto", "fp8", "int8"):
         return torch.bfloat16 if device.type != "cpu" or cpu_has_bf16() else torch.float32
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
 
@@ -149,7 +168,20 @@ def taken_precision(precision: str, device: torch.device) -> str:
     if precision == "bf16" and device.type == "cpu" and not cpu_has_bf16():
         warn("this CPU has no bf16 arithmetic: float32 is taken in its place, faster here, for twice the memory")
         return "fp32"
+    if precision == "int8" and device.type != "cpu":
+        raise BackboneError("int8 is for CPUs; on a GPU fp8 is as small, and faster")
+    if precision == "int8" and not can_int8():
+        warn("this CPU or this torch has no int8 products: the layers are not quantised")
+        return "auto"
     return precision
+
+
+def quantised_for(precision: str, device: torch.device) -> str:
+    """What fp8 means where files are restored: int8 on a CPU that has its products, which emulates fp8; told in a line."""
+    if precision != "fp8" or device.type != "cpu" or not can_int8():
+        return precision
+    warn("a CPU has no fp8 arithmetic: its layers are int8 here (--precision int8)")
+    return "int8"
 
 
 def cpu_has_bf16() -> bool:
@@ -163,13 +195,53 @@ def cpu_has_bf16() -> bool:
     return any(check is not None and check() for check in checks)
 
 
+class Int8Linear(nn.Module):
+    """A frozen linear layer in int8 on a CPU; its state is that of an ordinary layer of the rounded weights."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.rounded = Int8Weight(linear.weight)
+        self.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+
+    @property
+    def bytes(self) -> int:
+        """What the rounded weights take, with their scales and the bias."""
+        return self.rounded.shape.numel() + self.rounded.scale.nbytes + self.rounded.zeros.nbytes + self.bias.nbytes
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[..., K] → [..., N]; `bias` [N] in place of the layer's own."""
+        return int8_linear(x, self.rounded, self.bias if bias is None else bias)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """GELU of the layer."""
+        return int8_linear(x, self.rounded, self.bias, gelu=True)
+
+    def dense(self) -> nn.Linear:
+        """An ordinary layer of the rounded weights."""
+        linear = nn.Linear(*reversed(self.rounded.shape), device="meta")
+        linear.weight = nn.Parameter(self.dequantised(), requires_grad=False)
+        linear.bias = self.bias
+        return linear
+
+    def dequantised(self) -> Tensor:
+        """The rounded weight [N, K] in the bias's dtype."""
+        return self.rounded.dense().to(self.bias.dtype)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self.dense()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Int8Linear":
+        return Int8Linear(self.dense())
+
+
 class PackedLinear(nn.Module):
     """A frozen linear layer; copies of it, and its state, are those of an ordinary one."""
 
     def __init__(self, linear: nn.Linear, learns: bool = False):
         super().__init__()
         self.packed = PackedWeight(linear.weight, learns)
-        self.bias = linear.bias
+        self.biased = linear.bias is not None
+        self.bias = linear.bias if self.biased else nn.Parameter(bias_of(linear), requires_grad=False)
 
     @property
     def weight(self) -> Tensor:
@@ -187,9 +259,10 @@ class PackedLinear(nn.Module):
     def dense(self) -> nn.Linear:
         """An ordinary layer of these weights."""
         out, inside = self.weight.shape
-        linear = nn.Linear(inside, out, device="meta")
+        linear = nn.Linear(inside, out, self.biased, device="meta")
         linear.weight = nn.Parameter(self.packed.dense(), requires_grad=False)
-        linear.bias = self.bias
+        if self.biased:
+            linear.bias = self.bias
         return linear
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -27,7 +27,8 @@ def load_pretrained(name: str, source: ModelSource, device: torch.device, dtype:
     context = empty_text(name, source, files.identity)
     halves = load_halves(files, device, dtype)
     found = {"folder": str(Path(vae).resolve()), "model": str(source.model or ""), "revision": source.revision or ""}
-    return Backbone(spec(name), *halves, codec.to(device), context, device, dtype, files.identity, found)
+    parts = *halves, codec.to(device), context, device, dtype, files.identity, found
+    return Backbone(spec(name), *parts, boundary=files.boundary)
 
 
 def find_codec(name: str, folder: Path | None, source: dict[str, str]) -> VaeCodec:

@@ -16,6 +16,9 @@ BACKBONES = {  # a line each: the module with its SPEC
     "mini": "ebr_engine.backbones.mini.spec",
     "wan": "ebr_engine.backbones.wan.spec",
     "flux": "ebr_engine.backbones.flux.spec",
+    "wan22": "ebr_engine.backbones.wan22.a14b",
+    "wan22-5b": "ebr_engine.backbones.wan22.ti2v",
+    "flux2": "ebr_engine.backbones.flux2.spec",
     "mini-audio": "ebr_engine.backbones.mini_audio.spec",
 }
 
@@ -73,12 +76,12 @@ def load_backbone(
     Raises `BackboneError` for a model that is missing, damaged or of another kind, and for a source that names what the
     backbone does not take.
     """
-    from ebr_engine.backbones.layers import quantize_trunk, taken_precision, trunk_dtype
+    from ebr_engine.backbones.layers import Fp8Linear, Int8Linear, quantize_trunk, taken_precision, trunk_dtype
 
     chosen = spec(name)
     chosen.check_source(source)
     precision = taken_precision(precision, runs_on or device)
     backbone = chosen.load(source, device, trunk_dtype(precision, runs_on or device))
-    if precision == "fp8":
-        quantize_trunk(backbone.trunk)
+    if precision in ("fp8", "int8"):
+        quantize_trunk(backbone.trunk, Int8Linear if precision == "int8" else Fp8Linear)
     return backbone

@@ -1,7 +1,8 @@
 """The empty text: what a backbone's text encoders make of "", computed once and kept as a small file.
 
-The text never changes, so neither does its context: UMT5-XXL (11 GB) or T5-XXL with CLIP (10 GB) run for one text and
-are never loaded again. Source: `WanPipeline` and `FluxPipeline` of diffusers, as the released code calls them.
+The text never changes, so neither does its context: UMT5-XXL (11 GB), T5-XXL with CLIP (10 GB) or a language model (8 GB and
+more) run for one text and are never loaded again. Source: `WanPipeline` and `FluxPipeline` of diffusers, as the released code
+calls them; `Flux2KleinPipeline` and `Flux2Pipeline`.
 """
 
 import hashlib
@@ -86,7 +87,7 @@ def save_context(path: Path | str, backbone: str, identity: str, tensors: dict[s
 
 
 def load_context(path: Path | str, backbone: str) -> dict[str, Tensor]:
-    """Read a context: float32, `context` [226, text_dim] for Wan; `context` [512, joint_dim] and `pooled` [D] for FLUX.
+    """Read a context: float32, `context` [226, text_dim] for Wan, [512, joint_dim] for FLUX, and `pooled` [D] for FLUX.1.
 
     Raises `BackboneError` for a file that is missing, damaged, of another format or backbone, or holds non-finite numbers.
     """
@@ -175,8 +176,11 @@ def _lacks(count: int, text_encoders: Sequence[Path], tokenizers: Sequence[Path]
 
 
 def _encode(encoder: Encoder, weights: Path, words: Path, device: str | torch.device) -> Tensor:
+    encoder = _found(encoder, weights)
     ids, mask = _tokenize(encoder, words)
     model = _load(encoder, weights)
+    if encoder.layers:
+        model = _first_layers(model, max(encoder.layers))
     if ids.max() >= model.config.vocab_size:
         raise BackboneError(f"the tokenizer in {words} has more words than the text encoder in {weights}")
     device = _choose_device(model) if device == "auto" else torch.device(device)
@@ -185,9 +189,37 @@ def _encode(encoder: Encoder, weights: Path, words: Path, device: str | torch.de
         if encoder.pooled:
             return model.float()(ids).pooler_output[0].cpu()
         embedded = model.get_input_embeddings()(ids).float()
-        _compute_in_float32(model)
+        if encoder.layers:
+            return _layers_side_by_side(encoder.layers, model, embedded, mask).cpu()
+        _compute_in_float32(model.encoder.block, model.encoder.final_layer_norm)
         rows = model(inputs_embeds=embedded, attention_mask=mask if encoder.masked else None).last_hidden_state[0]
     return (rows.masked_fill(mask[0, :, None] == 0, 0) if encoder.masked else rows).cpu()
+
+
+def _found(encoder: Encoder, folder: Path) -> Encoder:
+    """The encoder, or what the folder holds in its place."""
+    if encoder.instead is None or _kind(folder) in encoder.kinds:
+        return encoder
+    return encoder.instead if _kind(folder) in encoder.instead.kinds else encoder
+
+
+def _first_layers(model: nn.Module, count: int) -> nn.Module:
+    """A language model without the layers after the first `count`, of which nothing is read, and without its head."""
+    decoder = model.get_decoder()
+    if len(decoder.layers) < count:
+        raise BackboneError(f"the text encoder has {len(decoder.layers)} layers, {count} or more are expected")
+    decoder.layers = decoder.layers[:count]
+    return decoder
+
+
+def _layers_side_by_side(layers: Sequence[int], decoder: nn.Module, embedded: Tensor, mask: Tensor) -> Tensor:
+    """What these layers (counted from 1) make of tokens [1, T, D], side by side: [T, D·layers] float32."""
+    kept: dict[int, Tensor] = {}
+    _compute_in_float32(decoder.layers, decoder.norm)
+    for number in layers:
+        decoder.layers[number - 1].register_forward_hook(lambda *given, number=number: kept.update({number: given[-1][0]}))
+    decoder(inputs_embeds=embedded, attention_mask=mask, use_cache=False)
+    return torch.cat([kept[number] for number in layers], dim=-1)
 
 
 def _tokenize(encoder: Encoder, folder: Path) -> tuple[Tensor, Tensor]:
@@ -196,9 +228,14 @@ def _tokenize(encoder: Encoder, folder: Path) -> tuple[Tensor, Tensor]:
         raise EbrError(f"reading the tokenizer in {folder} needs sentencepiece: {INSTALL}")
     with _reading("the tokenizer", folder):
         tokenizer = getattr(_transformers(), encoder.tokenizer).from_pretrained(folder, local_files_only=True)
-        tokens = tokenizer([""], padding="max_length", max_length=encoder.tokens, truncation=True, return_tensors="pt")
+        how = {"padding": "max_length", "max_length": encoder.tokens, "truncation": True, "return_tensors": "pt"}
+        empty = ""
+        if encoder.chat:  # which writes its own special tokens
+            empty = tokenizer.apply_chat_template(list(map(dict, encoder.chat)), tokenize=False, **encoder.template)
+            how["add_special_tokens"] = False
+        tokens = tokenizer([empty], **how)
         ids, mask = tokens.input_ids, tokens.attention_mask
-    if ids.shape != (1, encoder.tokens) or mask.sum() != encoder.special:
+    if ids.shape != (1, encoder.tokens) or encoder.special not in (None, mask.sum()):
         found = f"{int(mask.sum())} of {ids.shape[-1]} tokens"
         expected = f"{encoder.special} of {encoder.tokens}"
         raise BackboneError(f"the tokenizer in {folder} makes {found} of the empty text, expected {expected}")
@@ -209,10 +246,9 @@ def _load(encoder: Encoder, folder: Path) -> nn.Module:
     """The encoder as stored, but bf16 if it is large; `BackboneError` unless its files hold every weight it has."""
     transformers = _transformers()
     large = sum(file.stat().st_size for file in folder.glob("*.safetensors")) > LARGE
+    if (kind := _kind(folder)) not in encoder.kinds:
+        raise BackboneError(f"the text encoder in {folder} is of kind {kind!r}, expected {encoder.kinds[0]}")
     with _reading("the text encoder", folder):
-        kind = transformers.PretrainedConfig.get_config_dict(folder, local_files_only=True)[0].get("model_type")
-        if kind not in encoder.kinds:
-            raise BackboneError(f"the text encoder in {folder} is of kind {kind!r}, expected {encoder.kinds[0]}")
         model, report = getattr(transformers, encoder.model).from_pretrained(
             folder,
             dtype=torch.bfloat16 if large else "auto",
@@ -225,18 +261,24 @@ def _load(encoder: Encoder, folder: Path) -> nn.Module:
     return model.requires_grad_(False)
 
 
+def _kind(folder: Path) -> str | None:
+    """What a text encoder's configuration says that it is."""
+    with _reading("the text encoder", folder):
+        return _transformers().PretrainedConfig.get_config_dict(folder, local_files_only=True)[0].get("model_type")
+
+
 def _choose_device(model: nn.Module) -> torch.device:
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > size + ROOM
     return torch.device("cuda" if fits else "cpu")
 
 
-def _compute_in_float32(model: nn.Module) -> None:
-    """Widen each block of a T5 while it runs, and only then; exact, so the way back loses nothing.
+def _compute_in_float32(blocks: nn.ModuleList, last: nn.Module) -> None:
+    """Widen each block of an encoder while it runs, and only then: exact, so the way back loses nothing. `last` stays wide.
 
     A CPU without bf16 instructions would need hours for 512 tokens in bf16; all weights in float32 take twice the memory.
     """
-    dtype = model.encoder.block[0].layer[0].SelfAttention.q.weight.dtype
+    dtype = next(blocks[0].parameters()).dtype
 
     def widen(block: nn.Module, _: Any) -> None:
         block.float()
@@ -244,10 +286,10 @@ def _compute_in_float32(model: nn.Module) -> None:
     def narrow(block: nn.Module, *_: Any) -> None:
         block.to(dtype)
 
-    for block in model.encoder.block:
+    for block in blocks:
         block.register_forward_pre_hook(widen)
         block.register_forward_hook(narrow)
-    model.encoder.final_layer_norm.float()
+    last.float()
 
 
 def _transformers() -> Any:

@@ -1,8 +1,8 @@
 """The `ebr-engine` command.
 
-One file a command; `group.COMMANDS` is the whole list, `options` what they have in common; what they do lies in `jobs`, `training`
-and `evaluation`. A command's file holds its signature and help, and is imported when help or the command itself is asked for: at
-its top it may import only light things (typer, the standard library).
+One file a command; `group.COMMANDS` is the whole list, `options` what they have in common; what they do lies in `jobs`,
+`training` and `evaluation`. A command's file holds its signature and help, and is imported when help or the command itself is
+asked for: at its top it may import only light things (typer, the standard library).
 """
 
 from typing import Annotated

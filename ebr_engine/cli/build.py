@@ -32,7 +32,7 @@ def build(
     from ebr_engine.engine.restorer import Restorer
 
     started = time.perf_counter()
-    restorer = Restorer.from_request(request)
+    restorer = Restorer.from_request(request, here=False)
     plan = restorer.plan_for(request)
     restorer.build(out, plan, about_plan(request, names, len(plan.table)))
     size, seconds = out.stat().st_size / 1e6, time.perf_counter() - started

@@ -110,13 +110,14 @@ def _pictures() -> dict[str, dict[str, str]]:
     return found
 
 
-def _backbones() -> dict[str, dict[str, int]]:
-    """Parameters and bytes of every backbone's halves, the trunk in bf16."""
+def _backbones() -> dict[str, dict[str, Any]]:
+    """Parameters and bytes of every backbone's halves, the trunk in bf16, and what there is to be said of it."""
     import torch
 
     from ebr_engine.backbones.registry import named_configs
 
-    return {name: spec.parameters(config, torch.bfloat16) for name, (spec, config) in named_configs().items()}
+    found = named_configs().items()
+    return {name: {**spec.parameters(config, torch.bfloat16), "note": spec.note} for name, (spec, config) in found}
 
 
 def _memory() -> dict[str, dict[str, Any]]:
@@ -127,7 +128,7 @@ def _memory() -> dict[str, dict[str, Any]]:
 
     needs = {}
     for name, (spec, config) in named_configs().items():
-        height, width = spec.usual_size
+        height, width = spec.native_size
         frames = spec.chunk[0] if spec.knows_time else 1
         model = costs(spec, config, "bf16", "cuda")
         ways = fallbacks(Fallback(spec.tile, spec.overlap, frames=frames), model)
@@ -148,10 +149,11 @@ def _needs(medium: str, frames: int, height: int, width: int, bytes: int, low_by
     return f"{size}: {whole}; {low} with --low-memory, {least} at the least (--max-memory)"
 
 
-def _sizes(trunk_parameters: int, trunk_bytes: int, conditioner_parameters: int, conditioner_bytes: int) -> str:
+def _sizes(trunk_parameters: int, trunk_bytes: int, conditioner_parameters: int, conditioner_bytes: int, note: str) -> str:
     trunk, conditioner = (_rounded(count, "") for count in (trunk_parameters, conditioner_parameters))
     device, host = (_rounded(count, "B") for count in (trunk_bytes, conditioner_bytes))
-    return f"{trunk} parameters on the device ({device} in bf16), {conditioner} that never get there ({host})"
+    sizes = f"{trunk} parameters on the device ({device} in bf16), {conditioner} that never get there ({host})"
+    return f"{sizes}; {note}" if note else sizes
 
 
 def _rounded(count: int, unit: str) -> str:

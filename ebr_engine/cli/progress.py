@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
@@ -17,6 +17,7 @@ from ebr_engine.jobs.outcome import Outcome
 from ebr_engine.jobs.progress import Progress
 
 PLAIN_SECONDS = 30  # between two lines that tell of a long file where there is no bar
+LONG_SECONDS = 10  # that a run has to be expected to take for this to be said
 
 
 class Display(Progress):
@@ -54,6 +55,12 @@ class Display(Progress):
     def _warned(self, message: Warning, *where: object) -> None:
         if isinstance(message, EngineWarning):
             self.error(str(message), "warning")
+
+    def expect(self, files: int, seconds: Callable[[], float | None]) -> None:
+        """Say before a long run how long it may take."""
+        if self.quiet or (expected := seconds()) is None or expected < LONG_SECONDS:
+            return
+        self.error(f"about {_roughly(expected)} for {f'{files} files' if files > 1 else 'this file'}", "note")
 
     def start(self, name: str) -> None:
         """The next file begins."""
@@ -163,6 +170,14 @@ def on_terminal() -> bool:
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def _roughly(seconds: float) -> str:
+    """A time that is not known better than to a tenth."""
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * length:
+            return f"{float(f'{seconds / length:.2g}'):g} {unit}"
+    return f"{float(f'{seconds:.2g}'):g} seconds"
 
 
 def _bar():

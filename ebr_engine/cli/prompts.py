@@ -54,7 +54,8 @@ def add(
         str | None, typer.Option("--task", "-t", metavar="NAME", show_default="the file's", help="The name to find it by.")
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option("--backbone", "-b", metavar="NAME", show_default="the file's", help="Refuse any other one.")
+        str | None,
+        typer.Option("--backbone", "-b", metavar="NAME", show_default="the file's", help="Install it for this one."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace your prompt of that name.")] = False,
 ) -> None:
@@ -68,15 +69,16 @@ def add(
     task = prompt.task or file.stem if task is None else task
     if not TASK_NAME.fullmatch(task):
         raise EbrError(f"{task!r} cannot name a task: use letters, digits, - and _ (give the name with --task)")
-    target = installed_file(prompt.backbone, task)
+    backbone = backbone or prompt.backbone
+    target = installed_file(backbone, task)
     if target.exists() and not overwrite:
         raise EbrError(f"{target} exists; add --overwrite to replace it, or give another name with --task")
     replace(prompt, task=task).save(target)
-    if (model := _model(prompt)) is None:
+    if (model := _model(prompt, backbone)) is None:
         sizes = f"width {prompt.residual.shape[-1]} and {len(prompt.alpha)} blocks"
-        typer.echo(f"note: no published {prompt.backbone} model has {sizes}; it fits a model of these sizes only", err=True)
-    typer.echo(f"{file} -> {target}  {model or prompt.backbone}, T0 {prompt.t0:g}, {prompt.steps} steps")
-    typer.echo(f"Use it: ebr-engine restore INPUT --backbone {prompt.backbone} --task {task}")
+        typer.echo(f"note: no published {backbone} model has {sizes}; it fits a model of these sizes only", err=True)
+    typer.echo(f"{file} -> {target}  {model or backbone}, T0 {prompt.t0:g}, {prompt.steps} steps")
+    typer.echo(f"Use it: ebr-engine restore INPUT --backbone {backbone} --task {task}")
 
 
 @app.command("show")
@@ -127,19 +129,19 @@ def import_file(
 
 
 def _load(file: Path, backbone: str | None) -> "Prompt":
-    """A prompt, checked to be for `backbone` if one is given."""
+    """A prompt, checked to be taken by `backbone` if one is given."""
     from ebr_engine.prompts.prompt import load_prompt
 
     prompt = load_prompt(file)
-    if backbone not in (None, prompt.backbone):
+    if backbone is not None and not prompt.is_for(backbone):
         raise PromptError(f"{file} is for the {prompt.backbone} backbone, not for {backbone}")
     return prompt
 
 
-def _model(prompt: "Prompt") -> str | None:
-    """The published model that a prompt's sizes fit; None if there is no such."""
+def _model(prompt: "Prompt", backbone: str) -> str | None:
+    """The published model of a backbone that a prompt's sizes fit; None if there is no such."""
     from ebr_engine.backbones.registry import spec
 
     sizes = prompt.residual.shape[-1], len(prompt.alpha)
-    named = spec(prompt.backbone).configs.items()
+    named = spec(backbone).configs.items()
     return next((name for name, config in named if (config.width, config.blocks) == sizes), None)

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ebr_engine.backbones.base import Backbone, Config, Spec
-from ebr_engine.backbones.layers import ROTARY_KEPT, has_fp8_layers
+from ebr_engine.backbones.layers import ROTARY_KEPT, Int8Linear, quantised_as
 from ebr_engine.engine.memory import FLOAT, Costs
 from ebr_engine.engine.offload import block_lists, inner
 
@@ -46,7 +46,7 @@ def costs(
     """
     if trunk is None:
         weights = spec.parameters(config, torch.float32 if kind == "fp32" else torch.bfloat16)["trunk_bytes"]
-        weights //= 2 if kind == "fp8" else 1  # nearly all of them are in the layers that fp8 takes
+        weights //= 2 if kind in ("fp8", "int8") else 1  # nearly all of them are in the layers that are quantised
         trunk = weights, weights * (config.blocks - 2) // config.blocks
     codec, whole = spec.codec_costs, torch.bfloat16.itemsize
     width, element = (1, 1) if spec.bundled else vae or (codec.width, whole)
@@ -74,17 +74,28 @@ def costs(
 
 
 def token_bytes(spec: Spec, config: Config, device: str, precision: str) -> float:
-    """Bytes of a token at the worst moment of a step. `device`: cpu or cuda; `precision`: fp32, fp16, bf16 or fp8."""
+    """Bytes of a token at the worst moment of a step. `device`: cpu or cuda; `precision`: fp32, fp16, bf16, fp8 or int8."""
     wide = precision == "fp32" and device == "cuda"
-    kind = "bf16" if wide or precision == "fp16" else precision
+    kind = "bf16" if wide or precision == "fp16" else "fp8" if precision == "int8" else precision
     bytes_ = max(width * config.width + hidden * config.hidden for width, hidden in spec.token_bytes[device, kind])
     return 2 * bytes_ if wide else bytes_
 
 
 def precision(backbone: Backbone) -> str:
     """The name of a backbone's precision, as `--precision` takes it."""
-    return "fp8" if isinstance(backbone.trunk, nn.Module) and has_fp8_layers(backbone.trunk) else NAMES[backbone.dtype]
+    quantised = quantised_as(backbone.trunk) if isinstance(backbone.trunk, nn.Module) else None
+    return quantised or NAMES[backbone.dtype]
 
 
 def _bytes(module: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in module.state_dict().values())
+    """Of the weights, as they lie in memory: int8 ones are not what their state is."""
+    parts = list(module.modules())
+    int8 = [part for part in parts if isinstance(part, Int8Linear)]
+    own = [tensor for part in parts if part not in int8 for tensor in _own(part)]
+    return sum(tensor.nbytes for tensor in own) + sum(part.bytes for part in int8)
+
+
+def _own(part: nn.Module) -> list[Tensor]:
+    fleeting = part._non_persistent_buffers_set
+    kept = [buffer for name, buffer in part.named_buffers(recurse=False) if name not in fleeting]
+    return [*part.parameters(recurse=False), *kept]

@@ -154,6 +154,17 @@ class Tiling:
     at_once: int
 
 
+class Counted:
+    """Adds up what is done, and tells a callback."""
+
+    def __init__(self, callback: Callback, total: int):
+        self.callback, self.total, self.done = callback, total, 0
+
+    def __call__(self, count: int) -> None:
+        self.done += count
+        self.callback(self.done, self.total)
+
+
 class Runner:
     """Runs plans on one backbone. `compile`: see above; `graphs` in place of those of the backbone's device.
 
@@ -192,6 +203,12 @@ class Runner:
         if self.compile == "auto" and not self._refused:
             self.expected.update(sizes)
 
+    def pack(self) -> None:
+        """Lay the weights out for a CPU's products, unless that is done."""
+        if self._to_pack is not None:
+            pack_trunk(self._to_pack)
+            self._to_pack = None
+
     def _compiled(self) -> Backbone:
         return replace(self.backbone, trunk=compile_trunk(self.backbone.trunk))
 
@@ -229,26 +246,26 @@ class Runner:
     ) -> Tensor:
         """The restored latent, float32 on `degraded`'s device; see `sample`.
 
-        `callback` hears of every evaluation, but of a run that is one graph when all of them are done. On a CPU the first run
-        lays the transformer's weights out for its products, in place.
+        `callback` hears of every evaluation, of tiles of every group, but of a run that is one graph when all of them are done.
+        On a CPU the first run lays the transformer's weights out for its products, in place.
         """
-        if self._to_pack is not None:
-            pack_trunk(self._to_pack)
-            self._to_pack = None
+        self.pack()
         cells = tuple(degraded.shape[-2:]) if tiling is None else (tiling.tiles.tile_height, tiling.tiles.tile_width)
         if self.graphs is not None:
             try:
                 if tiling is None:
                     return self._replayed(plan, degraded, noise, callback)
-                velocity = plan.seen(self._groups(self._step_of(plan), tiling, plan), self.backbone.codec, degraded)
-                return sample(velocity, seen(range(len(plan.table)), plan.views), degraded, noise, plan.steps, callback)
+                groups = self._groups(self._step_of(plan), tiling, plan, callback)
+                velocity = plan.seen(groups, self.backbone.codec, degraded)
+                return sample(velocity, seen(range(len(plan.table)), plan.views), degraded, noise, plan.steps)
             except GraphError as error:
                 self.graphs = None
                 warn(f"CUDA graphs are left out from here on: {error}")
         compiles = self._compiles(cells, plan)
         self._to_compile = self._plain.pop(cells, None) if compiles else None
         velocity = plan.averaged(self.velocity if compiles else self.backbone.velocity)
-        velocity = velocity if tiling is None else self._groups(velocity, tiling, plan)
+        if tiling is not None:
+            velocity, callback = self._groups(velocity, tiling, plan, callback), None
         velocity = plan.seen(velocity, self.backbone.codec, degraded)
         return sample(velocity, plan.conditioning, degraded, noise, plan.steps, callback)
 
@@ -272,9 +289,10 @@ class Runner:
             self._to_compile = None
         return result
 
-    def _groups(self, velocity: Velocity, tiling: Tiling, plan: Plan) -> Velocity:
+    def _groups(self, velocity: Velocity, tiling: Tiling, plan: Plan, callback: Callback | None) -> Velocity:
         cells = tiling.tiles.tile_height, tiling.tiles.tile_width
-        return tiled(velocity, tiling.tiles, tiling.at_once, equal=self.static(cells, plan))
+        heard = callback and Counted(callback, len(tiling.tiles) * len(plan.table))
+        return tiled(velocity, tiling.tiles, tiling.at_once, equal=self.static(cells, plan), heard=heard)
 
     def _replayed(self, plan: Plan, degraded: Tensor, noise: Tensor, callback: Callback | None) -> Tensor:
         shared = self._shared(plan)

@@ -14,6 +14,7 @@ from ebr_engine.errors import EngineError
 from ebr_engine.media.sizes import pad_frames, reduced_size, resized
 from ebr_engine.media.tiling import Tiles, pad_to, pad_to_multiple, plan_tiles
 
+WHOLE_SIDE = 2  # times a tile's: what is longer runs in tiles, however narrow it is
 SMALLEST_GUIDE = 256  # pixels a side: less does not show what is in the picture
 
 
@@ -38,16 +39,25 @@ class Geometry:
             raise EngineError(f"the tile overlap must be at least 0 and less than the tile of {tile} pixels, got {overlap}")
         return tile, overlap
 
-    def tiles(self, height: int, width: int, tile: int, overlap: int, room: int = 0) -> Tiles:
+    def runs_whole(self, height: int, width: int) -> bool:
+        """Whether a picture larger than a tile runs in one piece all the same, unless tiles are asked for (`Spec.whole`)."""
+        spec, multiple = self.backbone.spec, self.backbone.multiple
+        height, width = (math.ceil(side / multiple) * multiple for side in (height, width))
+        fits = height * width <= spec.whole * spec.tile**2 and max(height, width) <= WHOLE_SIDE * spec.tile
+        return fits and self.backbone.fixed is None
+
+    def tiles(self, height: int, width: int, tile: int, overlap: int, room: int = 0, even: bool = False) -> Tiles:
         """The tiles of a padded picture of height × width pixels, in latent cells; `tile`, `overlap`: of `tile_size`.
 
-        `room`: cells by which the grid is larger than the picture, either way; every tile is, too.
+        `room`: cells by which the grid is larger than the picture, either way; every tile is, too. `even`: they are no larger
+        than they have to be, but for a graph of one size.
         """
         cell = self.backbone.codec.spatial
         sides = self.backbone.fixed[1:] if self.backbone.fixed else 2 * (tile or max(height, width),)
         cells = tuple(side // cell for side in sides)
         height, width, overlap = (length // cell + room for length in (height, width, overlap))
-        return plan_tiles(height, width, tuple(side + room for side in cells), overlap, self.backbone.patch)
+        sides = tuple(side + room for side in cells)
+        return plan_tiles(height, width, sides, overlap, self.backbone.patch, even and self.backbone.fixed is None)
 
     def guide(self, padded: Tensor, side: int) -> Tensor:
         """A small version of padded pixels [B, 3, F, H, W], as large as one tile whose longer side is `side` pixels."""
@@ -88,15 +98,12 @@ class Geometry:
 
     def few(self, height: int, width: int, tile: int | None = None) -> tuple[int, int]:
         """Height and width of the latents in which a picture is run where sizes are few: a tile's, where it is larger."""
-        tile = self.tile_size(None, None)[0] if tile is None else tile
+        if tile is None:
+            tile = 0 if self.runs_whole(height, width) else self.tile_size(None, None)[0]
         multiple = self.backbone.multiple
         sides = (-(-side // multiple) * multiple for side in (height, width))
         _, _, *sides = few_sizes((1, 3, 1, *sides), multiple, self.backbone.codec.temporal, tile)
         return tuple(min(side, tile or side) // self.backbone.codec.spatial for side in sides)
-
-    def pieces(self, padded: Tensor, tile: int, overlap: int) -> int:
-        """Into how many tiles padded pixels [B, 3, F, H, W] are cut."""
-        return len(self.tiles(*padded.shape[-2:], tile, overlap))
 
     def ready(self, pixels: Tensor, seed: int, first: int, tile: int, few: bool) -> tuple[Tensor, Tensor]:
         """Pixels [B, 3, F, H, W] extended to a shape that is run, and the noise for their latent.
@@ -179,8 +186,12 @@ def repeated(noise: Tensor, shape: tuple[int, ...]) -> Tensor:
 Run = Callable[[Tensor, Tensor, Callback | None], Tensor]  # pixels [B, 3, F, H, W], noise of their latent → restored pixels
 
 
-def tiled(velocity: Velocity, tiles: Tiles, at_once: int, equal: bool = False) -> Velocity:
+def tiled(
+    velocity: Velocity, tiles: Tiles, at_once: int, equal: bool = False, heard: Callable[[int], None] | None = None
+) -> Velocity:
     """The same velocity function evaluated tile by tile, `at_once` together, so that neighbours agree after every step.
+
+    `heard(count)`: after every group, how many tiles it had; what it raises ends the run.
 
     `tiles` lie on the latent's grid. The result is float32, summed tile by tile: no more than a group of them is held.
     `equal` makes all groups of one size, as near to `at_once` as wastes least; the last one may repeat its last tile.
@@ -196,6 +207,8 @@ def tiled(velocity: Velocity, tiles: Tiles, at_once: int, equal: bool = False) -
             cut += cut[-1:] * (at_once - len(cut) if equal else 0)
             for i, part in zip(group, velocity(torch.cat(cut), step).chunk(len(cut))):
                 tiles.add(part, i, total)
+            if heard is not None:
+                heard(len(group))
         return total
 
     return blended
@@ -233,3 +246,8 @@ def in_chunks(
 def share(callback: Callback | None, index: int, count: int) -> Callback | None:
     """The callback of part `index` of `count`, for which the whole's hears of the steps of all parts."""
     return callback and (lambda done, steps: callback(index * steps + done, count * steps))
+
+
+def stretch(callback: Callback | None, first: int, count: int, total: int) -> Callback | None:
+    """The callback of a part that is `count` of `total` units of the whole, from number `first` on, whatever it counts itself."""
+    return callback and (lambda done, steps: callback(first + count * done // steps, total))

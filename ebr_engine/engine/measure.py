@@ -1,6 +1,7 @@
 """How fast the engine runs here: stages of a restoration by the clock, and the operations of its transformer."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
@@ -11,7 +12,10 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from ebr_engine.engine.restorer import Restorer
+    from ebr_engine.engine.run import Engine
 
+TRIAL = 0.02  # of the operations that are estimated: what a trial may take
+SMALLEST_TRIAL = 8  # tokens a side: less says nothing of a large picture
 STAGES = ("bake", "encode", "denoise", "decode")
 
 
@@ -52,6 +56,35 @@ def plan_flop(restorer: "Restorer", plan: Any, latent: Tensor) -> int:
     """Operations of a run of `plan` on `latent` in one piece."""
     flop, config = restorer.backbone.spec.flop, restorer.trunk.config
     return sum(flop(config, latent.shape, tables[0]) for tables in plan.tables) * len(plan.table)
+
+
+def estimate(engine: "Engine", evaluations: Counter[tuple[int, int]], step: Any) -> float | None:
+    """Seconds that evaluations of the transformer will take, by the size of their latents (height, width), on a CPU.
+
+    Two evaluations of a smaller square are timed, the first of which warms up; None where they would be no small part of the
+    whole, and on a GPU, whose first run takes longest. `step`: any of the tables.
+    """
+    if engine.backbone.device.type != "cpu" or not evaluations:
+        return None
+    channels, flop, config = engine.backbone.codec.channels, engine.backbone.spec.flop, engine.backbone.trunk.config
+
+    def operations(cells: tuple[int, int]) -> int:
+        return flop(config, (1, channels, 1, *cells), step)
+
+    total = sum(count * operations(cells) for cells, count in evaluations.items())
+    patch, side = engine.backbone.patch, max(max(cells) for cells in evaluations)
+    while 2 * operations((side, side)) > TRIAL * total:
+        side = side // 2 // patch * patch
+        if side < SMALLEST_TRIAL * patch:
+            return None
+    engine.runner.pack()
+    latent = torch.zeros(1, channels, 1, side, side)
+    taken = []
+    for _ in range(2):
+        started = time.perf_counter()
+        engine.backbone.velocity(latent, step)
+        taken.append(time.perf_counter() - started)
+    return min(taken) * total / operations((side, side))
 
 
 def synchronise(device: torch.device) -> None:

@@ -19,7 +19,7 @@ FLOAT = 4  # bytes: latents, the state and pixels are float32
 PIXEL = 3 * FLOAT
 SMALLER_TILES = (1024, 768, 512, 384, 256, 192, 128)  # pixels
 SMALLER_CHUNKS = (33, 17, 9, 5, 1)  # frames
-CODEC_TILE = 256  # pixels; below, what tiles throw away is most of what they compute
+CODEC_TILE = 32  # latent cells; below, what tiles throw away is most of what they compute
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -203,7 +203,8 @@ def _changes(start: Fallback, costs: Costs, blocks: bool, fixed: bool) -> Iterat
     if costs.cuda and costs.codec and start.offload == "none":
         yield {"offload": "codec"}
     if costs.tiles_codec:
-        yield {"codec_tile": min(start.codec_tile or CODEC_TILE, CODEC_TILE)}
+        tile = CODEC_TILE * costs.spatial
+        yield {"codec_tile": min(start.codec_tile or tile, tile)}
     if costs.cuda and blocks:
         yield {"offload": "blocks"}
     yield {"blend": "pixel"}

@@ -173,6 +173,7 @@ def bake(
     `timesteps` [N]: what the transformer is told at each step, 1000 times the table's times by default.
     """
     check_choice("mix", mix, ("residual", "velocity"))
+    backbone.check_start(table.t0)
     if timesteps is None:
         timesteps = torch.tensor(table.times[:-1]) * 1000
     groups = [[pair] for pair in prompts] if mix == "velocity" and len(prompts) > 1 else [prompts]

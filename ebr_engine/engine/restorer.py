@@ -1,5 +1,6 @@
 """`Restorer`: what people call. It loads a backbone, plans a request and restores pictures, clips and files."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ebr_engine.backbones.base import Backbone, Codec, ModelSource
+from ebr_engine.backbones.layers import quantised_as, quantised_for
 from ebr_engine.backbones.registry import load_backbone, medium_of
 from ebr_engine.bridge.sampler import Callback, StepTable
 from ebr_engine.engine import plan as planning
@@ -17,6 +19,7 @@ from ebr_engine.engine.devices import choose_device
 from ebr_engine.engine.execute import Runner
 from ebr_engine.engine.fallback import Fitting, load_with_offload
 from ebr_engine.engine.layout import share
+from ebr_engine.engine.measure import estimate
 from ebr_engine.engine.plan import Plan
 from ebr_engine.engine.run import Engine
 from ebr_engine.errors import EngineError, check_choice
@@ -51,6 +54,7 @@ class Restorer:
         request = RestoreRequest.of(backbone=backbone, **options)
         check_choice("EBR_KERNELS", backend.ASKED, backend.CHOICES)
         check_choice("EBR_VERIFY", backend.VERIFY, tuple(backend.VERIFY_CHOICES))
+        check_choice("EBR_CPU_LEVEL", backend.CPU_LEVEL, backend.CPU_LEVELS)
         paths = (Path(path).expanduser() if path else None for path in (request.context, request.vae))
         source = ModelSource(request.model, request.revision, request.offline, *paths, request.sample_latents)
         device, fitting = choose_device(request.device), Fitting(request.max_memory, request.low_memory)
@@ -65,9 +69,14 @@ class Restorer:
         self.loaded = request
 
     @classmethod
-    def from_request(cls, request: RestoreRequest) -> "Restorer":
-        """The restorer that a request asks for: a backbone, or an engine file in its place."""
+    def from_request(cls, request: RestoreRequest, here: bool = True) -> "Restorer":
+        """The restorer that a request asks for: a backbone, or an engine file in its place.
+
+        `here`: to restore on this machine, where fp8 may mean another precision; not to write a file for another one.
+        """
         options = request.part(LOAD)
+        if here and not request.engine:
+            options["precision"] = quantised_for(request.precision, choose_device(request.device))
         engine = options.pop("engine")
         if engine:
             return cls.from_engine(engine, **{name: options[name] for name in KEPT_BY_ENGINE})
@@ -85,6 +94,7 @@ class Restorer:
         request = RestoreRequest.of(**options)
         check_choice("EBR_KERNELS", backend.ASKED, backend.CHOICES)
         check_choice("EBR_VERIFY", backend.VERIFY, tuple(backend.VERIFY_CHOICES))
+        check_choice("EBR_CPU_LEVEL", backend.CPU_LEVEL, backend.CPU_LEVELS)
         device, fitting = choose_device(request.device), Fitting(request.max_memory, request.low_memory)
 
         def load(offload: str) -> Restorer:
@@ -143,9 +153,26 @@ class Restorer:
         """
         self.engine.expect(sizes)
 
+    @torch.no_grad()
+    def estimate(self, pictures: Iterable[tuple[tuple[int, int], Plan, dict[str, Any]]]) -> float | None:
+        """Seconds that pictures or frames will take: (height and width, plan, options of `run`) each; None where that is little.
+
+        A few evaluations of the transformer on a small latent are timed; none on a GPU.
+        """
+        expected: Counter[tuple[int, int]] = Counter()
+        step = None
+        for size, plan, how in pictures:
+            for stage in plan.stages:
+                asked = (how["tile"], how["tile_overlap"], how["tile_blend"], how["detail"])
+                expected += self.engine.evaluations(*size, stage, *asked)
+                step = stage.tables[0][0]
+        return estimate(self.engine, expected, step)
+
     def build(self, path: str | Path, plan: Plan, about: dict | None = None) -> None:
         """Write an engine file of this backbone and one plan, to start from with `from_engine`; see `export/engine_file.py`."""
         plan.check_single()
+        if quantised_as(self.trunk) == "int8":
+            raise EngineError("int8 layers are laid out for this machine's CPU: a file holds fp8 or another precision")
         save_engine(Path(path), self.backbone, plan.table, plan.tables, (about or {}) | {"detail": plan.detail})
 
     def bake(

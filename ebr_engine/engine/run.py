@@ -1,5 +1,7 @@
 """A backbone at work: one attempt at restoring pixels in a given way, and the next way when memory runs out."""
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,16 +15,16 @@ from ebr_engine.bridge.sampler import Callback
 from ebr_engine.engine.costs import costs_of
 from ebr_engine.engine.execute import Runner, Tiling
 from ebr_engine.engine.fallback import Fitting, Safety, fallbacks_of, release
-from ebr_engine.engine.layout import Geometry, in_chunks, in_pixels, share
+from ebr_engine.engine.layout import Geometry, in_chunks, in_pixels, share, stretch
 from ebr_engine.engine.memory import Costs, Fallback, Work
 from ebr_engine.engine.offload import inner, offloaded
 from ebr_engine.engine.plan import Plan
 from ebr_engine.errors import out_of_memory
 from ebr_engine.media.detail import NEIGHBOURS, detail_of_input
-from ebr_engine.media.tiling import crop, match_tones
+from ebr_engine.media.tiling import Tiles, crop, match_tones
 from ebr_engine.request import OFFLOADS
 
-TILES_AT_ONCE = 4
+TILES_AT_ONCE = {"cuda": 4, "cpu": 1}  # one tile fills a CPU; it can be stopped and heard of sooner, in less memory
 MAP_FRAMES = 12  # of a chunk where the detail is the input's and the backbone knows no time: neighbours smooth each other
 MAP_PIXELS = 48 << 20  # of such a chunk, unless the backbone's own is larger
 TONE_CELLS = 4  # cells a tile, either way, in which a tiled picture takes the tones of the whole
@@ -106,8 +108,27 @@ class Engine:
             batch, frames = 1, batch * frames
         codec_tile = getattr(inner(self.backbone.codec), "asked_tile", None)
         sides = self.geometry.tile_size(tile, overlap)
-        start = Fallback(*sides, blend, TILES_AT_ONCE, frames, codec_tile, self.asked_offload)
-        return fallbacks_of(self.backbone, start, self.costs, self.runner.compile == "on"), Work(batch, frames, height, width)
+        at_once = TILES_AT_ONCE[self.backbone.device.type]
+        start = Fallback(*sides, blend, at_once, frames, codec_tile, self.asked_offload)
+        ways = fallbacks_of(self.backbone, start, self.costs, self.runner.compile == "on")
+        larger = max(height, width) > start.tile
+        if tile is None and larger and not self.fitting.low and self.geometry.runs_whole(height, width):
+            ways = [replace(start, tile=0, overlap=0), *ways]
+        return ways, Work(batch, frames, height, width)
+
+    def evaluations(
+        self, height: int, width: int, plan: Plan, tile: int | None, overlap: int | None, blend: str, detail: str
+    ) -> Counter[tuple[int, int]]:
+        """How often a picture has the transformer evaluated, by the size of latents (height, width), in one stage of a plan."""
+        steps, cell = len(plan.table), self.backbone.codec.spatial
+        if plan.by_input(detail):
+            return Counter({tuple(side // cell for side in self.geometry.small_size(height, width)): steps})
+        ways, work = self.fallbacks((1, 3, 1, height, width), tile, overlap, blend)
+        way = ways[self.fitting.choose(ways, self.costs, work)]
+        sides = tuple(math.ceil(side / self.backbone.multiple) * self.backbone.multiple for side in (height, width))
+        tiles = self.geometry.tiles(*sides, way.tile, way.overlap, even=True)
+        small = (tiles.tile_height, tiles.tile_width)
+        return Counter({small: steps * (len(tiles) + (len(tiles) > 1))})  # and the small version, about a tile
 
     def chunk_size(
         self,
@@ -169,7 +190,7 @@ class Attempt:
 
             return in_chunks(run, pixels, self.way.frames, shared, callback)
         padded, noise = self._ready(pixels, first, self.way.tile)
-        if self.geometry.pieces(padded, self.way.tile, self.way.overlap) == 1:
+        if len(self._tiles(padded)) == 1:
             restored = self._whole(padded, noise, callback)
         else:
             restored = self._tiled(padded, noise, first, callback)
@@ -185,24 +206,33 @@ class Attempt:
 
     def _tiled(self, padded: Tensor, noise: Tensor, first: int, callback: Callback | None) -> Tensor:
         """How much haze or light there is shows in the whole picture only: it gives the tones, the tiles add the detail."""
-        tiles = self.geometry.tiles(*padded.shape[-2:], self.way.tile, self.way.overlap)
+        tiles, steps = self._tiles(padded), len(self.plan.table)
+        count = steps * len(tiles)
+        total = steps + count  # the small version is about a tile, too
         cell = self.backbone.codec.spatial
         side = cell * max(tiles.tile_height, tiles.tile_width)
         small = self.geometry.guide(padded, side)
-        guide = crop(self._whole(*self._ready(small, first, 0)), *small.shape[-2:])
+        guide = crop(self._whole(*self._ready(small, first, 0), stretch(callback, 0, steps, total)), *small.shape[-2:])
+        callback = stretch(callback, steps, count, total)
         if self.way.blend == "pixel":
             restored = in_pixels(self._whole, padded, noise, tiles, cell, callback)
         else:
-            room = room_of(self.backbone.codec, self.plan.views)
-            moved = self.geometry.tiles(*padded.shape[-2:], self.way.tile, self.way.overlap, room)
+            moved = self._tiles(padded, room_of(self.backbone.codec, self.plan.views))
             restored = self._whole(padded, noise, callback, Tiling(moved, self.way.at_once))
         by_frame = (x.transpose(1, 2).flatten(0, 1) for x in (restored, guide))
         matched = match_tones(*by_frame, side // TONE_CELLS)
         return matched.unflatten(0, (len(padded), -1)).transpose(1, 2)
 
+    def _tiles(self, padded: Tensor, room: int = 0) -> Tiles:
+        """The tiles of padded pixels, in latent cells: even ones, but where a new shape costs something."""
+        even = not self._few(padded, self.way.tile)
+        return self.geometry.tiles(*padded.shape[-2:], self.way.tile, self.way.overlap, room, even)
+
+    def _few(self, pixels: Tensor, tile: int) -> bool:
+        return self.runner.static(self.geometry.few(*pixels.shape[-2:], tile), self.plan)
+
     def _ready(self, pixels: Tensor, first: int, tile: int) -> tuple[Tensor, Tensor]:
-        few = self.runner.static(self.geometry.few(*pixels.shape[-2:], tile), self.plan)
-        return self.geometry.ready(pixels, self.seed, first, tile, few)
+        return self.geometry.ready(pixels, self.seed, first, tile, self._few(pixels, tile))
 
     def _whole(self, pixels: Tensor, noise: Tensor, callback: Callback | None = None, tiling: Tiling | None = None) -> Tensor:
         """Padded pixels through codec, sampler and codec."""

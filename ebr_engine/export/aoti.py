@@ -51,7 +51,7 @@ def write_package(
 
     `latent`, `frames`, `side`: see `trace.trace`.
     """
-    program = trace(TrunkGraph(trunk, type(step)), step, latent, frames, side)
+    program = trace(TrunkGraph(trunk, step), step, latent, frames, side)
     shapes = {name: list(table.shape) for name, table in step._asdict().items()}
     about = {"aot_inductor.metadata": {SHAPES: json.dumps(shapes)}}
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:

@@ -74,7 +74,7 @@ def write_onnx(
     that is too low or that the installed onnx does not know, and when onnx's checker refuses the graph.
     """
     onnx = needed("onnx", "onnx")
-    graph = TrunkGraph(trunk, type(step))
+    graph = TrunkGraph(trunk, step)
     fp8 = with_qdq(graph.trunk)
     least = LEAST_OPSET_FP8 if fp8 else LEAST_OPSET
     opset = max(OPSET, least) if opset is None else opset

@@ -10,7 +10,6 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.nn import functional as F
 
 from ebr_engine.backbones.base import Config
 from ebr_engine.errors import EngineError
@@ -21,20 +20,24 @@ from ebr_engine.kernels import backend
 class TrunkGraph(nn.Module):
     """A trunk as a function of tensors alone; its modules are copies that share the trunk's parameters.
 
-    `step`: the class of the tables' steps.
+    `step`: a step of the tables, for its kind and for how many rows of text run beside the picture's.
     """
 
-    def __init__(self, trunk: nn.Module, step: type[Step]):
+    def __init__(self, trunk: nn.Module, step: Step):
         super().__init__()
         shared = {id(tensor): tensor for tensor in chain(trunk.parameters(), trunk.buffers())}
         self.trunk = copy.deepcopy(trunk, shared)
-        self.step = step
+        self.step = type(step)
+        places = trunk.config.text_rotary(step.text_rows) if step.text_rows else ()
+        for name, table in zip(("text_cos", "text_sin"), places):  # constants of the graph
+            self.register_buffer(name, table.to(next(trunk.parameters()).device), persistent=False)
 
     def forward(self, latent: Tensor, cos: Tensor, sin: Tensor, fields: Sequence[Tensor]) -> Tensor:
         """Velocity of `latent` at the step with these fields; `cos`, `sin` [*grid, head_dim/2] as of `rotary_grid`."""
         step = self.step(*fields)
-        tokens = (step.text_rows, 0)  # text is at position 0, where cos is 1 and sin is 0
-        cos, sin = (F.pad(table.flatten(0, -2), (0, 0, *tokens), value=at_0) for table, at_0 in ((cos, 1.0), (sin, 0.0)))
+        cos, sin = cos.flatten(0, -2), sin.flatten(0, -2)
+        if step.text_rows:
+            cos, sin = torch.cat((self.text_cos, cos)), torch.cat((self.text_sin, sin))
         self.trunk.rotary = lambda *_: (cos, sin)  # in place of the trunk's own, which are constants of one grid
         return self.trunk(latent, step)
 

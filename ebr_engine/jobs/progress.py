@@ -1,6 +1,6 @@
 """What is heard of a run: events, for a terminal, a server or nobody."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from ebr_engine.jobs.outcome import Outcome
@@ -11,6 +11,9 @@ class Progress(AbstractContextManager):
 
     def __exit__(self, *_: object) -> None:
         """The run is over."""
+
+    def expect(self, files: int, seconds: Callable[[], float | None]) -> None:
+        """So many files are to come; `seconds()` tries how long that may take, and gives None where it cannot say."""
 
     def start(self, name: str) -> None:
         """The next file begins."""

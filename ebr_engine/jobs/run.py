@@ -7,7 +7,7 @@ of is a `Progress`'s matter.
 import errno
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,7 @@ from ebr_engine.jobs.progress import Progress
 from ebr_engine.jobs.recipe import NothingToRepair, Recipe, Recipes
 from ebr_engine.jobs.sounds import restore_sound
 from ebr_engine.jobs.work import Work, find_work
-from ebr_engine.request import LOAD
+from ebr_engine.request import LOAD, RUN
 
 if TYPE_CHECKING:
     from ebr_engine.jobs.files import Job
@@ -49,7 +49,9 @@ def run_work(restorer: Any, work: Work, progress: Progress, recipes: Recipes | N
         if not request.per_frame and restorer.asks_per_frame and any(job.is_clip for job in jobs if job.request == request):
             name = restorer.backbone.name
             raise EbrError(f"{name} knows no time; add --per-frame to restore a clip frame by frame, or use --backbone wan")
-    restorer.expect(sizes_of(jobs))
+    sizes = dict(sizes_of(jobs))
+    restorer.expect(sizes.values())
+    progress.expect(len(jobs), partial(_expected_seconds, restorer, run.recipes, sizes))
     started = time.perf_counter()
     try:
         with Interrupts(progress.stopping) as run.interrupts, Behind() as run.writer, closing(ahead(run.read())) as sources:
@@ -91,17 +93,25 @@ def restore_one(
     return listener.outcome
 
 
-def sizes_of(jobs: "Sequence[Job]") -> Iterator[tuple[int, int]]:
-    """Height and width of the pictures among the jobs, of those that say them; only their headers are read."""
+def sizes_of(jobs: "Sequence[Job]") -> "Iterator[tuple[Job, tuple[int, int]]]":
+    """The pictures among the jobs with height and width, of those that say them; only their headers are read."""
     from ebr_engine.media.decoding import MediaError
     from ebr_engine.media.images import size_of_image
 
     for job in jobs:
         if not (job.is_clip or job.is_sound):
             try:
-                yield size_of_image(job.source)
+                yield job, size_of_image(job.source)
             except (MediaError, OSError):  # told when its turn comes
                 continue
+
+
+def _expected_seconds(restorer: Any, recipes: Recipes, sizes: "Mapping[Job, tuple[int, int]]") -> float | None:
+    """What pictures of these sizes may take; None where that is little, or where each has to be looked at first."""
+    made = [(recipes.of(job.request), size) for job, size in sizes.items()]
+    if not made or any(recipe.plan is None for recipe, _ in made):
+        return None
+    return restorer.estimate((recipe.size or size, recipe.plan, recipe.request.part(RUN)) for recipe, size in made)
 
 
 class Run:

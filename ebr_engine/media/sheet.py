@@ -31,24 +31,35 @@ def contact_sheet(tiles: Sequence[SheetTile]) -> np.ndarray:
     if len(shapes) != 1:
         raise ValueError(f"a sheet takes pictures of one size, not of {sorted(shapes)}")
     height, width, _ = shapes.pop()
-    bar, gap = max(18, round(max(height, width) / 16)), max(4, round(max(height, width) / 64))
-    columns = _columns(len(tiles), height + bar + gap, width + gap)
-    rows = math.ceil(len(tiles) / columns)
-    sheet = np.empty((rows * (height + bar + gap) + gap, columns * (width + gap) + gap, 3), np.float32)
+    bar, gap = _margins(height, width)
+    places = tile_places(len(tiles), height, width)
+    bottom, right = max(top for _, top, _, _ in places) + height + gap, max(left for left, _, _, _ in places) + width + gap
+    sheet = np.empty((bottom, right, 3), np.float32)
     sheet[:] = PAPER
-    for index, tile in enumerate(tiles):
-        top = gap + index // columns * (height + bar + gap)
-        left = gap + index % columns * (width + gap)
+    for tile, (left, top, _, _) in zip(tiles, places):
         colour = MARK if tile.marked else INK
         cover = _text(tile.label, bar, width)
-        area = sheet[top : top + cover.shape[0], left : left + cover.shape[1]]
+        area = sheet[top - bar : top - bar + cover.shape[0], left : left + cover.shape[1]]
         area += cover * (colour - area)
-        top += bar
         if tile.marked:
             edge = gap // 2
             sheet[top - edge : top + height + edge, left - edge : left + width + edge] = MARK
         sheet[top : top + height, left : left + width] = tile.pixels
     return sheet
+
+
+def tile_places(count: int, height: int, width: int) -> list[tuple[int, int, int, int]]:
+    """(left, top, width, height) in pixels of each picture on a sheet of `count` pictures of one size."""
+    bar, gap = _margins(height, width)
+    columns = _columns(count, height + bar + gap, width + gap)
+    lefts = [gap + index % columns * (width + gap) for index in range(count)]
+    tops = [gap + bar + index // columns * (height + bar + gap) for index in range(count)]
+    return [(left, top, width, height) for left, top in zip(lefts, tops)]
+
+
+def _margins(height: int, width: int) -> tuple[int, int]:
+    """The height of a label, and the gap around a picture."""
+    return max(18, round(max(height, width) / 16)), max(4, round(max(height, width) / 64))
 
 
 def _columns(count: int, height: int, width: int) -> int:

@@ -65,11 +65,14 @@ class Tiles:
         return Tiles(height, width, tile_height, tile_width, tops, lefts, *weights)
 
 
-def plan_tiles(height: int, width: int, tile: int | tuple[int, int], overlap: int, multiple: int = 1) -> Tiles:
+def plan_tiles(
+    height: int, width: int, tile: int | tuple[int, int], overlap: int, multiple: int = 1, even: bool = False
+) -> Tiles:
     """Cover a height × width grid with equal tiles of at most tile × tile cells that share at least `overlap` cells.
 
     `tile` may be two numbers, height and width. A side shorter than `tile` gets one tile of its own length. Tile sides are
     multiples of `multiple`; a side that is shorter than a tile and is not, has to be padded first (`pad_to_multiple`).
+    `even`: tiles are no longer than as many of them need, in place of `tile` and a larger overlap.
     Raises EbrError on impossible sizes.
     """
     if height < 1 or width < 1:
@@ -79,8 +82,8 @@ def plan_tiles(height: int, width: int, tile: int | tuple[int, int], overlap: in
         raise EbrError(f"the tile size must be a positive multiple of {multiple}, not {tile}")
     if not 0 <= overlap < min(sides):
         raise EbrError(f"the tile overlap must be at least 0 and less than the tile size {tile}, not {overlap}")
-    tops, tile_height = _spread(height, sides[0], overlap, multiple)
-    lefts, tile_width = _spread(width, sides[1], overlap, multiple)
+    tops, tile_height = _spread(height, sides[0], overlap, multiple, even)
+    lefts, tile_width = _spread(width, sides[1], overlap, multiple, even)
     return Tiles(
         height,
         width,
@@ -130,13 +133,15 @@ def match_tones(picture: Tensor, guide: Tensor, scale: int) -> Tensor:
     return picture + F.interpolate(difference, picture.shape[-2:], mode="bicubic", align_corners=False)
 
 
-def _spread(size: int, tile: int, overlap: int, multiple: int) -> tuple[tuple[int, ...], int]:
+def _spread(size: int, tile: int, overlap: int, multiple: int, even: bool) -> tuple[tuple[int, ...], int]:
     """Starts of the tiles along one axis, and their length there."""
     if size <= tile:
         if size % multiple:
             raise EbrError(f"a side of {size} is no multiple of {multiple}: pad it first")
         return (0,), size
     count = math.ceil((size - overlap) / (tile - overlap))
+    if even:  # no longer than a tile, as that is a multiple which `count` of them reach
+        tile = math.ceil((size + (count - 1) * overlap) / count / multiple) * multiple
     return tuple(round(i * (size - tile) / (count - 1)) for i in range(count)), tile
 
 

@@ -34,6 +34,8 @@ def find_prompt(backbone: str, task: str) -> Path:
         line = f"unknown task {task!r}: {backbone} has no prompt for it; {hint}there is: {', '.join(files) or 'none'}"
         if published := spec(backbone).published_prompts:
             line += f". The authors publish theirs ({published}); add one with: ebr-engine prompts add FILE.pt --task {task}"
+        for other in spec(backbone).related:
+            line += f". It takes prompts of {other} too: ebr-engine prompts add FILE --backbone {backbone} --task {task}"
         raise PromptError(line)
     return files[task]
 

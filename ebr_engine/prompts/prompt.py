@@ -1,6 +1,7 @@
 """Prompts: the file format, safe import of released files, checks and mixing."""
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ebr_engine.tensor_files import write_tensors
 
 FORMAT = "ebr-engine prompt 1"
 DETAILS = ("model", "input")
+log = logging.getLogger("ebr_engine")
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,24 @@ class Prompt:
         return spec(self.backbone).injection
 
     def check(self, backbone: str, width: int, blocks: int) -> None:
-        """Raise `PromptError` unless the prompt fits a backbone of this name, width and number of blocks."""
-        if self.backbone != backbone:
+        """Raise `PromptError` unless the prompt fits a backbone of this name, width and number of blocks.
+
+        One that was learned on a related backbone of the same sizes is taken with a warning.
+        """
+        if not self.is_for(backbone):
             raise PromptError(f"this prompt is for the {self.backbone} backbone, not for {backbone}")
         if self.residual.shape[-1] != width or self.alpha.shape[0] != blocks:
             raise PromptError(
                 f"this prompt has width {self.residual.shape[-1]} and {self.alpha.shape[0]} blocks; "
                 f"the {backbone} backbone has width {width} and {blocks} blocks"
             )
+        if self.backbone != backbone:
+            told = "this prompt was learned on another model, of the %s backbone: what it does with %s's is not known"
+            log.warning(told, self.backbone, backbone)
+
+    def is_for(self, backbone: str) -> bool:
+        """Whether the prompt is for a backbone of this name, or was learned on one that is related to it."""
+        return self.backbone == backbone or self.backbone in spec(backbone).related
 
     def save(self, path: Path | str) -> None:
         """Write the prompt as safetensors, atomically."""

@@ -5,19 +5,22 @@ import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, Request, Response, UploadFile
+from fastapi import APIRouter, Body, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from ebr_engine.jobs.sheet import FIELDS as SHEET_FIELDS
+from ebr_engine.serve.archive import zipped
 from ebr_engine.serve.guard import COOKIE, shown_token
 from ebr_engine.serve.hub import Hub
 from ebr_engine.serve.store import DONE, RUNNING, StoredJob
-from ebr_engine.serve.uploads import ASKABLE, MOST_STEPS, request_of, shown_name, take, target_suffix
+from ebr_engine.serve.uploads import ASKABLE, MOST_STEPS, request_of, sheet_request_of, shown_name, take, target_suffix
 from ebr_engine.serve.view import view_of
 
 router = APIRouter()
 LOOK = 0.2  # seconds between two looks at a job that is watched
+SHEET_SUFFIX = ".png"
 BEAT = 15  # seconds after which a silent stream of events says that it is there
 
 
@@ -39,11 +42,11 @@ def described(hub: Hub, job: StoredJob) -> dict[str, Any]:
     about = {name: value for name, value in job.outcome.items() if name != "has_result"}
     values: dict[str, Any] = {
         "id": job.id,
-        "object": "restoration",
+        "object": "sheet" if job.is_sheet else "restoration",
         "status": job.state,
         "name": job.name,
         "source": job.source,
-        "result": job.target if job.outcome.get("has_result") else None,
+        "result": job.target if job.has_result else None,
         "request": job.request,
         "created_at": job.created,
         "finished_at": job.finished,
@@ -63,6 +66,7 @@ async def accept(
 ) -> list[str]:
     """Queue uploads as a job each, all or none; the jobs' ids. `EbrError` for anything that is wrong with one."""
     hub.check_request(values)
+    is_sheet = bool((extra or {}).get("sheet"))
 
     def store() -> list[str]:
         with hub.store.receiving() as folder:
@@ -70,10 +74,15 @@ async def accept(
             for number, upload in enumerate(files):
                 name = shown_name(upload.filename, number)
                 path = take(upload.file, name, folder, number, hub.settings)
-                taken.append((path, target_suffix(path, format), name))
+                taken.append((path, SHEET_SUFFIX if is_sheet else target_suffix(path, format), name))
             return hub.store.add(taken, values, extra)
 
     return await run_in_threadpool(store)
+
+
+def queued(hub: Hub, ids: list[str]) -> dict[str, Any]:
+    """New jobs as clients see them."""
+    return {"object": "list", "data": [described(hub, hub.store.get(id)) for id in ids]}
 
 
 @router.post("/v1/restorations", status_code=202, tags=["restorations"])
@@ -85,12 +94,40 @@ async def restore(
 ) -> dict[str, Any]:
     """Queue files to be restored."""
     hub = hub_of(request)
-    try:
-        values = request_of(json.loads(options), not hub.is_built)
-    except (json.JSONDecodeError, RecursionError):
-        raise HTTPException(400, "the request is no JSON object") from None
-    ids = await accept(hub, files, values, format)
-    return {"object": "list", "data": [described(hub, hub.store.get(id)) for id in ids]}
+    return queued(hub, await accept(hub, files, request_of(parsed(options), not hub.is_built), format))
+
+
+@router.post("/v1/sheets", status_code=202, tags=["restorations"])
+async def sheets(
+    request: Request,
+    files: Annotated[list[UploadFile], File(description="Pictures and clips; of a clip one frame is taken.")],
+    options: Annotated[str, Form(alias="request", description=f"As JSON: {', '.join(SHEET_FIELDS)}.")] = "{}",
+) -> dict[str, Any]:
+    """Queue files to be tried with every task, each on one sheet to choose from; what auto would choose is marked.
+
+    A sheet is a job as a restoration is; when it is over it also tells its `tiles`: task, probability and place.
+    """
+    hub = hub_of(request)
+    hub.check_sheets()
+    return queued(hub, await accept(hub, files, sheet_request_of(parsed(options)), extra={"sheet": True}))
+
+
+@router.post("/v1/restorations/{id}/again", status_code=202, tags=["restorations"])
+def again(request: Request, id: str, options: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
+    """Queue the same file once more, without sending it: the body is the new request, such as {"task": "rain"}."""
+    hub, job = hub_of(request), found(request, id)
+    values = request_of(options, not hub.is_built)
+    hub.check_request(values)
+    return queued(hub, [hub.store.add_again(job, lambda path: target_suffix(path, None), values)])
+
+
+@router.post("/v1/restorations/{id}/sheet", status_code=202, tags=["restorations"])
+def sheet_of(request: Request, id: str, options: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
+    """Queue a sheet of the same file, without sending it: the body is as the request of `/v1/sheets`, such as {}."""
+    hub, job = hub_of(request), found(request, id)
+    hub.check_sheets()
+    values = sheet_request_of(options)
+    return queued(hub, [hub.store.add_again(job, lambda path: SHEET_SUFFIX, values, {"sheet": True})])
 
 
 @router.get("/v1/restorations", tags=["restorations"])
@@ -157,9 +194,23 @@ def result(request: Request, id: str) -> FileResponse:
     """The restored file, as a command would have written it."""
     hub, job = hub_of(request), found(request, id)
     path = hub.store.path(job, job.target)
-    if not job.outcome.get("has_result") or not path.is_file():
+    if not job.has_result or not path.is_file():
         raise HTTPException(409 if not job.is_over else 404, job.error or f"there is no result; the job is {job.state}")
-    return FileResponse(path, filename=_download_name(job))
+    return FileResponse(path, filename=job.result_name)
+
+
+@router.get("/v1/results.zip", tags=["restorations"])
+def results(
+    request: Request, id: Annotated[list[str] | None, Query(description="Of these jobs; of all by default.")] = None
+) -> Response:
+    """All restored files in one archive, oldest first; sheets only where they are named."""
+    hub = hub_of(request)
+    jobs = [found(request, one) for one in id] if id else [job for job in reversed(hub.store.newest(-1)) if not job.is_sheet]
+    files = [(hub.store.path(job, job.target), job.result_name) for job in jobs if job.has_result]
+    if not files:
+        raise HTTPException(404, "there is no result yet")
+    named = {"Content-Disposition": 'attachment; filename="restored.zip"'}
+    return StreamingResponse(zipped(files), media_type="application/zip", headers=named)
 
 
 @router.get("/v1/restorations/{id}/view/{which}", tags=["restorations"])
@@ -169,7 +220,7 @@ def view(request: Request, id: str, which: str) -> Response:
     if which not in ("source", "result"):
         raise HTTPException(404, "there is source and result to view")
     path = hub.store.path(job, job.source if which == "source" else job.target)
-    if not path.is_file() or (which == "result" and not job.outcome.get("has_result")):
+    if not path.is_file() or (which == "result" and not job.has_result):
         raise HTTPException(404, "there is nothing to view yet")
     return view_of(path)
 
@@ -209,6 +260,9 @@ def metrics(request: Request) -> Response:
     return Response(hub_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _download_name(job: StoredJob) -> str:
-    stem = job.name.rpartition(".")[0] or job.name
-    return f"{stem}_restored{job.target.removeprefix('result')}"
+def parsed(options: str) -> Any:
+    """A form's JSON; HTTPException for what is none."""
+    try:
+        return json.loads(options)
+    except (json.JSONDecodeError, RecursionError):
+        raise HTTPException(400, "the request is no JSON object") from None

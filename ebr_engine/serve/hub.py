@@ -3,6 +3,7 @@
 from typing import Any
 
 from ebr_engine.errors import EbrError
+from ebr_engine.jobs.sheet import tasks_of_sheet
 from ebr_engine.prompts.catalogue import AUTO, find_prompts, prompt_files
 from ebr_engine.request import RestoreRequest
 from ebr_engine.serve.metrics import Metrics
@@ -33,6 +34,12 @@ class Hub:
         request = RestoreRequest.from_json(values)
         if request.task and request.task != AUTO and not self.is_built:
             find_prompts(self.backbone, request.task)
+
+    def check_sheets(self) -> None:
+        """`EbrError` where there is nothing to choose from: an engine file's task is fixed."""
+        if self.is_built:
+            raise EbrError("an engine file has one task; there is nothing to choose from")
+        tasks_of_sheet(self.backbone)
 
     def check_model(self, name: str | None) -> None:
         """`EbrError` unless a client asks for the model that is loaded, or for none by name."""

@@ -1,12 +1,13 @@
 """The jobs of a server, in SQLite, and their files: a folder a job. What has been accepted survives the end of the process."""
 
 import json
+import os
 import secrets
 import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,21 @@ class StoredJob:
     @property
     def is_over(self) -> bool:
         return self.state in OVER
+
+    @property
+    def is_sheet(self) -> bool:
+        """Whether every task is tried on a small version, to choose from, in place of restoring the file."""
+        return bool(self.extra.get("sheet"))
+
+    @property
+    def has_result(self) -> bool:
+        return bool(self.outcome.get("has_result"))
+
+    @property
+    def result_name(self) -> str:
+        """What the result is called where it is downloaded."""
+        stem = self.name.rpartition(".")[0] or self.name
+        return f"{stem}_{'sheet' if self.is_sheet else 'restored'}{self.target.removeprefix('result')}"
 
 
 class Store:
@@ -145,6 +161,20 @@ class Store:
         with self.arrived:
             self.arrived.notify_all()
         return ids
+
+    def add_again(
+        self, job: StoredJob, suffix: Callable[[Path], str], request: dict[str, Any], extra: dict[str, Any] | None = None
+    ) -> str:
+        """Queue the file of another job once more, with the suffix that its result is to have; the new job's id."""
+        with self.receiving() as folder:
+            path = folder / job.source
+            try:
+                os.link(self.path(job, job.source), path)
+            except FileNotFoundError:
+                raise EbrError("this job's file is not kept any more; send it again") from None
+            except OSError:  # a file system without links
+                shutil.copyfile(self.path(job, job.source), path)
+            return self.add([(path, suffix(path), job.name)], request, extra)[0]
 
     def get(self, id: str) -> StoredJob | None:
         return next(iter(self._select("id = ?", id)), None)

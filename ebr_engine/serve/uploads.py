@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ebr_engine.errors import EbrError
+from ebr_engine.jobs.sheet import FIELDS as SHEET
 from ebr_engine.media.decoding import MediaError, check_size, missing, reader_of, vips
 from ebr_engine.media.encoding import SUFFIXES
 from ebr_engine.media.holdings.images import parts_of
@@ -37,6 +38,13 @@ def request_of(values: Any, task_needed: bool = True) -> dict[str, Any]:
     if task_needed and request.task is None:
         raise EbrError("say what to repair by a task, or auto")
     return request.to_json()
+
+
+def sheet_request_of(values: Any) -> dict[str, Any]:
+    """A client's JSON for a sheet, checked: of a request only what a sheet goes by."""
+    if isinstance(values, dict) and (other := [name for name in values if name not in SHEET]):
+        raise EbrError(f"{other[0]} has no meaning for a sheet; what can be asked for: {', '.join(SHEET)}")
+    return request_of(values, task_needed=False)
 
 
 def take(content: IO[bytes], name: str, folder: Path, number: int, settings: Settings) -> Path:

@@ -10,11 +10,13 @@ from typing import Any
 
 from ebr_engine.errors import one_line
 from ebr_engine.jobs.outcome import Outcome
+from ebr_engine.jobs.sheet import Sheet, sheet_of_file
 from ebr_engine.request import RestoreRequest
 from ebr_engine.serve.metrics import Metrics
 from ebr_engine.serve.store import CANCELLED, DONE, FAILED, SKIPPED, Store, StoredJob
 
 log = logging.getLogger("ebr_engine.serve")
+SHEET_SIDE = 320  # pixels of a picture on a sheet: about what a page shows of it
 IDLE = 5.0  # seconds between two looks at what is too old, while nothing comes
 
 
@@ -91,12 +93,9 @@ class Worker(threading.Thread):
         began = time.perf_counter()
         told: list[warnings.WarningMessage] = []
         try:
-            request = RestoreRequest.from_json(job.request)
-            options = {name: getattr(request, name) for name in job.request}
-            paths = self.store.path(job, job.source), self.store.path(job, job.target)
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
-                outcome = self.restorer.restore_file(*paths, callback=self._heard, resume=True, **options)
+                state, about = self._made(job)
         except KeyboardInterrupt:
             if not self._cancelled:
                 self.store.put_back(job)
@@ -110,13 +109,23 @@ class Worker(threading.Thread):
                 _log_bug(problem)
             state, error, about = FAILED, self._without_paths(line or "an error inside the server; its log has more", job), {}
         else:
-            state, error = SKIPPED if outcome.skipped else DONE, None
-            about = self._about(outcome, [str(each.message) for each in told], job)
+            error, lines = None, [self._without_paths(str(each.message), job) for each in told]
+            about = {**about, "warnings": lines, "has_result": self.store.path(job, job.target).is_file()}
         seconds = time.perf_counter() - began
         self.store.finish(job.id, state, error, about)
         self.metrics.seconds.labels("restoring").observe(seconds)
         self.metrics.jobs.labels(state).inc()
         log.info("job %s: %s after %.2f s", job.id, state, seconds)
+
+    def _made(self, job: StoredJob) -> tuple[str, dict[str, Any]]:
+        """Make a job's result: the state that it ends in, and what is told of it."""
+        request = RestoreRequest.from_json(job.request)
+        paths = self.store.path(job, job.source), self.store.path(job, job.target)
+        if job.is_sheet:
+            return DONE, _about_sheet(sheet_of_file(self.restorer, *paths, request, SHEET_SIDE, self._heard))
+        options = {name: getattr(request, name) for name in job.request}
+        outcome = self.restorer.restore_file(*paths, callback=self._heard, resume=True, **options)
+        return SKIPPED if outcome.skipped else DONE, _about_file(outcome)
 
     def _heard(self, share: float, text: str) -> None:
         """A step is done: what the job's watchers are told, and the moment at which it can end."""
@@ -128,21 +137,27 @@ class Worker(threading.Thread):
         if asked or self.stopping.is_set():
             raise Stopped
 
-    def _about(self, outcome: Outcome, told: list[str], job: StoredJob) -> dict[str, Any]:
-        """What is told of a file: all that a command tells but the paths, which are the server's own."""
-        values = outcome.as_json()
-        for name in ("input", "output", "task", "status"):
-            values.pop(name, None)
-        return {**values, "warnings": [self._without_paths(line, job) for line in told], "has_result": self._has_result(job)}
-
-    def _has_result(self, job: StoredJob) -> bool:
-        return self.store.path(job, job.target).is_file()
-
     def _without_paths(self, line: str, job: StoredJob) -> str:
         """The client's name of the file in place of the server's."""
         for name in (job.source, job.target):
             line = line.replace(str(self.store.path(job, name)), job.name)
         return line.replace(f"{self.store.files / job.id}/", "")
+
+
+def _about_file(outcome: Outcome) -> dict[str, Any]:
+    """What is told of a file: all that a command tells but the paths, which are the server's own."""
+    return {name: value for name, value in outcome.as_json().items() if name not in ("input", "output", "task", "status")}
+
+
+def _about_sheet(sheet: Sheet) -> dict[str, Any]:
+    """What is told of a sheet: its size, what auto sees, and where on it which task is."""
+    height, width, _ = sheet.pixels.shape
+    probability = sheet.diagnosis.probability
+    tiles = [
+        {"task": task, "probability": probability.get(task), "chosen": task == sheet.chosen, "place": place}
+        for task, place in zip(sheet.tasks, sheet.places)
+    ]
+    return {"width": width, "height": height, "note": f"auto: {sheet.diagnosis}", "tiles": tiles}
 
 
 def _log_bug(error: BaseException) -> None:

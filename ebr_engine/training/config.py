@@ -16,7 +16,8 @@ from ebr_engine.media import SOUND
 
 BRIDGES = ("ebr", "naive", "ddbm")
 LOSSES = ("pixel", "x0", "velocity")
-PRECISIONS = tuple(one for one in request.PRECISIONS if one != "fp16")  # whose gradients overflow
+DETAILS = request.DETAILS[1:]
+PRECISIONS = tuple(one for one in request.PRECISIONS if one not in ("fp16", "int8"))  # gradients overflow, or there are none
 OPTIMIZERS = ("adam", "adamw")
 BAD_DATA = ("refuse", "skip")
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -139,6 +140,12 @@ class LearnConfig:
     t_min: float = _setting(1e-4, "objective", "The least time.")
     power: float = _setting(1.0, "objective", "Times are t_min + (t0 - t_min) u^power; below 1 favours early steps.", **_LEARNING)
     on_policy: int = _setting(0, "objective", "Learn at the states that the fast sampler of so many steps visits; 0 does not.")
+    detail: str = _setting(
+        "model",
+        "objective",
+        "Whose detail a picture has, the file says: the model's, or the input's where damage is smooth.",
+        choices=DETAILS,
+    )
     unroll: int = _setting(
         0, "objective", "Learn through all steps of the fast sampler of so many, from the error of its result; 0 does not."
     )

@@ -201,7 +201,7 @@ class Learner:
         where = {"task": config.task, "base_model": self.backbone.identity, "t0": config.t0, "t_min": config.t_min}
         summary = shareable(asdict(config)) | (training or {})
         steps = config.steps or self.backbone.spec.learning.steps
-        return Prompt(residual, alpha, config.backbone, **where, steps=steps, training=summary)
+        return Prompt(residual, alpha, config.backbone, **where, steps=steps, detail=config.detail, training=summary)
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs to go on bit for bit."""
@@ -247,6 +247,7 @@ def initial(config: LearnConfig, backbone: Backbone) -> tuple[Tensor, Tensor]:
 
 def check_fits(config: LearnConfig, backbone: Backbone, world: World) -> None:
     """`EbrError` where a configuration asks for what the backbone or the processes cannot do."""
+    backbone.check_start(config.t0)
     if any(side % backbone.multiple for side in config.crop):
         raise EbrError(f"{backbone.name} takes crops whose sides are multiples of {backbone.multiple}, not {config.size}")
     if (frames := backbone.codec.frames(config.frames)) != config.frames:

@@ -85,3 +85,44 @@ def flux_original(state, layers, single_layers, guidance=True):
         for i in range(single_layers):
             original[f"single_blocks.{i}.norm.{norm}.scale"] = state[f"single_transformer_blocks.{i}.attn.norm_{letter}.weight"]
     return original
+
+
+def flux2_original(state, layers, single_layers, guidance=True):
+    """A FLUX.2 transformer's tensors as github.com/black-forest-labs/flux2 names and fuses them."""
+    names = {
+        "time_in.in_layer": "time_guidance_embed.timestep_embedder.linear_1",
+        "time_in.out_layer": "time_guidance_embed.timestep_embedder.linear_2",
+        "img_in": "x_embedder",
+        "txt_in": "context_embedder",
+        "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
+        "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+        "single_stream_modulation.lin": "single_stream_modulation.linear",
+        "final_layer.linear": "proj_out",
+    }
+    if guidance:
+        names |= {
+            "guidance_in.in_layer": "time_guidance_embed.guidance_embedder.linear_1",
+            "guidance_in.out_layer": "time_guidance_embed.guidance_embedder.linear_2",
+        }
+    scale, shift = state["norm_out.linear.weight"].chunk(2)
+    original = {"final_layer.adaLN_modulation.1.weight": torch.cat((shift, scale))}
+    for i in range(layers):
+        theirs, ours = f"transformer_blocks.{i}.", f"double_blocks.{i}."
+        for stream, feed_forward, out, added, qkv in (
+            ("img", "ff", "to_out.0", "", ("to_q", "to_k", "to_v")),
+            ("txt", "ff_context", "to_add_out", "added_", ("add_q_proj", "add_k_proj", "add_v_proj")),
+        ):
+            original[f"{ours}{stream}_attn.qkv.weight"] = torch.cat([state[f"{theirs}attn.{name}.weight"] for name in qkv])
+            names |= {
+                f"{ours}{stream}_attn.proj": f"{theirs}attn.{out}",
+                f"{ours}{stream}_mlp.0": f"{theirs}{feed_forward}.linear_in",
+                f"{ours}{stream}_mlp.2": f"{theirs}{feed_forward}.linear_out",
+            }
+            for norm, letter in (("query_norm", "q"), ("key_norm", "k")):
+                original[f"{ours}{stream}_attn.norm.{norm}.scale"] = state[f"{theirs}attn.norm_{added}{letter}.weight"]
+    for i in range(single_layers):
+        theirs, ours = f"single_transformer_blocks.{i}.attn.", f"single_blocks.{i}."
+        names |= {f"{ours}linear1": f"{theirs}to_qkv_mlp_proj", f"{ours}linear2": f"{theirs}to_out"}
+        for norm, letter in (("query_norm", "q"), ("key_norm", "k")):
+            original[f"{ours}norm.{norm}.scale"] = state[f"{theirs}norm_{letter}.weight"]
+    return original | {f"{ours}.weight": state[f"{theirs}.weight"] for ours, theirs in names.items()}

@@ -6,19 +6,22 @@ import re
 import huggingface_hub
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, WanTransformer3DModel
+from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel, WanTransformer3DModel
 from safetensors.torch import save_file
 
 from ebr_engine.backbones.checkpoint import find_model, load_halves
 from ebr_engine.backbones.flux.model import FluxConfig
 from ebr_engine.backbones.flux.weights import diffusers_state_dict as flux_state_dict
 from ebr_engine.backbones.flux.weights import load_flux
+from ebr_engine.backbones.flux2.model import Flux2Config
+from ebr_engine.backbones.flux2.weights import diffusers_state_dict as flux2_state_dict
+from ebr_engine.backbones.flux2.weights import load_flux2
 from ebr_engine.backbones.registry import named_config, spec
 from ebr_engine.backbones.wan.model import WanConfig
 from ebr_engine.backbones.wan.weights import diffusers_state_dict as wan_state_dict
 from ebr_engine.backbones.wan.weights import load_wan
 from ebr_engine.errors import BackboneError
-from tests.backbones.original_layouts import flux_original, wan_original
+from tests.backbones.original_layouts import flux2_original, flux_original, wan_original
 
 CONFIGS = {
     "wan": WanConfig(num_attention_heads=1, in_channels=4, out_channels=4, text_dim=10, freq_dim=16, ffn_dim=40, num_layers=3),
@@ -31,8 +34,16 @@ CONFIGS = {
         pooled_projection_dim=6,
         guidance_embeds=True,
     ),
+    "flux2": Flux2Config(
+        in_channels=4, num_layers=2, num_single_layers=3, num_attention_heads=1, joint_attention_dim=10, guidance_embeds=True
+    ),
 }
-MODELS = {"wan": WanTransformer3DModel, "flux": FluxTransformer2DModel}
+MODELS = {"wan": WanTransformer3DModel, "flux": FluxTransformer2DModel, "flux2": Flux2Transformer2DModel}
+INVERSES = {
+    "wan": (load_wan, wan_state_dict),
+    "flux": (load_flux, flux_state_dict),
+    "flux2": (load_flux2, flux2_state_dict),
+}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PREFIX = "model.diffusion_model."
 
@@ -64,7 +75,8 @@ def sources(modules, tmp_path_factory):
         if name == "wan":
             original = wan_original(state, config.num_layers)
         else:
-            original = flux_original(state, config.num_layers, config.num_single_layers)
+            write = flux_original if name == "flux" else flux2_original
+            original = write(state, config.num_layers, config.num_single_layers)
         save_file(original, folder / "original.safetensors")
         prefixed = {PREFIX + key: tensor for key, tensor in original.items()}
         save_file(prefixed | {"first_stage_model.conv.weight": torch.randn(2)}, folder / "prefixed.safetensors")
@@ -99,8 +111,10 @@ def velocity(name, conditioner, trunk):
         torch.randn(1, 4, 1, 6, 4, generator=generator),
         torch.randn(5, config.joint_attention_dim, generator=generator),
     )
-    pooled = torch.randn(config.pooled_projection_dim, generator=generator)
-    return trunk(latent, conditioner.bake(trunk, timestep, {"context": context, "pooled": pooled})[0])
+    text = {"context": context}
+    if name == "flux":
+        text["pooled"] = torch.randn(config.pooled_projection_dim, generator=generator)
+    return trunk(latent, conditioner.bake(trunk, timestep, text)[0])
 
 
 LAYOUTS = (
@@ -120,7 +134,7 @@ LAYOUTS = (
 def test_every_layout_loads_to_the_same_bits(modules, sources, name, layout):
     files = find_model(name, sources[name][layout])
     halves = load_halves(files, "cpu", torch.float32)
-    load, back = (load_wan, wan_state_dict) if name == "wan" else (load_flux, flux_state_dict)
+    load, back = INVERSES[name]
     state = modules[name].state_dict()
     assert files.config == CONFIGS[name]
     loaded = back(*halves)
@@ -213,8 +227,9 @@ def saved(folder, tensors, name="a.safetensors"):
         ({"blocks.0.self_attn.q.weight": torch.zeros(2, dtype=torch.int8)}, r"q\.weight is I8.*int8"),
         ({"blocks.0.self_attn.q.weight": torch.zeros(2, dtype=torch.uint8)}, r"q\.weight is U8.*4-bit"),
         (["encoder.block.0.weight", "shared.weight"], r"no transformer of Wan or FLUX.* encoder\.block\.0\.weight, shared"),
-        (["transformer_blocks.0.attn.to_q.weight"], r"flux transformer, not wan: use it with the flux backbone"),
-        (["double_blocks.0.img_attn.qkv.weight"], r"flux transformer, not wan"),
+        (["transformer_blocks.0.norm1.linear.weight"], r"flux transformer, not wan: use it with the flux backbone"),
+        (["double_blocks.0.img_mod.lin.weight"], r"flux transformer, not wan"),
+        (["single_stream_modulation.lin.weight", "double_blocks.0.img_attn.qkv.weight"], r"flux2 transformer, not wan"),
         (["blocks.0.self_attn.q.weight"], r"misses patch_embedding\.weight"),
     ],
 )
@@ -297,10 +312,12 @@ def test_several_transformers_in_a_folder_are_a_question(tmp_path):
 def test_missing_and_unexpected_keys_are_listed_with_the_model(sources, tmp_path, name):
     files = find_model(name, sources[name]["original file"]).state.files
     tensors = {key: files[key] for key in files}
-    gone = "blocks.1.ffn.0.bias" if name == "wan" else "double_blocks.1.img_mlp.0.bias"
+    gone = "blocks.1.ffn.0.weight" if name == "wan" else "double_blocks.1.img_mlp.0.weight"
     with pytest.raises(BackboneError, match=r"a@.*: checkpoint has unexpected 1 key\(s\): vace_blocks\.0\.weight"):
         load(name, saved(tmp_path, tensors | {"vace_blocks.0.weight": torch.zeros(1)}))
-    with pytest.raises(BackboneError, match=r"a@.*: checkpoint misses 1 key\(s\): .*blocks\.1\.ff.*net\.0\.proj\.bias"):
+    with pytest.raises(
+        BackboneError, match=r"a@.*: checkpoint misses 1 key\(s\): .*blocks\.1\.ff.*(net\.0\.proj|linear_in)\.weight"
+    ):
         load(name, saved(tmp_path, {key: tensor for key, tensor in tensors.items() if key != gone}))
 
 
@@ -320,6 +337,8 @@ def load(name, source):
     [
         ("wan", {"_class_name": "FluxTransformer2DModel"}, "flux transformer, not wan: use it with the flux backbone"),
         ("flux", {"_class_name": "WanTransformer3DModel"}, "wan transformer, not flux"),
+        ("flux", {"_class_name": "Flux2Transformer2DModel"}, "flux2 transformer, not flux"),
+        ("flux2", {"_class_name": "FluxTransformer2DModel"}, "flux transformer, not flux2"),
         ("wan", {"_class_name": "WanVACETransformer3DModel"}, "of WanVACETransformer3DModel; a wan model has WanTransformer3D"),
         ("wan", {"image_dim": 1280, "in_channels": 36}, "image-to-video models are not supported"),
         ("wan", {"in_channels": 36}, r"in_channels=36 and out_channels=4.*image-to-video"),
@@ -404,6 +423,7 @@ def test_of_the_hub_only_what_is_asked_for_is_fetched(hub):
         "transformer",
         "text_encoder*",
         "tokenizer*",
+        "model_index.json",
     }
     assert "transformer/*.safetensors" not in call["allow_patterns"]
 

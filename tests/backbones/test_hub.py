@@ -30,17 +30,21 @@ def calls(monkeypatch):
 def test_only_the_parts_asked_for_are_fetched_and_weights_as_safetensors(calls):
     assert fetch("a/b", "v2", True, PARTS) == Path("/cache/snapshots/0123")
     fetch("a/b", None, False, ("text_encoder", "tokenizer"))
+    fetch("a/b", None, False, ("transformer",), ("first", "second"))
     asked = [(call["id"], call["revision"], call["local_files_only"]) for call in calls]
-    assert asked == [("a/b", "v2", True), ("a/b", None, False)]
+    assert asked == [("a/b", "v2", True), *[("a/b", None, False)] * 2]
     assert [sorted(call["allow_patterns"]) for call in calls] == [
         [
+            "model_index.json",
             "transformer/*.json",
             "transformer/*.safetensors",
             "transformer/config.json",
             "vae/*.json",
             "vae/*.safetensors",
         ],
-        ["text_encoder*/*.json", "text_encoder*/*.safetensors", "tokenizer*/*", "transformer/config.json"],
+        ["model_index.json", "text_encoder*/*.json", "text_encoder*/*.safetensors", "tokenizer*/*", "transformer/config.json"],
+        ["first/*.json", "first/*.safetensors", "first/config.json", "model_index.json"]
+        + ["second/*.json", "second/*.safetensors", "second/config.json"],
     ]
 
 

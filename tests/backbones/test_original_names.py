@@ -2,19 +2,22 @@
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, WanTransformer3DModel
+from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel, WanTransformer3DModel
 from safetensors.torch import save_file
 
 from ebr_engine.backbones.flux.model import FluxConfig
 from ebr_engine.backbones.flux.weights import ORIGINAL as FLUX_NAMES
 from ebr_engine.backbones.flux.weights import flux_sizes
+from ebr_engine.backbones.flux2.model import Flux2Config
+from ebr_engine.backbones.flux2.weights import ORIGINAL as FLUX2_NAMES
+from ebr_engine.backbones.flux2.weights import flux2_sizes
 from ebr_engine.backbones.parameters import OriginalState, TensorFiles
 from ebr_engine.backbones.registry import named_config
 from ebr_engine.backbones.wan.model import WanConfig
 from ebr_engine.backbones.wan.weights import ORIGINAL as WAN_NAMES
 from ebr_engine.backbones.wan.weights import wan_sizes
 from ebr_engine.errors import BackboneError
-from tests.backbones.original_layouts import flux_original, wan_original
+from tests.backbones.original_layouts import flux2_original, flux_original, wan_original
 
 WAN = WanConfig(
     num_attention_heads=2,
@@ -27,11 +30,13 @@ WAN = WanConfig(
     patch_size=(1, 2, 3),
 )
 FLUX = FluxConfig(in_channels=12, num_layers=2, num_single_layers=11, num_attention_heads=1, joint_attention_dim=10)
+FLUX2 = Flux2Config(in_channels=12, num_layers=2, num_single_layers=11, num_attention_heads=1, joint_attention_dim=10)
+MODELS = {WanConfig: WanTransformer3DModel, FluxConfig: FluxTransformer2DModel, Flux2Config: Flux2Transformer2DModel}
 
 
 def diffusers_shapes(config):
     """Diffusers' names and shapes of a configuration."""
-    model = WanTransformer3DModel if isinstance(config, WanConfig) else FluxTransformer2DModel
+    model = MODELS[type(config)]
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in model(**config.to_diffusers()).state_dict().items()}
 
@@ -74,18 +79,38 @@ def test_flux_is_what_diffusers_converter_makes(tmp_path, name):
     assert_same(OriginalState(FLUX_NAMES, stored(tmp_path, original)), state)
 
 
+@pytest.mark.parametrize("guidance", [False, True])
+def test_flux2_is_what_diffusers_converter_makes(tmp_path, guidance):
+    converters = pytest.importorskip("diffusers.loaders.single_file_utils")
+    state = random_state(diffusers_shapes(Flux2Config(**vars(FLUX2) | {"guidance_embeds": guidance})))
+    original = flux2_original(state, FLUX2.num_layers, FLUX2.num_single_layers, guidance)
+    expected = converters.convert_flux2_transformer_checkpoint_to_diffusers(dict(original))
+    assert_same(OriginalState(FLUX2_NAMES, stored(tmp_path, original)), expected)
+    assert_same(OriginalState(FLUX2_NAMES, stored(tmp_path, original)), state)
+
+
 @pytest.mark.parametrize(
-    ("shapes", "of"),
-    [(diffusers_shapes(named_config("wan-14b")), "wan"), (diffusers_shapes(named_config("flux-dev")), "flux")],
-    ids=["wan-14b", "flux-dev"],
+    ("model", "write", "names", "layers"),
+    [
+        ("wan-14b", wan_original, WAN_NAMES, (40,)),
+        ("flux-dev", flux_original, FLUX_NAMES, (19, 38)),
+        ("flux2-dev", flux2_original, FLUX2_NAMES, (8, 48)),
+    ],
 )
-def test_the_maps_reach_every_key_of_the_real_models_once(shapes, of):
-    layers = {"wan": (40,), "flux": (19, 38)}[of]
-    write = {"wan": wan_original, "flux": flux_original}[of]
+def test_the_maps_reach_every_key_of_the_real_models_once(model, write, names, layers):
+    shapes = diffusers_shapes(named_config(model))
     with torch.device("meta"):
         original = write({name: torch.empty(shape) for name, shape in shapes.items()}, *layers)
-    names = [name for key in original for name, _ in {"wan": WAN_NAMES, "flux": FLUX_NAMES}[of].pieces(key)]
-    assert sorted(names) == sorted(shapes)
+    assert sorted(name for key in original for name, _ in names.pieces(key)) == sorted(shapes)
+
+
+@pytest.mark.parametrize("config", [FLUX2, Flux2Config(**vars(FLUX2) | {"guidance_embeds": True, "mlp_ratio": 2.5})])
+def test_sizes_of_flux2_are_read_from_shapes_in_either_layout(tmp_path, config):
+    state = random_state(diffusers_shapes(config))
+    original = flux2_original(state, config.num_layers, config.num_single_layers, config.guidance_embeds)
+    original = OriginalState(FLUX2_NAMES, stored(tmp_path, original))
+    assert Flux2Config.from_diffusers(flux2_sizes(original, {})) == config
+    assert Flux2Config.from_diffusers(flux2_sizes(stored(tmp_path, state), {})) == config
 
 
 @pytest.mark.parametrize("config", [WAN, FLUX, FluxConfig(**vars(FLUX) | {"guidance_embeds": True, "num_attention_heads": 3})])

@@ -1,12 +1,29 @@
-"""fp8 layers in a trunk: which, and how far the velocity moves."""
+"""fp8 and int8 layers in a trunk: which, and how far the velocity moves."""
+
+import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
 from ebr_engine.backbones.flux.model import FluxConfig, FluxTrunk
-from ebr_engine.backbones.layers import Fp8Linear, dense_weight, feed_forward, quantize_trunk, takes_fp8, trunk_dtype
+from ebr_engine.backbones.layers import (
+    Fp8Linear,
+    Int8Linear,
+    dense_weight,
+    feed_forward,
+    quantised_as,
+    quantised_for,
+    quantize_trunk,
+    safer_trunk,
+    taken_precision,
+    takes_fp8,
+    trunk_dtype,
+)
 from ebr_engine.backbones.mini.model import load_mini
+from ebr_engine.errors import BackboneError, EngineWarning
+from ebr_engine.kernels.int8_linear import can_int8
 from ebr_engine.kernels.quantize_fp8 import quantize_fp8
 
 
@@ -122,3 +139,38 @@ def test_the_bundled_backbones_hidden_layers_may_be_quantised_by_a_bound(relativ
         apart = down(nn.functional.gelu(up(x), approximate="tanh")) - block.down.bias
         fused = feed_forward(up, down, x) - block.down.bias
         assert relative_rms(fused, exact) < 1.15 * relative_rms(apart, exact)
+
+
+@pytest.mark.skipif(not can_int8(), reason="this CPU has no int8 products")
+def test_int8_layers_are_those_of_fp8_and_move_the_velocity_less(make_wan, relative_rms):
+    _, conditioner, trunk = make_wan()
+    step = conditioner(torch.tensor([399.0]), torch.randn(9, 10))[0]
+    latent = torch.randn(1, 4, 2, 6, 6)
+    exact = trunk(latent, step)
+    names = set(trunk.state_dict())
+    assert quantize_trunk(trunk, Int8Linear) == 4 * len(trunk.blocks)
+    assert quantised_as(trunk) == "int8"
+    error = relative_rms(trunk(latent, step), exact)
+    assert 1e-4 < error < 0.02  # layers of 24 to 40 inputs: steps of a 127th of the largest
+    assert set(trunk.state_dict()) == names  # of ordinary layers
+    wider = safer_trunk(trunk)
+    assert quantised_as(wider) is None
+    assert relative_rms(wider(latent, step), exact) < error
+    assert quantised_as(copy.deepcopy(trunk)) == "int8"
+
+
+@pytest.mark.parametrize("has_int8", [True, False])
+def test_fp8_is_int8_where_a_cpu_restores_and_says_so(has_int8, monkeypatch):
+    monkeypatch.setattr("ebr_engine.backbones.layers.can_int8", lambda: has_int8)
+    assert quantised_for("fp8", torch.device("cuda")) == "fp8"
+    assert quantised_for("bf16", torch.device("cpu")) == "bf16"
+    with pytest.warns(EngineWarning, match="int8 here") if has_int8 else nullcontext():
+        assert quantised_for("fp8", torch.device("cpu")) == ("int8" if has_int8 else "fp8")
+
+
+def test_int8_is_refused_on_a_gpu_and_left_out_where_there_are_no_products(monkeypatch):
+    with pytest.raises(BackboneError, match="fp8"):
+        taken_precision("int8", torch.device("cuda"))
+    monkeypatch.setattr("ebr_engine.backbones.layers.can_int8", lambda: False)
+    with pytest.warns(EngineWarning, match="no int8 products"):
+        assert taken_precision("int8", torch.device("cpu")) == "auto"

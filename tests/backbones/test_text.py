@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from ebr_engine.backbones import text
 from ebr_engine.errors import BackboneError, EbrError
+from tests.real_layout import write_tokenizer
 
 transformers = pytest.importorskip("transformers")
 diffusers = pytest.importorskip("diffusers")
@@ -41,9 +42,9 @@ def models(tmp_path_factory):
     for dtype in (torch.float32, torch.bfloat16):
         wan, flux = tmp_path_factory.mktemp("wan"), tmp_path_factory.mktemp("flux")
         write_t5(transformers.UMT5EncoderModel, transformers.UMT5Config(**t5_sizes(3)), wan / "text_encoder", dtype)
-        transformers.T5TokenizerFast(extra_ids=0).save_pretrained(wan / "tokenizer")
+        write_tokenizer(wan / "tokenizer")
         write_t5(transformers.T5EncoderModel, transformers.T5Config(**t5_sizes(2)), flux / "text_encoder_2", dtype)
-        transformers.T5TokenizerFast(extra_ids=0).save_pretrained(flux / "tokenizer_2")
+        write_tokenizer(flux / "tokenizer_2")
         sizes = {"vocab_size": 3, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 3}
         clip = transformers.CLIPTextConfig(**sizes, bos_token_id=0, eos_token_id=1, pad_token_id=1)
         transformers.CLIPTextModel(clip).to(dtype).save_pretrained(flux / "text_encoder")
@@ -93,6 +94,8 @@ def pipelines_context(backbone, encoders, tokenizers):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("backbone", ["wan", "flux"])
 def test_the_context_is_what_diffusers_pipelines_compute(models, backbone, dtype):
+    if backbone == "wan" and diffusers.__version__.startswith("0.35."):
+        pytest.importorskip("ftfy", reason="the Wan pipeline of diffusers 0.35 cannot do without ftfy")
     ours = text.encode_empty(backbone, *models[backbone, dtype], device="cpu")
     theirs = pipelines_context(backbone, *models[backbone, dtype])
     assert ours.keys() == theirs.keys()
@@ -123,7 +126,7 @@ def test_a_large_encoder_is_held_as_bf16(models, monkeypatch):
 def test_weights_are_held_as_stored_before_and_after_a_run(models):
     model = transformers.T5EncoderModel.from_pretrained(models["flux", torch.bfloat16][0][1], dtype="auto")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    text._compute_in_float32(model)
+    text._compute_in_float32(model.encoder.block, model.encoder.final_layer_norm)
     blocks, seen = model.encoder.block, []
     blocks[1].layer[0].register_forward_hook(lambda *_: seen.append([next(block.parameters()).dtype for block in blocks]))
     model(inputs_embeds=torch.randn(1, 5, 20))
@@ -250,7 +253,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     text.save_context(tmp_path / "wan.safetensors", "wan", "m", wan())
     with pytest.raises(BackboneError, match="the wan backbone, not of flux"):
         text.load_context(tmp_path / "wan.safetensors", "flux")
-    with pytest.raises(BackboneError, match=r"mini.*wan, flux"):
+    with pytest.raises(BackboneError, match=r"mini.*wan, .*flux"):
         text.save_context(tmp_path / "mini.safetensors", "mini", "m", wan())
     with pytest.raises(BackboneError, match="cannot write"):
         text.save_context(tmp_path / "wan.safetensors" / "c.safetensors", "wan", "m", wan())
@@ -312,7 +315,9 @@ def test_a_damaged_encoder_is_named(flux_copy, damage):
 
 def test_parts_of_another_model_are_refused(flux_copy, tmp_path):
     encoders, tokenizers = flux_copy
-    refused(encoders, tokenizers[::-1], "more words", str(tokenizers[1]), str(encoders[0]))
+    older = int(transformers.__version__.split(".")[0]) < 5  # which cannot read a T5's files as a CLIP's at all
+    words = ("cannot read the tokenizer",) if older else ("more words", str(encoders[0]))
+    refused(encoders, tokenizers[::-1], str(tokenizers[1]), *words)
     transformers.CLIPTokenizer.from_pretrained(tokenizers[0]).save_pretrained(tmp_path / "words")
     refused([encoders[1]], [tmp_path / "words"], "makes 2 of 226", "expected 1 of 226", str(tmp_path / "words"), backbone="wan")
     refused([encoders[1]], [tokenizers[1]], "'t5'", "umt5", backbone="wan")

@@ -1,17 +1,23 @@
 """The two halves together compute what diffusers' `WanTransformer3DModel` computes, with and without prompts."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
+from zlib import crc32
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 from torch import nn
 
 from ebr_engine.backbones.layers import ROTARY_KEPT
+from ebr_engine.backbones.registry import named_config
 from ebr_engine.backbones.wan.model import WanConfig, WanStep, merge_equal_rows
 from ebr_engine.backbones.wan.weights import diffusers_state_dict, load_wan
 from ebr_engine.errors import BackboneError
 from ebr_engine.prompts.mixing import mixed_weights
 from ebr_engine.prompts.prompt import Prompt
+from tests.backbones.conftest import random_weight
 
 TOLERANCE = 1e-4  # relative RMS in float32
 LATENT = (2, 4, 3, 6, 10)
@@ -104,6 +110,54 @@ def test_velocities_at_the_real_widths_are_those_of_diffusers(make_wan, relative
     prompts = random_prompts(halves, 1, rows=24)
     prompt_blocks(module, prompts)
     assert relative_rms(ours(halves, *given, prompts), reference(module, *given)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_equal_times_of_all_tokens_are_one_row(name, make_wan, relative_rms):
+    # Wan 2.2 TI2V-5B is told a time for every token.
+    changes, shape = CONFIGURATIONS[name]
+    module, *halves = make_wan(**changes)
+    latent, timestep, context = inputs(module, shape)
+    tokens = latent[0, 0].numel() // halves[1].config.patch_volume
+    expanded = timestep[:, None].expand(-1, tokens)
+    assert relative_rms(ours(halves, latent, timestep, context), reference(module, latent, expanded, context)) < TOLERANCE
+
+
+class Drawn(Mapping):
+    """Random weights of a configuration, drawn when they are asked for, so that they are in memory once."""
+
+    def __init__(self, config):
+        with torch.device("meta"):
+            self.shapes = WanTransformer3DModel(**config.to_diffusers()).state_dict()
+
+    def __getitem__(self, name):
+        torch.manual_seed(crc32(name.encode()))
+        return random_weight(name, self.shapes[name].shape)
+
+    def __iter__(self):
+        return iter(self.shapes)
+
+    def __len__(self):
+        return len(self.shapes)
+
+
+@pytest.mark.slow  # 4 GB
+@pytest.mark.parametrize(("name", "expanded"), [("wan22-a14b", False), ("wan22-5b", True)])
+def test_velocities_at_the_real_widths_of_wan_22_are_those_of_diffusers(name, expanded, relative_rms):
+    config = replace(named_config(name), num_layers=2)
+    weights = Drawn(config)
+    with torch.device("meta"):
+        module = WanTransformer3DModel(**config.to_diffusers()).requires_grad_(False)
+    module.load_state_dict(dict(weights), assign=True)
+    module.rope = type(module.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
+    torch.manual_seed(0)
+    latent, timestep, context = inputs(module.eval(), (1, config.in_channels, 2, 4, 6), rows=24)
+    prompts = [(torch.randn(24, config.width), torch.randn(2))]
+    prompt_blocks(module, prompts)
+    times = timestep[:, None].expand(-1, 12) if expanded else timestep
+    velocity = reference(module, latent, times, context)
+    del module
+    assert relative_rms(ours(load_wan(config, weights), latent, timestep, context, prompts), velocity) < TOLERANCE
 
 
 def test_every_input_matters(wan, relative_rms):

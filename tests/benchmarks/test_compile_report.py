@@ -29,13 +29,17 @@ def instructions(rows, kernel):
     return [set(one) for one in found]
 
 
+PERSISTENT = {"scaled_linear_persistent"}  # forms whose compilation takes its time
+
+
 @pytest.fixture(scope="module")
 def hopper():
-    return sound(compile_report.collect([90], models=["wan-1.3b"], cuda=False))
+    usual = [name for name in compile_report.OPERATIONS if name not in PERSISTENT]
+    return sound(compile_report.collect([90], usual, ["wan-1.3b"], cuda=False))
 
 
 def test_on_hopper_every_operation_has_a_kernel_that_spills_nothing(hopper):
-    assert {row["operation"] for row in hopper} == set(compile_report.OPERATIONS)
+    assert {row["operation"] for row in hopper} == set(compile_report.OPERATIONS) - PERSISTENT
     assert {row["arch"] for row in hopper} == {"sm_90"}
     assert all(row["registers"] > 0 and row["warps"] > 0 for row in hopper)
 
@@ -44,6 +48,24 @@ def test_on_hopper_matrices_are_multiplied_by_warp_groups(hopper):
     for kernel in ("prompt_attention_kernel", "query_gradient_kernel", "key_gradient_kernel"):
         assert all(found == {"HGMMA"} for found in instructions(hopper, kernel))
     assert all(found == {"QGMMA"} for found in instructions(hopper, "scaled_linear_kernel"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [90, 100])
+def test_persistent_forms_keep_more_in_flight_and_specialize_their_warps(arch):
+    rows = sound(compile_report.collect([arch], ["scaled_linear", "scaled_linear_persistent"], ["wan-1.3b"], cuda=False))
+    tiles, persistent = ([row for row in rows if row["operation"] == name] for name in ("scaled_linear", *PERSISTENT))
+    assert {row["specialized"] for row in persistent} == {False, True}
+    assert all(row["warps"] == 12 for row in persistent if row["specialized"])
+    assert min(row["in_flight"] for row in persistent) > max(row["in_flight"] for row in tiles)
+    assert {name for row in persistent for name in row["instructions"]} == {{90: "QGMMA", 100: "UTCQMMA"}[arch]}
+
+
+def test_how_many_blocks_a_multiprocessor_keeps():
+    assert compile_report.residence(90, 8, 128, 100_000) == {"blocks": 2, "occupancy": 0.25, "in_flight": 200_000}
+    assert compile_report.residence(90, 8, 168, 20_000)["blocks"] == 1  # by registers
+    assert compile_report.residence(89, 16, 32, 0)["occupancy"] == 1
+    assert compile_report.residence(80, 1, 16, 0)["blocks"] == 32
 
 
 def test_a_norm_multiplies_no_matrices(hopper):

@@ -5,17 +5,18 @@ import math
 import sys
 import time
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
 
-from benchmarks import clock, gpu, gpu_cases, gpu_kernels, gpu_models
+from benchmarks import clock, gpu, gpu_cases, gpu_codecs, gpu_kernels, gpu_models, gpu_report, report
 from ebr_engine.kernels import backend, scaled_linear
 
 CPU = torch.device("cpu")
 TIME = ("--minutes", "80")  # enough on a busy machine
 # Of kernels/, no operations themselves.
-HELPERS = {"__init__", "gate", "backend", "rows", "heads", "cuda", "prompt_attention_gradient"}
+HELPERS = {"__init__", "gate", "backend", "rows", "heads", "tiles", "cuda", "prompt_attention_gradient"}
 
 
 @pytest.fixture
@@ -122,15 +123,33 @@ def test_every_form_of_a_step_computes_the_same(run, model):
     gpu_models.steps(run, model)
     rows = {(row["form"], row["precision"]): row for row in run.rows()}
     assert not [row for row in rows.values() if "error" in row]
-    released = rows.pop(("diffusers, released, eager", "plain"))
-    assert released["RMS from first"] == 0
     for (form, precision), row in rows.items():
         assert row["ms"] > 0
         if "restoration" not in form:
             assert row["RMS from first"] < (0.1 if precision == "fp8" else 0.02), form
-    forms = {form for form, _ in rows}
-    assert {"step, eager", "step, compiled blocks, CUDA graph", "restoration, fast, 5 evaluations"} <= forms
-    assert ("step, compiled blocks", "fp8") in rows
+    forms = ["step, eager", "step, eager, CUDA graph", "restoration, fast, 5 evaluations", "step, compiled blocks"]
+    forms.append("step, compiled blocks, CUDA graph")
+    assert set(rows) == {(form, precision) for form in forms for precision in ("bf16", "fp8")}
+
+
+@pytest.mark.parametrize("model", ["wan-1.3b", "flux-dev"])
+def test_a_step_is_that_of_diffusers_modules(run, model):
+    gpu_models.peers(run, model)
+    rows = {row["form"]: row for row in run.rows()}
+    assert not [row for row in rows.values() if "error" in row]
+    assert rows["diffusers, released, eager"]["RMS from first"] == 0
+    assert 0 < rows["step, eager"]["RMS from first"] < 0.02
+    assert {"diffusers, released, compiled blocks", "step, compiled blocks, CUDA graph"} < set(rows)
+
+
+@pytest.mark.parametrize("name", ["wan", "flux"])
+def test_a_codec_is_timed_and_held_to_float32(run, name):
+    gpu_codecs.codec(run, name)
+    encode, decode, compared = run.rows()
+    assert encode["ms"] > 0
+    assert decode["megapixels a second"] > 0
+    assert 0 < compared["RMS, pixels"] < gpu_codecs.ROUNDING
+    assert compared["ok"]
 
 
 @pytest.mark.parametrize("model", ["wan-1.3b", "flux-dev"])
@@ -193,7 +212,7 @@ def test_an_error_is_measured_relative_and_nan_is_none():
 def checked(tmp_path, *arguments):
     """The command's result file and page, and its exit status."""
     try:
-        gpu.main(["--tiny", "--out", str(tmp_path), *arguments])
+        gpu.main(["--tiny", "--out", str(tmp_path), "--work", str(tmp_path / "work"), *arguments])
         status = 0
     except SystemExit as error:
         status = error.code
@@ -213,33 +232,109 @@ def test_the_command_runs_sections_and_goes_on_where_it_stopped(tmp_path, capfd)
     assert "linears: Linear layers" in capfd.readouterr().out  # told as it goes
     again, _, status = checked(tmp_path, "--sections", "build,train-wan", "--resume", *TIME)
     assert status == 0
-    assert list(again["sections"]) == ["build", "linears", "train-wan", "tests"]
+    assert list(again["sections"]) == ["train-wan", "linears", "build", "tests"]
     assert again["sections"]["linears"] == result["sections"]["linears"]
     assert again["sections"]["train-wan"]["rows"][0]["ms"] > 0
 
 
-def test_a_section_that_dies_or_hangs_keeps_its_rows_and_the_next_one_runs(tmp_path, monkeypatch):
-    write = "import json, sys, time; open(sys.argv[1], 'w').write(json.dumps({row}) + chr(10)); "
-    row, late = (write.format(row=row) for row in ({"ok": 1}, {"error": gpu.NO_TIME}))
-    sections = {"dies": row + "sys.exit(3)", "hangs": row + "time.sleep(60)", "is late": late, "ends": row}
-    monkeypatch.setattr(gpu, "SECTIONS", {name: replace(gpu.SECTIONS["build"], seconds=3) for name in sections})
-    monkeypatch.setattr(gpu, "SHORTEST", 0)
-    monkeypatch.setattr(gpu, "GRACE", 0)
-    command = gpu.subprocess.run
+@pytest.fixture
+def scripted(monkeypatch):
+    """The check's sections are scripts: `scripted(name="python code")`; `row` in one writes a row."""
 
-    def replaced(words, **settings):
-        if "--worker" not in words:
-            return command(words, **settings)
-        name, file = words[4:6]
-        return command([words[0], "-c", sections[name], file], **settings)
+    def script(**codes):
+        section = replace(next(iter(gpu.SECTIONS.values())), seconds=3)
+        monkeypatch.setattr(gpu, "SECTIONS", dict.fromkeys(codes, section))
+        monkeypatch.setattr(gpu, "SHORTEST", 0)
+        monkeypatch.setattr(gpu, "GRACE", 0)
+        start = gpu.subprocess.Popen
+        head = "import json, os, sys, time\nrow = lambda **x: print(json.dumps(x), file=open(sys.argv[1], 'a'))\n"
 
-    monkeypatch.setattr(gpu.subprocess, "run", replaced)
+        def replaced(words, **settings):
+            if "--worker" not in words:
+                return start(words, **settings)
+            name, file = words[4:6]
+            return start([words[0], "-c", head + codes[name], file], **settings)
+
+        monkeypatch.setattr(gpu.subprocess, "Popen", replaced)
+
+    return script
+
+
+def test_a_section_that_dies_or_hangs_keeps_its_rows_and_the_next_one_runs(tmp_path, scripted, capfd):
+    late = f"row(error={gpu.NO_TIME!r})"
+    scripted(dies="row(ok=1); sys.exit(3)", hangs="row(ok=1); time.sleep(60)", late=late, ends="row(ok=1)")
     result, page, status = checked(tmp_path)
     assert status == 1
     statuses = {name: section["status"] for name, section in result["sections"].items()}
-    assert statuses == {"dies": "failed: exit status 3", "hangs": "stopped after 3 s", "is late": "out of time", "ends": "done"}
+    assert statuses == {"dies": "failed: exit status 3", "hangs": "stopped after 3 s", "late": "out of time", "ends": "done"}
     assert all(len(section["rows"]) == 1 for section in result["sections"].values())
     assert "exit status 3" in page
+    assert "1 of 4 sections without a fault; faults in dies, hangs, late" in capfd.readouterr().out
+    files = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "work" / "gpu_cpu_tiny").glob("*.json")}
+    assert files == result["sections"]
+
+
+def test_a_section_whose_device_is_lost_goes_on_in_a_new_process(tmp_path, scripted):
+    scripted(lost=f"again = os.path.exists(sys.argv[1]); row(ok=1, again=again); sys.exit(0 if again else {gpu.LOST})")
+    result, _, status = checked(tmp_path)
+    assert status == 0
+    assert result["sections"]["lost"]["rows"] == [{"ok": 1, "again": False}, {"ok": 1, "again": True}]
+    scripted(lost=f"row(ok=1); sys.exit({gpu.LOST})")
+    result, _, status = checked(tmp_path)
+    assert status == 1
+    assert len(result["sections"]["lost"]["rows"]) == gpu.RESTARTS + 1
+
+
+def test_what_began_before_the_device_was_lost_does_not_begin_again(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(clock, "lost", lambda device: True)
+    run.marks = (tmp_path / "begun").open("w")
+    with pytest.raises(clock.DeviceLost):
+        gpu_kernels.ops(run, ("attention",))
+    run.marks.flush()
+    assert len(run.rows()) == 2  # the ceilings and the operation
+    monkeypatch.undo()
+    again = clock.Run(CPU, True, time.monotonic() + 600, run.file, tmp_path, set((tmp_path / "begun").read_text().splitlines()))
+    gpu_kernels.ops(again, ("attention",))
+    _, first, *others = run.rows()
+    assert [row.get("sizes") for row in (first, *others)] == ["small", None, "odd"]  # the ceilings are measured anew
+
+
+def test_the_output_ends_with_what_matters_in_few_characters():
+    rows = [{"operation": f"op {i}", "error": "RuntimeError: " + "x" * 300} for i in range(500)]
+    rows += [{"model": "m", "form": f"form {i} " + "y" * 200, "ms": 1.5, "share": 0.5} for i in range(500)]
+    section = {"status": "done", "seconds": 1.0, "commit": "c", "rows": rows}
+    machine = {"cpu": {"name": "c", "cores": 1, "threads": 1}, "cuda": [{"name": "cuda:0", "description": "GPU"}], "versions": {}}
+    result = {"machine": machine, "commit": "abc", "date": "d", "sources": "s", "driver": "1.2", "tiny": False}
+    result["sections"] = {f"section {i}": section for i in range(20)} | {
+        "good": {**section, "rows": [{"form": "step", "ms": 1.5, "share": 0.5}]}
+    }
+    titles = dict.fromkeys(result["sections"], "title")
+    text = "\n".join(gpu_report.summary(result, titles))
+    assert 6000 < len(text) <= gpu_report.LIMIT
+    assert "commit abc" in text
+    assert "cuda:0: GPU" in text
+    assert "! section 0: operation op 0, error RuntimeError" in text
+    assert "section 0: done" in text  # its medians too
+    few = "\n".join(gpu_report.summary(result | {"sections": {"good": result["sections"]["good"]}}, titles))
+    assert "ms 1.5, share 0.5" in few
+    assert "1 of 1 sections without a fault" in few
+
+
+def test_what_is_measured_has_a_digest_without_git(tmp_path, monkeypatch):
+    for folder in report.MEASURED:
+        (tmp_path / folder).mkdir()
+    (tmp_path / "kernels" / "op.py").write_text("x = 1")
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    first = report.sources()
+    (tmp_path / "kernels" / "notes.txt").write_text("no source")
+    assert report.sources() == first
+    (tmp_path / "kernels" / "op.py").write_text("x = 2")
+    assert report.sources() != first
+
+
+def test_the_sections_of_the_plan_fit_into_its_minutes():
+    limits = [section.seconds for section in gpu.SECTIONS.values() if not section.beside and section.seconds < math.inf]
+    assert sum(limits) <= gpu.MINUTES * 60 - 45  # which are left for pre-training and the start of processes
 
 
 def test_without_time_sections_are_left_out(tmp_path):
@@ -250,8 +345,8 @@ def test_without_time_sections_are_left_out(tmp_path):
 
 def test_problems_are_failures_not_measured_errors_nor_what_was_left_out():
     rows = [{"error": 1e-3, "ok": True}, {"error": "left out: no time"}, {"error": "ValueError: x"}, {"error": 1.0, "ok": False}]
-    assert gpu.problems({"status": "done", "rows": rows}) == rows[2:]
-    assert gpu.problems({"status": "stopped after 3 s", "rows": []})
+    assert gpu_report.problems({"status": "done", "rows": rows}) == rows[2:]
+    assert gpu_report.problems({"status": "stopped after 3 s", "rows": []})
 
 
 @pytest.mark.parametrize("arguments", [["--sections", "everything"], ["--minutes", "0"], ["--sections", "build,nothing"]])
@@ -271,16 +366,15 @@ def test_without_a_device_it_says_so(tmp_path, monkeypatch):
 
 
 def test_every_section_exists():
-    modules = {"gpu_kernels": gpu_kernels, "gpu_models": gpu_models}
     for section in gpu.SECTIONS.values():
-        assert callable(getattr(modules[section.module], section.function))
+        assert callable(getattr(import_module(f"benchmarks.{section.module}"), section.function))
 
 
 @pytest.mark.parametrize("model", ["wan-1.3b", pytest.param("flux-dev", marks=pytest.mark.slow)])
 def test_every_form_of_a_run_computes_the_same_with_one_graph_for_all_prompts(run, model):
     gpu_models.graphs(run, model)
     rows = {row["form"]: row for row in run.rows()}
-    assert list(rows) == ["plain", "captured", "compiled", "compiled and captured"]
+    assert list(rows) == ["plain", "captured", "compiled, captured", "blocks compiled, captured"]
     assert not [row for row in rows.values() if "error" in row]
     assert all(row["ok"] for form, row in rows.items() if form != "plain")
     assert rows["captured"]["bits"]

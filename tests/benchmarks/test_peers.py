@@ -147,3 +147,9 @@ def test_bad_usage_is_refused(arguments, capsys):
         peers.main(arguments)
     assert error.value.code == 2
     assert "error:" in capsys.readouterr().err
+
+
+def test_a_name_that_is_not_there_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        peers.main(["--runtimes", "--case", "wan-1.3b"])
+    assert "there is no wan-1.3b; there are mini-256, mini-512, wan-width" in capsys.readouterr().err

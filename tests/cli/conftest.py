@@ -24,6 +24,7 @@ class FakeRestorer:
     released: ClassVar[dict] = {"wan": (4, 6)}
 
     smaller = ""
+    seconds = None  # that a run is expected to take
 
     def __init__(self, backbone="mini", **settings):
         if settings.get("device") == "cuda:9":
@@ -33,7 +34,7 @@ class FakeRestorer:
         self.made.append({"backbone": backbone, **settings})
 
     @classmethod
-    def from_request(cls, request):
+    def from_request(cls, request, here=True):
         options = request.part("load")
         if engine := options.pop("engine"):
             kept = ("vae", "device", "offload", "compile", "max_memory", "low_memory")
@@ -66,6 +67,9 @@ class FakeRestorer:
 
     def expect(self, pictures):
         self.expected.append(list(pictures))
+
+    def estimate(self, pictures):
+        return self.seconds if list(pictures) else None
 
     def tile_size(self, *sizes):
         pass

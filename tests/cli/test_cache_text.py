@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ebr_engine.backbones import checkpoint, text
+from tests.real_layout import write_tokenizer
 
 transformers = pytest.importorskip("transformers")
 
@@ -38,7 +39,7 @@ def model(tmp_path):
     (folder / "transformer" / "config.json").write_text(json.dumps(TRANSFORMER))
     sizes = {"vocab_size": 9, "d_model": 20, "d_kv": 4, "d_ff": 12, "num_layers": 1, "num_heads": 2}
     transformers.UMT5EncoderModel(transformers.UMT5Config(**sizes)).save_pretrained(folder / "text_encoder")
-    transformers.T5TokenizerFast(extra_ids=0).save_pretrained(folder / "tokenizer")
+    write_tokenizer(folder / "tokenizer")
     return folder
 
 

@@ -174,7 +174,13 @@ def test_a_released_prompt_is_added_where_restore_finds_it(cli, tmp_path):
 
 @pytest.mark.parametrize(
     ("backbone", "blocks", "width", "model"),
-    [("wan", 30, 1536, "wan-1.3b"), ("wan", 40, 5120, "wan-14b"), ("flux", 57, 3072, "flux-dev"), ("mini", 6, 256, "mini")],
+    [
+        ("wan", 30, 1536, "wan-1.3b"),
+        ("wan", 40, 5120, "wan-14b"),
+        ("flux", 57, 3072, "flux-dev"),
+        ("mini", 6, 256, "mini"),
+        ("wan22", 40, 5120, "wan22-a14b"),
+    ],
 )
 def test_a_prompt_of_a_published_models_size_is_added_without_a_note(cli, tmp_path, backbone, blocks, width, model):
     Prompt(torch.randn(2, width), torch.ones(blocks), backbone, task="dusk").save(tmp_path / "mine.safetensors")
@@ -210,6 +216,20 @@ def test_a_name_that_is_no_file_name_is_refused(cli, tmp_path, name):
 def test_a_prompt_of_another_backbone_is_refused(cli, tmp_path):
     refused(cli("prompts", "add", released(tmp_path / "wan_rain.pt"), "--backbone", "flux"), "wan_rain.pt", "wan", "flux")
     assert not (tmp_path / "installed").exists()
+
+
+def test_a_prompt_of_a_related_backbone_is_added_where_it_is_named(cli, tmp_path):
+    source = released(tmp_path / "wan_rain.pt", blocks=40, width=5120)
+    code, stdout, stderr = cli("prompts", "add", source, "--backbone", "wan22")
+    assert (code, stderr) == (0, "")
+    assert "wan22-a14b, T0 0.4" in stdout
+    assert "--backbone wan22 --task rain" in stdout
+    assert load_prompt(find_prompt("wan22", "rain")).backbone == "wan"  # what it was learned on, so that restoring can warn
+    rows, _ = listed(cli)
+    assert rows["wan22", "rain"][3] == "yours"
+    assert ("wan", "rain") not in rows
+    Prompt(torch.randn(2, 5120), torch.ones(40), "wan22").save(tmp_path / "mine.safetensors")
+    refused(cli("prompts", "add", "mine.safetensors", "--backbone", "wan"), "mine.safetensors", "wan22", "wan")
 
 
 def test_an_installed_prompt_is_replaced_on_request_only(cli, tmp_path):

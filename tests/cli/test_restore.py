@@ -268,6 +268,25 @@ def test_names_that_cannot_be_printed_do_not_stop_it(cli, engine):
     assert os.path.exists(Path("out", odd))
 
 
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(8.0, None), (44.4, "about 44 seconds"), (432.0, "about 7.2 minutes"), (60000.0, "about 17 hours"), (None, None)],
+)
+def test_a_long_run_says_how_long_before_it_begins(cli, engine, seconds, said):
+    picture("in.png")
+    engine.seconds = seconds
+    code, stdout, stderr = cli("restore", "in.png", "-o", "out.png", "--task", "haze")
+    assert code == 0
+    assert "about" not in stdout
+    assert stderr == (f"note: {said} for this file\n" if said else "")
+
+
+def test_quiet_runs_are_not_estimated(cli, engine):
+    picture("in.png")
+    engine.estimate = None  # cannot be called
+    assert cli("restore", "in.png", "-o", "out.png", "--task", "haze", "--quiet") == (0, "", "")
+
+
 def test_the_progress_bar_shows_on_a_terminal(cli, engine, monkeypatch):
     import pty
     import subprocess

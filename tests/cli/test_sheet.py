@@ -23,7 +23,7 @@ def sheets(engine, monkeypatch):
 
     made = []
     monkeypatch.setattr(engine, "plan", lambda self, task, **settings: {"task": task, **settings})
-    monkeypatch.setattr(engine, "restore", lambda self, image, *, plan, seed: image * 0 + len(plan["task"]) / 20)
+    monkeypatch.setattr(engine, "restore", lambda self, image, *, plan, seed, callback: image * 0 + len(plan["task"]) / 20)
     monkeypatch.setattr("ebr_engine.engine.classify.diagnose", lambda pictures: Diagnosis(seen))
     original = sheet.contact_sheet
     monkeypatch.setattr(sheet, "contact_sheet", lambda tiles: made.append(tiles) or original(tiles))

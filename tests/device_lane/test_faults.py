@@ -156,5 +156,5 @@ def test_an_fp8_product_is_given_what_it_does_not_take(changes, words, monkeypat
 
 
 def test_an_fp8_product_of_widths_that_are_no_multiples_of_16(monkeypatch, finds, weights, prompt):
-    monkeypatch.setattr(scaled_linear, "takes_library", lambda *_: True)
+    monkeypatch.setattr(scaled_linear, "implementation", lambda *_: "library")
     finds("divisible by 16", precision="fp8", model=weights, prompt=prompt)

@@ -1,7 +1,7 @@
 """The blocks of the README and the guide run as they stand, in their order, in an empty folder with the bundled photos.
 
-A block of a shell that needs more names it behind ```sh: `clip`, `pairs` and `sound` are made here, `slow` runs with the slow tests, and
-`download` does not run. Commands run in this process; photos are small here, and learning is short.
+A block of a shell that needs more names it behind ```sh: `clip`, `pairs` and `sound` are made here, `slow` runs with the slow
+tests, and `download` does not run. Commands run in this process; photos are small here, and learning is short.
 """
 
 import re

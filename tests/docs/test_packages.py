@@ -43,7 +43,11 @@ def edges():
             name = package or (parts[0] if len(parts) > 1 else path.stem)
             for imported, at_once in imports_of(path.read_text(encoding="utf-8"), name):
                 found.setdefault((name, imported, at_once), set()).add(path.relative_to(ROOT).as_posix())
-    return {edge: files for edge, files in found.items() if edge[0] not in ("__init__", "__main__") and edge[1] != "_csrc"}
+    return {
+        edge: files
+        for edge, files in found.items()
+        if edge[0] not in ("__init__", "__main__") and edge[1] not in ("_csrc", "_cpu")
+    }
 
 
 def table():

@@ -8,6 +8,7 @@ from PIL import Image
 from ebr_engine import Restorer
 from ebr_engine.engine.batches import groups
 from ebr_engine.engine.execute import Graphs, Runner
+from ebr_engine.engine.run import TILES_AT_ONCE
 from ebr_engine.errors import EbrError
 from tests.engine.test_graphs import CallAgain
 from tests.tiny import make_prompt
@@ -102,7 +103,7 @@ def test_compiled_the_same_request_gives_the_same_bytes(weights, tmp_path, monke
 def test_how_many_tiles_run_at_once_changes_nothing_but_rounding(restorer, plan, monkeypatch):
     results = []
     for at_once in (1, 4):
-        monkeypatch.setattr("ebr_engine.engine.run.TILES_AT_ONCE", at_once)
+        monkeypatch.setitem(TILES_AT_ONCE, "cpu", at_once)
         results.append(restorer.restore(picture(40, 72), plan=plan, tile=32, tile_overlap=8))
     torch.testing.assert_close(*results, atol=ROUNDING, rtol=0)
 

@@ -110,7 +110,7 @@ def test_in_tiles_every_step_is_a_graph_for_groups_of_one_size(restorer):
         expected = run(restorer.runner, plan, degraded, tiling=tiling)
         torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
     assert recorder.recorded == len(plan.table)
-    assert heard == 2 * [(i + 1, 5) for i in range(5)]
+    assert heard == [(3 * i, 15) for i in range(1, 6)] + [(5 * i + n, 25) for i in range(5) for n in (3, 5)]
 
 
 def test_a_run_that_is_one_graph_is_heard_of_once(restorer):

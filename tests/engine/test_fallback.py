@@ -10,6 +10,7 @@ from ebr_engine.backbones.registry import named_config, spec
 from ebr_engine.engine.costs import costs
 from ebr_engine.engine.fallback import Fitting, load_with_offload
 from ebr_engine.engine.memory import Fallback, Work, fallbacks, peak
+from ebr_engine.engine.run import TILES_AT_ONCE
 from ebr_engine.errors import EngineError, EngineWarning
 
 SIDE = 136
@@ -43,6 +44,7 @@ CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllo
     "error", [CPU, MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("std::bad_alloc")]
 )
 def test_out_of_memory_steps_down_says_so_and_goes_on(picture, monkeypatch, times, error):
+    monkeypatch.setitem(TILES_AT_ONCE, "cpu", 4)
     restorer = Restorer("mini", precision="fp32")
     plan = restorer.plan("rain", steps=1)
     alone = restorer.restore(picture, plan=plan, tile=64, tile_overlap=16)
@@ -76,7 +78,8 @@ def test_another_error_is_no_reason_to_try_again(picture, monkeypatch):
     assert exhausted.left == 98
 
 
-def test_a_limit_chooses_the_way_and_the_least_that_would_do_is_told(picture):
+def test_a_limit_chooses_the_way_and_the_least_that_would_do_is_told(picture, monkeypatch):
+    monkeypatch.setitem(TILES_AT_ONCE, "cpu", 4)
     free = Restorer("mini", precision="fp32")
     start, work = Fallback(64, 16), Work(1, 1, SIDE, SIDE + 24)
     need = peak(free.engine.costs, start, work)

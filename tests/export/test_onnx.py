@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from ebr_engine.backbones.layers import quantize_trunk
-from ebr_engine.backbones.wan.model import WanStep
 from ebr_engine.errors import EngineError
 from ebr_engine.export import onnx as exporter
 from ebr_engine.export.graph import ExportedTrunk, Graph
@@ -149,7 +148,7 @@ def test_the_trunk_itself_stays_as_it_was(make_tiny):
     model = make_tiny("wan")
     quantize_trunk(model.trunk)
     before = {name: type(module) for name, module in model.trunk.named_modules()}
-    graph = exporter.TrunkGraph(model.trunk, WanStep)
+    graph = exporter.TrunkGraph(model.trunk, model.step(0))
     assert exporter.with_qdq(graph.trunk) == 4 * len(model.trunk.blocks)
     assert {name: type(module) for name, module in model.trunk.named_modules()} == before
     for name, tensor in model.trunk.state_dict().items():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ebr_engine.kernels import attention as module
+from ebr_engine.kernels import backend
 from ebr_engine.kernels.attention import attention, attention_blocks, attention_blocks_op, attention_cuda, attention_ref
 
 OPS = pytest.mark.parametrize("op", [attention, attention_cuda, attention_ref])
@@ -37,7 +38,8 @@ def test_blocks_of_queries_make_no_difference(shape, scores, monkeypatch):
     torch.testing.assert_close(attention_blocks(q, k, v), attention_ref(q, k, v))
 
 
-def test_blocks_are_one_operation_to_torch():
+def test_blocks_are_one_operation_to_torch(monkeypatch):
+    monkeypatch.setattr(backend, "ASKED", "torch")
     given = tuple(x.bfloat16() for x in inputs((2, 3, 37, 24)).values())
     torch.library.opcheck(attention_blocks_op, given)
     compiled = torch.compile(lambda q, k, v: attention(q * 2, k, v) + 1, backend="aot_eager", fullgraph=True)
@@ -45,6 +47,7 @@ def test_blocks_are_one_operation_to_torch():
 
 
 def test_bf16_takes_the_blocks_unless_it_is_learned_from(monkeypatch):
+    monkeypatch.setattr(backend, "ASKED", "torch")
     monkeypatch.setattr(module, "attention_blocks_op", lambda q, k, v: "blocks")
     q, k, v = (x.bfloat16() for x in inputs((1, 2, 5, 8)).values())
     assert attention(q, k, v) == "blocks"

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ebr_engine.kernels import scaled_linear as module
 from ebr_engine.kernels.quantize_fp8 import quantize_fp8
-from ebr_engine.kernels.scaled_linear import bound_ref, choices, scaled_linear, scaled_linear_ref, takes_library
+from ebr_engine.kernels.scaled_linear import bound_ref, choices, implementation, scaled_linear, scaled_linear_ref
 
 # The last fills tiles in all three directions and has some more of each.
 SHAPES = [((1, 1), 1), ((5, 33), 7), ((2, 3, 17), 40), ((2, 9, 160), 24), ((129, 256), 200)]
@@ -193,12 +193,12 @@ def test_a_gpus_table_is_found_by_its_name(tables):
 )
 def test_the_library_multiplies_where_the_table_or_the_epilogue_says_so(rows, shape, ending, library, tables, monkeypatch):
     monkeypatch.setattr(module, "choices", lambda device: choices(device, tables))
-    assert takes_library("NVIDIA H100 80GB HBM3", rows, torch.empty(shape), ending) == library
+    assert (implementation("NVIDIA H100 80GB HBM3", rows, torch.empty(shape), ending) == "library") == library
 
 
 def test_every_table_that_is_shipped_can_be_read():
     folder = module.Path(module.__file__).parent
     for path in folder.glob("scaled_linear_*.json"):
         table = json.loads(path.read_text())
-        assert set(choices(table["device"]).values()) <= {"library", "triton"}
+        assert set(choices(table["device"]).values()) <= set(module.IMPLEMENTATIONS)
         assert len(choices(table["device"])) == len(table["choices"]) > 0

@@ -168,3 +168,22 @@ def test_tones_come_from_the_guide_and_detail_from_the_picture():
     error = (matched - picture).mean((0, 1, 2))  # by column
     assert error[:24].abs().max() < 0.02
     assert error[-24:].abs().max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("size", "tile", "overlap", "multiple"), [(600, 512, 64, 8), (75, 64, 8, 1), (129, 64, 0, 2), (1000, 64, 63, 1)]
+)
+def test_even_tiles_are_as_many_and_no_longer_than_they_have_to_be(size, tile, overlap, multiple):
+    size = -(-size // multiple) * multiple
+    plain, even = (plan_tiles(size, multiple, tile, overlap if tile > overlap else 0, multiple, way) for way in (False, True))
+    assert len(even) == len(plain) > 1
+    length, shared = even.tile_height, [before + even.tile_height - after for before, after in zip(even.tops, even.tops[1:])]
+    assert length <= tile
+    assert length % multiple == 0
+    assert min(shared) >= overlap
+    assert max(shared) < overlap + 2 * multiple * len(even)
+    assert even.tops[-1] + length == size
+    total = torch.zeros(size, multiple)
+    for i in range(len(even)):
+        even.add(torch.ones(length, multiple), i, total)
+    torch.testing.assert_close(total, torch.ones(size, multiple))

@@ -1,6 +1,9 @@
 """A server in this process: with the tiny backbone, or with a stand-in whose steps a test holds in its hand."""
 
 import shutil
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,9 +17,11 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("prometheus_client", reason="needs the extra serve")
 
+from ebr_engine.engine.classify import Diagnosis
 from ebr_engine.jobs.files import Job
 from ebr_engine.jobs.outcome import Outcome
 from ebr_engine.media.images import Picture, write_image
+from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.serve.app import Server, make_app
 from ebr_engine.serve.hub import Hub
 from ebr_engine.serve.settings import Settings
@@ -45,6 +50,21 @@ class StandIn:
         shutil.copyfile(source, target)
         return Outcome(Job(Path(source), Path(target)), seconds=0.1, width=8, height=8, bits=8)
 
+    def begin(self) -> None: ...
+
+    def diagnose(self, pictures) -> Diagnosis:
+        return Diagnosis(dict.fromkeys(TASKS, 0.1) | {"haze": 0.9, "rain": 0.6})
+
+    def plan_for(self, request) -> str:
+        return request.task
+
+    def restore(self, pixels, *, plan, seed, callback):
+        self.seen.append({"task": plan})
+        self.began.set()
+        self.go.wait(10)
+        callback(1, 1)
+        return pixels * (0.2 + len(plan) / 20)
+
 
 @pytest.fixture
 def stand_in() -> StandIn:
@@ -54,8 +74,6 @@ def stand_in() -> StandIn:
 @contextmanager
 def listening(store: Path, restorer, **settings) -> Iterator[SimpleNamespace]:
     """A real server on a free port of this machine, ended in good order."""
-    import socket
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -69,6 +87,33 @@ def listening(store: Path, restorer, **settings) -> Iterator[SimpleNamespace]:
         server.handle_exit(15, None)
         thread.join(15)
         assert not thread.is_alive()
+
+
+@contextmanager
+def process(script: str, folder: Path) -> Iterator[tuple]:
+    """A client of a server in a process of its own, and the process: `script` gets the store and the port as arguments."""
+    import httpx
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", script, str(folder / "store"), str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def is_up() -> bool:
+        assert server.poll() is None, server.stderr.read()
+        try:
+            return inside.get("/healthz").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as inside:
+            until(is_up, 90)
+            yield inside, server
+    finally:
+        server.kill()
+        server.communicate()
 
 
 @contextmanager

@@ -1,8 +1,6 @@
 """Our own endpoints: what is accepted is restored, told of, cancelled, forgotten, and survives a restart."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,7 +8,7 @@ import torch
 from ebr_engine.engine.restorer import Restorer
 from ebr_engine.media.images import read_image
 from tests.media.clip_maker import write_clip
-from tests.serve.conftest import StandIn, client, listening, over, png, post, until
+from tests.serve.conftest import StandIn, client, over, png, post, process, until
 from tests.tiny import make_prompt, save_tiny
 
 
@@ -299,30 +297,11 @@ def test_sigterm_in_a_job_ends_with_code_0_and_the_job_is_done_after_the_restart
         "one = StandIn(steps=10**6); one.go.wait = lambda s: threading.Event().wait(0.01);"
         "serve(Settings(Path(sys.argv[1]), port=int(sys.argv[2])), one)"
     )
-    with listening(tmp_path / "other", StandIn()) as free:
-        port = free.port
-    server = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "store"), str(port)], stderr=subprocess.PIPE)
-    try:
-        import httpx
-
-        url = f"http://127.0.0.1:{port}"
-
-        def up():
-            assert server.poll() is None, server.stderr.read()
-            try:
-                return httpx.get(f"{url}/healthz").status_code == 200
-            except httpx.HTTPError:
-                return False
-
-        until(up, 60)
-        with httpx.Client(base_url=url) as inside:
-            id = post(inside, png(tmp_path / "a.png")).json()["data"][0]["id"]
-            until(lambda: inside.get(f"/v1/restorations/{id}").json()["progress"] > 0)
-            with inside.stream("GET", f"/v1/restorations/{id}/events"):  # an open stream does not hold it
-                server.terminate()
-                assert server.wait(15) == 0
-    finally:
-        server.kill()
-        server.communicate()
+    with process(script, tmp_path) as (inside, server):
+        id = post(inside, png(tmp_path / "a.png")).json()["data"][0]["id"]
+        until(lambda: inside.get(f"/v1/restorations/{id}").json()["progress"] > 0)
+        with inside.stream("GET", f"/v1/restorations/{id}/events"):  # an open stream does not hold it
+            server.terminate()
+            assert server.wait(30) == 0
     with client(tmp_path / "store", StandIn()) as inside:
         assert over(inside, id)["status"] == "done"

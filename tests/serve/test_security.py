@@ -10,7 +10,8 @@ import pytest
 
 from ebr_engine.errors import EbrError
 from ebr_engine.serve.settings import Settings, read_token
-from tests.serve.conftest import StandIn, client, listening, over, png, post, until
+from tests.media.clip_maker import write_clip
+from tests.serve.conftest import StandIn, client, listening, over, png, post, process, until
 
 TOKEN = "a-token-of-the-tests-0123"
 
@@ -165,6 +166,22 @@ def test_pixels_are_counted_before_any_is_decoded(stand_in, tmp_path):
         assert "60000 x 60000" in answer.json()["error"]["message"]
 
 
+def test_frames_are_counted_before_any_is_decoded(stand_in, tmp_path):
+    import pyvips
+
+    clip = write_clip(tmp_path / "clip.mp4")  # of five frames
+    moving = pyvips.Image.arrayjoin([pyvips.Image.black(16, 16).linear(1, value).cast("uchar") for value in range(5)], across=1)
+    moving.copy().write_to_file(str(tmp_path / "moving.webp"), page_height=16, lossless=True)
+    for name in (clip, tmp_path / "moving.webp"):
+        with client(tmp_path / "store", stand_in, frames=4) as inside:
+            answer = post(inside, name)
+            assert answer.status_code == 400, name
+            assert answer.json()["error"]["message"] == f"{name.name}: has 5 frames, more than the limit of 4"
+            assert not list(inside.hub.store.incoming.iterdir())
+        with client(tmp_path / "store", stand_in, frames=5) as inside:
+            assert post(inside, name).status_code == 202, name
+
+
 def test_all_pages_count(stand_in, tmp_path):
     import pyvips
 
@@ -228,19 +245,22 @@ def test_slow_bodies_are_let_go_and_others_answered_meanwhile(stand_in, tmp_path
             assert post(inside, png(tmp_path / "a.png")).status_code == 202
 
 
-def test_a_hundred_parallel_requests_are_all_answered(stand_in, tmp_path):
+def test_two_hundred_parallel_requests_are_all_answered(stand_in, tmp_path):
     import httpx
 
     source = png(tmp_path / "a.png").read_bytes()
-    with listening(tmp_path / "store", stand_in, queue=30) as server, httpx.Client(base_url=server.url, timeout=20) as inside:
+    with (
+        listening(tmp_path / "store", stand_in, queue=30) as server,
+        httpx.Client(base_url=server.url, timeout=60, limits=httpx.Limits(max_connections=None)) as inside,
+    ):
         stand_in.go.clear()
 
         def send(_):
             files = [("files", ("a.png", source))]
             return inside.post("/v1/restorations", files=files, data={"request": '{"task": "haze"}'})
 
-        with ThreadPoolExecutor(100) as pool:
-            codes = [answer.status_code for answer in pool.map(send, range(100))]
+        with ThreadPoolExecutor(200) as pool:
+            codes = [answer.status_code for answer in pool.map(send, range(200))]
         assert set(codes) <= {202, 429}
         assert 30 <= codes.count(202) <= 31  # one may run already
         assert inside.get("/healthz").status_code == 200
@@ -264,6 +284,28 @@ def test_nothing_of_an_input_is_in_the_log(stand_in, tmp_path, caplog, capfd):
     assert "done after" in ours
     assert "holiday" not in ours
     assert "987654" not in ours
+
+
+def test_nothing_of_a_damaged_input_is_in_the_log_of_the_whole_process(tmp_path):
+    """As the command logs, with all that libraries write past Python."""
+    picture, clip = png(tmp_path / "holiday.png", 64, 64), write_clip(tmp_path / "holiday.mp4")
+    picture.write_bytes(picture.read_bytes()[:-60])
+    clip.write_bytes(clip.read_bytes()[:-200])
+    script = (
+        "import sys; from pathlib import Path; from ebr_engine import Restorer; from ebr_engine.serve.app import serve;"
+        "from ebr_engine.serve.settings import Settings;"
+        "serve(Settings(Path(sys.argv[1]), port=int(sys.argv[2])), Restorer('mini', compile='off'))"
+    )
+    with process(script, tmp_path) as (inside, server):
+        for path in (picture, clip):
+            answer = post(inside, path, request='{"task": "haze", "steps": 1}')
+            if answer.status_code == 202:
+                over(inside, answer.json()["data"][0]["id"])
+        post(inside, picture, request='{"task": "holiday"}')
+        server.terminate()
+        written = b"".join(server.communicate(timeout=60)).decode()
+    assert "after" in written
+    assert "holiday" not in written
 
 
 def test_the_store_is_for_its_user_alone(stand_in, tmp_path):

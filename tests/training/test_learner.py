@@ -379,3 +379,8 @@ def test_unrolled_gradients_go_through_every_step(weights, pool):
     with torch.no_grad():
         slope = (at(1) - at(-1)) / 2
     assert torch.isclose(slope, (whole.double() * step.double()).sum(), rtol=0.02)
+
+
+def test_the_file_says_whose_detail_a_picture_has(weights):
+    assert start(weights).prompt().detail == "model"
+    assert start(weights, detail="input").prompt().detail == "input"

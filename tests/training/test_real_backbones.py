@@ -9,7 +9,7 @@ from ebr_engine.prompts.prompt import load_prompt
 from ebr_engine.training import loop
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.learner import Learner
-from tests.real_layout import write_flux, write_wan
+from tests.real_layout import write_flux, write_wan, write_wan22, write_wan22_5b
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -23,7 +23,8 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EBR_CACHE_DIR", str(folder / "cache"))
-        yield {"wan": write_wan(folder / "wan"), "flux": write_flux(folder / "flux")}
+        writers = {"wan": write_wan, "flux": write_flux, "wan22": write_wan22, "wan22-5b": write_wan22_5b}
+        yield {name: write(folder / name) for name, write in writers.items()}
 
 
 def config(models, backbone, data, **settings):
@@ -32,7 +33,14 @@ def config(models, backbone, data, **settings):
 
 @pytest.mark.parametrize(
     ("backbone", "settings"),
-    [("wan", {}), ("wan", {"frames": 5, "checkpointing": True}), ("flux", {"precision": "fp8"}), ("flux", {"per_block": True})],
+    [
+        ("wan", {}),
+        ("wan", {"frames": 5, "checkpointing": True}),
+        ("flux", {"precision": "fp8"}),
+        ("flux", {"per_block": True}),
+        ("wan22", {}),
+        ("wan22-5b", {}),
+    ],
 )
 def test_the_loss_of_a_fixed_batch_falls(models, pairs, tmp_path, backbone, settings):
     if settings.get("frames"):
@@ -48,7 +56,8 @@ def test_the_loss_of_a_fixed_batch_falls(models, pairs, tmp_path, backbone, sett
     learner = Learner.start(one, loop.backbone_of(one, "cpu"))
     with loop.samples_of(one) as samples, loop.LatentSamples(one, samples, learner.backbone) as latents:
         degraded, clean = latents.batch([0, 1])
-    assert degraded.shape[2:] == ((5 - 1) // 4 + 1 if settings.get("frames") else 1, 4, 4)
+    cells = 32 // learner.backbone.codec.spatial
+    assert degraded.shape[2:] == ((5 - 1) // 4 + 1 if settings.get("frames") else 1, cells, cells)
     state = learner.states([0, 1], degraded, clean)
     learner.states = lambda *_: state
     losses = [learner.step(lambda *_: (degraded, clean)).loss for _ in range(8)]

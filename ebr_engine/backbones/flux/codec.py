@@ -7,22 +7,15 @@ from torch import Tensor, nn
 from ebr_engine.backbones.vae import Cache, VaeCodec
 
 
-class FluxCodec(VaeCodec):
-    """FLUX.1's VAE: a latent cell spans 8 × 8 pixels, and every frame is a picture of its own.
+class PictureCodec(VaeCodec):
+    """The network of FLUX.1's VAE and of FLUX.2's, for which every frame is a picture of its own.
 
     Tiles are large, few and blended widely because they do not agree: each normalises by its own statistics.
     """
 
-    published = "AutoencoderKL"
     temporal = 1
     whole_area = 2048 * 2048  # decoding takes about 4 KB a pixel in float32
     default_tile, default_overlap, margin = 1024, 256, 1 / 8
-
-    def __init__(self, vae: nn.Module, **options: Any):
-        config = vae.config
-        self.spatial, self.channels = 2 ** (len(config.block_out_channels) - 1), config.latent_channels
-        mean, std = config.shift_factor or 0.0, 1 / config.scaling_factor
-        super().__init__(vae, [mean] * self.channels, [std] * self.channels, **options)
 
     @property
     def width(self) -> int:
@@ -51,3 +44,15 @@ class FluxCodec(VaeCodec):
         for block in decoder.up_blocks:
             x = block(x)
         return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x))).unsqueeze(2)
+
+
+class FluxCodec(PictureCodec):
+    """FLUX.1's VAE: a latent cell spans 8 × 8 pixels."""
+
+    published = "AutoencoderKL"
+
+    def __init__(self, vae: nn.Module, **options: Any):
+        config = vae.config
+        self.spatial, self.channels = 2 ** (len(config.block_out_channels) - 1), config.latent_channels
+        mean, std = config.shift_factor or 0.0, 1 / config.scaling_factor
+        super().__init__(vae, [mean] * self.channels, [std] * self.channels, **options)

@@ -11,10 +11,13 @@ from ebr_engine.errors import BackboneError
 
 
 class FluxStep(NamedTuple):
-    """What the trunk needs besides the latent, for one step; B is the batch or 1, T the text tokens, L the prompt's rows."""
+    """What the trunk needs besides the latent, for one step; B is the batch or 1, T the text tokens, L the prompt's rows.
 
-    double_modulation: Tensor  # [B, double blocks, 2, 6, D] float32: text stream, image stream
-    single_modulation: Tensor  # [B, single blocks, 3, D] float32
+    Where all blocks of a kind share their modulation (FLUX.2), it has one row in place of one a block.
+    """
+
+    double_modulation: Tensor  # [B, double blocks or 1, 2, 6, D] float32: text stream, image stream
+    single_modulation: Tensor  # [B, single blocks or 1, 3, D] float32
     head: Tensor  # [B, 2, D] float32: shift, 1 + scale
     text: Tensor  # [T, D]: the text tokens that enter the first block
     double_rows: Tensor  # [double blocks, L, 3D]: what the prompt adds to q, k, v of the first L text tokens
@@ -27,26 +30,31 @@ class FluxStep(NamedTuple):
 
     def double(self, i: int) -> "BlockStep":
         """The rows of double-stream block i."""
-        return BlockStep(self.double_modulation[:, i], self.double_rows[i])
+        return BlockStep(row_of(self.double_modulation, i), self.double_rows[i])
 
     def single(self, i: int) -> "BlockStep":
         """The rows of single-stream block i."""
-        return BlockStep(self.single_modulation[:, i], self.single_rows[i])
+        return BlockStep(row_of(self.single_modulation, i), self.single_rows[i])
 
     def double_norms(self, i: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Shift and 1 + scale, [B, D] each, of the text and of the image stream's norm that double-stream block i reads.
 
         After the last one comes the first single-stream block, whose norm is the same for both streams.
         """
-        if i < self.double_modulation.shape[1]:
-            modulation = self.double_modulation[:, i, :, :2]
+        if i < self.double_rows.shape[0]:
+            modulation = row_of(self.double_modulation, i)[:, :, :2]
         else:
             modulation = self.single_modulation[:, :1, :2].expand(-1, 2, -1, -1)
         return (stream.unbind(1) for stream in modulation.unbind(1))
 
     def single_norm(self, i: int) -> tuple[Tensor, Tensor]:
         """Shift and 1 + scale, [B, D] each, of the norm that single-stream block i reads; after the last one, of the head's."""
-        return (self.single_modulation[:, i, :2] if i < self.single_modulation.shape[1] else self.head).unbind(1)
+        return (row_of(self.single_modulation, i)[:, :2] if i < self.single_rows.shape[0] else self.head).unbind(1)
+
+
+def row_of(table: Tensor, block: int) -> Tensor:
+    """A block's row of a table [B, blocks or 1, ...]: its own, or the one that all share."""
+    return table[:, min(block, table.shape[1] - 1)]
 
 
 class BlockStep(NamedTuple):
@@ -60,8 +68,8 @@ class BlockStep(NamedTuple):
 class FluxConditioning(Conditioning):
     """The tables of a whole run: a row of modulations a step, text tokens and prompt rows shared by all steps."""
 
-    double_modulation: Tensor  # [S, double blocks, 2, 6, D]
-    single_modulation: Tensor  # [S, single blocks, 3, D]
+    double_modulation: Tensor  # [S, double blocks or 1, 2, 6, D]
+    single_modulation: Tensor  # [S, single blocks or 1, 3, D]
     head: Tensor  # [S, 2, D]
     text: Tensor  # the others as in `FluxStep`
     double_rows: Tensor

@@ -10,7 +10,7 @@ from ebr_engine.backbones.flux.conditioning import FluxStep
 
 
 class LiveFlux:
-    """Tables of FLUX, equal to the conditioner's own."""
+    """Tables of FLUX.1 and FLUX.2, equal to the conditioner's own."""
 
     @torch.no_grad()
     def __init__(self, backbone: Backbone, tokens: int):
@@ -23,6 +23,6 @@ class LiveFlux:
         backbone = self.backbone
         with torch.no_grad():
             no_text = backbone.text["context"][:0]
-            tables = backbone.conditioner(timestep.to(no_text.device), no_text, backbone.text["pooled"])
+            tables = backbone.conditioner(timestep.to(no_text.device), **backbone.text | {"context": no_text})
         tables = replace(tables, text=self.text).with_prompts(backbone.trunk, [(residual, weight)])
         return tables.to(backbone.device, backbone.dtype).batch()

@@ -1,5 +1,7 @@
 """FLUX.1's transformer in two halves: a conditioner that never sees a pixel, and a trunk that sees nothing else.
 
+The trunk is FLUX.2's too (`flux2/model.py`): its configuration says where the two differ.
+
 The conditioner turns timesteps, guidance, the pooled text and the text context into tables (every AdaLN modulation, the first
 text tokens); with the rows that a prompt adds to the text tokens' q, k and v they are all that the trunk needs besides a
 latent. The conditioner runs once, the trunk once a step.
@@ -23,6 +25,8 @@ from ebr_engine.backbones.layers import (
     activated,
     dense_weight,
     feed_forward,
+    gated_feed_forward,
+    gated_for,
     kept_rotary,
     normed_for,
     residual_normed_for,
@@ -56,6 +60,10 @@ class FluxConfig:
     pooled_projection_dim: int = 768
     guidance_embeds: bool = False
     axes_dims_rope: tuple[int, int, int] = (16, 56, 56)
+
+    # No fields, for no configuration file says them: linear layers have a bias, feed-forwards end in GELU.
+    biased = True
+    gated = False
 
     @property
     def width(self) -> int:
@@ -111,8 +119,13 @@ class FluxConfig:
         return fields | {"axes_dims_rope": list(self.axes_dims_rope)}
 
     def rotary(self, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        """cos and sin [N, head_dim/2] float32 of a picture's tokens on a grid of (1, height, width), without the text's."""
-        return rotary_tables(self, grid, 0)
+        """cos and sin [N, head_dim/2] float32 of a picture's tokens on a grid of (1, height, width): at (0, row, column)."""
+        places = torch.cartesian_prod(torch.zeros(1), *(torch.arange(float(size)) for size in grid[1:]))
+        return rotary_tables(places, self.axes_dims_rope, ROPE_THETA)
+
+    def text_rotary(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """The same [tokens, head_dim/2] of the text's tokens, which are all at 0."""
+        return rotary_tables(torch.zeros(tokens, len(self.axes_dims_rope)), self.axes_dims_rope, ROPE_THETA)
 
 
 class FluxConditioner(nn.Module):
@@ -190,16 +203,16 @@ class FluxTrunk(nn.Module):
     def __init__(self, config: FluxConfig):
         super().__init__()
         self.config = config
-        self.image_in = nn.Linear(config.in_channels, config.width)
+        self.image_in = nn.Linear(config.in_channels, config.width, config.biased)
         self.double_blocks = nn.ModuleList(FluxDoubleBlock(config) for _ in range(config.num_layers))
         self.single_blocks = nn.ModuleList(FluxSingleBlock(config) for _ in range(config.num_single_layers))
-        self.image_out = nn.Linear(config.width, config.in_channels)
+        self.image_out = nn.Linear(config.width, config.in_channels, config.biased)
         self._rotary: RotaryCache = {}
 
     def forward(self, latent: Tensor, step: FluxStep) -> Tensor:
         """Velocity [B, C, F, H, W] float32 of `latent` [B, C, F, H, W] at one step of the tables.
 
-        Frames are pictures of their own. H and W must be even (`BackboneError`).
+        Frames are pictures of their own. H and W must be multiples of a token's cells (`BackboneError`).
         """
         grid, tokens = self.grid(latent.shape), step.text_rows
         cos, sin = self.rotary(grid, tokens, latent.device)
@@ -253,30 +266,32 @@ class FluxTrunk(nn.Module):
 
     def grid(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Frames, and number of tokens along height and width, of a latent of `shape` [B, C, F, H, W]."""
-        channels = self.config.latent_channels
+        channels, (_, *cells) = self.config.latent_channels, self.config.patch
         if len(shape) != 5 or shape[1] != channels:
             raise BackboneError(f"expected a latent [B, {channels}, F, H, W], got {tuple(shape)}")
-        if shape[3] % PACK or shape[4] % PACK:
-            raise BackboneError(f"latent size {tuple(shape[3:])} is not a multiple of {PACK}")
-        return shape[2], shape[3] // PACK, shape[4] // PACK
+        if shape[3] % cells[0] or shape[4] % cells[1]:
+            raise BackboneError(f"latent size {tuple(shape[3:])} is not a multiple of {cells[0]}")
+        return shape[2], shape[3] // cells[0], shape[4] // cells[1]
 
     def pack(self, latent: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """[B, C, F, H, W] → [B·F, N, C·2·2], a token's channels in the released order."""
-        x = latent.unflatten(-1, (grid[2], PACK)).unflatten(3, (grid[1], PACK))
+        """[B, C, F, H, W] → [B·F, N, C·cells], a token's channels in the released order."""
+        _, rows, columns = self.config.patch
+        x = latent.unflatten(-1, (grid[2], columns)).unflatten(3, (grid[1], rows))
         return x.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(2, 3).flatten(0, 1)
 
     def unpack(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """[B·F, N, C·2·2] → [B, C, F, H, W]."""
-        x = tokens.unflatten(1, grid[1:]).unflatten(0, (-1, grid[0])).unflatten(-1, (-1, PACK, PACK))
+        """[B·F, N, C·cells] → [B, C, F, H, W]."""
+        x = tokens.unflatten(1, grid[1:]).unflatten(0, (-1, grid[0])).unflatten(-1, (-1, *self.config.patch[1:]))
         return x.permute(0, 4, 1, 2, 5, 3, 6).flatten(5).flatten(3, 4)
 
     def rotary(self, grid: tuple[int, int, int], tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """cos and sin [tokens + N, head_dim/2] float32; those that were used last are kept."""
-        return kept_rotary(
-            self._rotary,
-            (grid[1:], tokens, device),
-            lambda: tuple(table.to(device) for table in rotary_tables(self.config, grid, tokens)),
-        )
+
+        def make() -> tuple[Tensor, Tensor]:
+            parts = zip(self.config.text_rotary(tokens), self.config.rotary(grid))
+            return tuple(torch.cat(pair).to(device) for pair in parts)
+
+        return kept_rotary(self._rotary, (grid[1:], tokens, device), make)
 
     def prepare(self, latent: Tensor, step: FluxStep) -> tuple[Tensor, Tensor]:
         """The position tables that a run on `latent` reads."""
@@ -317,14 +332,14 @@ class FluxStream(nn.Module):
 
     def __init__(self, config: FluxConfig):
         super().__init__()
-        self.heads = config.num_attention_heads
-        width = config.width
-        self.qkv = nn.Linear(width, 3 * width)
+        self.heads, self.gated = config.num_attention_heads, config.gated
+        width, hidden, biased = config.width, config.hidden, config.biased
+        self.qkv = nn.Linear(width, 3 * width, biased)
         self.q_norm = nn.Parameter(torch.ones(config.attention_head_dim))
         self.k_norm = nn.Parameter(torch.ones(config.attention_head_dim))
-        self.out = nn.Linear(width, width)
-        self.up = nn.Linear(width, MLP_RATIO * width)
-        self.down = nn.Linear(MLP_RATIO * width, width)
+        self.out = nn.Linear(width, width, biased)
+        self.up = nn.Linear(width, (2 if self.gated else 1) * hidden, biased)
+        self.down = nn.Linear(hidden, width, biased)
 
     def project(self, normed: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v, [B, heads, tokens, head_dim] each."""
@@ -334,7 +349,8 @@ class FluxStream(nn.Module):
         """From the stream and attention's output to the stream, the feed-forward branch and its gate [B, D]."""
         _, _, gate, ff_shift, ff_scale, ff_gate = modulation.unbind(1)
         x, normed = residual_normed_for((self.up,), x, self.out(mixed), gate, ff_scale, ff_shift, EPS)
-        return x, feed_forward(self.up, self.down, normed), ff_gate
+        run = gated_feed_forward if self.gated else feed_forward
+        return x, run(self.up, self.down, normed), ff_gate
 
 
 class FluxSingleBlock(nn.Module):
@@ -342,14 +358,14 @@ class FluxSingleBlock(nn.Module):
 
     def __init__(self, config: FluxConfig):
         super().__init__()
-        self.heads = config.num_attention_heads
-        width = config.width
+        self.heads, self.gated = config.num_attention_heads, config.gated
+        width, hidden, biased = config.width, config.hidden, config.biased
         # Apart, so that the feed-forward's GELU can end its own product and a prompt's rows read qkv's weight as it is.
-        self.qkv = nn.Linear(width, 3 * width)
-        self.up = nn.Linear(width, MLP_RATIO * width)
+        self.qkv = nn.Linear(width, 3 * width, biased)
+        self.up = nn.Linear(width, (2 if self.gated else 1) * hidden, biased)
         self.q_norm = nn.Parameter(torch.ones(config.attention_head_dim))
         self.k_norm = nn.Parameter(torch.ones(config.attention_head_dim))
-        self.out = nn.Linear((1 + MLP_RATIO) * width, width)
+        self.out = nn.Linear(width + hidden, width, biased)
 
     @property
     def readers(self) -> tuple[nn.Module, nn.Module]:
@@ -359,8 +375,11 @@ class FluxSingleBlock(nn.Module):
     def forward(self, normed: Tensor | Quantized, step: BlockStep, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """From the norm of the residual stream [B, T + N, D] to the block's branch and its gate [B, D]."""
         mixed = self.attend(normed, step, cos, sin)
-        hidden = activated(self.up, normed)
-        return self.out(torch.cat((mixed, hidden), dim=-1)), step.modulation[:, 2]
+        if self.gated:
+            joint = gated_for((self.out,), self.up(normed), mixed)
+        else:
+            joint = torch.cat((mixed, activated(self.up, normed)), dim=-1)
+        return self.out(joint), step.modulation[:, 2]
 
     def attend(self, normed: Tensor | Quantized, step: BlockStep, cos: Tensor, sin: Tensor) -> Tensor:
         """Attention over all tokens, [B, T + N, D]; what it needs inside is freed when it returns."""
@@ -377,18 +396,14 @@ def joined(parts: Sequence[Tensor | Quantized]) -> Tensor | Quantized:
 
 def wide(layer: nn.Linear, x: Tensor) -> Tensor:
     """A linear layer in float32 whatever its weights are stored in."""
-    return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+    return F.linear(x.float(), layer.weight.float(), None if layer.bias is None else layer.bias.float())
 
 
-def rotary_tables(config: FluxConfig, grid: tuple[int, int, int], tokens: int) -> tuple[Tensor, Tensor]:
-    """cos and sin [tokens + N, head_dim/2] of one frame of a grid.
-
-    Text tokens are at position 0, image tokens at (0, row, column); float64 inside.
-    """
-    axes = torch.zeros(1, dtype=torch.float64), *(torch.arange(size, dtype=torch.float64) for size in grid[1:])
+def rotary_tables(places: Tensor, dims: Sequence[int], theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin [N, Σ dims/2] float32 of places [N, axes], of which each turns its own `dims`; float64 inside."""
     angles = []
-    for position, dim in zip(torch.cartesian_prod(*axes).unbind(1), config.axes_dims_rope):
-        frequency = ROPE_THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    for position, dim in zip(places.double().unbind(1), dims):
+        frequency = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
         angles.append(position[:, None] * frequency)
-    angle = F.pad(torch.cat(angles, dim=-1), (0, 0, tokens, 0))
+    angle = torch.cat(angles, dim=-1)
     return angle.cos().float(), angle.sin().float()

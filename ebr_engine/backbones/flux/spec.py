@@ -65,8 +65,8 @@ SPEC = Spec(
         default="black-forest-labs/FLUX.1-dev",
         transformer="FluxTransformer2DModel",
         layouts={
-            r"(single_)?transformer_blocks\.\d+\.attn\.": False,
-            r"(double_blocks\.\d+\.img_attn|single_blocks\.\d+\.linear1)\.": True,
+            r"(transformer_blocks\.\d+\.norm1\.linear|single_transformer_blocks\.\d+\.proj_mlp)\.": False,
+            r"(double_blocks\.\d+\.img_mod|single_blocks\.\d+\.modulation)\.": True,
         },
         original=ORIGINAL,
         sizes=flux_sizes,

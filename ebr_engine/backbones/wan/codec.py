@@ -17,15 +17,16 @@ class WanCodec(VaeCodec):
     """
 
     published = "AutoencoderKLWan"
+    version, residual = "2.1", False
     whole_area = 1024 * 1024  # decoding takes about 21 KB a pixel in float32
     default_tile, default_overlap, margin = 512, 128, 3 / 8
 
     def __init__(self, vae: nn.Module, **options: Any):
         config = vae.config
-        if config.is_residual or config.patch_size or config.attn_scales:
-            raise BackboneError("this is the VAE of another Wan than 2.1, which is not supported")
-        self.spatial, self.temporal = 2 ** (len(config.dim_mult) - 1), 2 ** sum(config.temperal_downsample)
-        self.channels = config.z_dim
+        if config.attn_scales or {config.is_residual, config.patch_size is not None} != {self.residual}:
+            raise BackboneError(f"this is the VAE of another Wan than {self.version}, which is not supported")
+        self.spatial = (config.patch_size or 1) * 2 ** (len(config.dim_mult) - 1)
+        self.temporal, self.channels = 2 ** sum(config.temperal_downsample), config.z_dim
         super().__init__(vae, config.latents_mean, config.latents_std, **options)
 
     @property
@@ -35,7 +36,7 @@ class WanCodec(VaeCodec):
 
     def _encode_fine(self, x: Tensor, cache: Cache) -> Tensor:
         encoder, layer = self.vae.encoder, [0]
-        x = _causal(encoder.conv_in, x, cache, layer)
+        x = causal(encoder.conv_in, x, cache, layer)
         for block in encoder.down_blocks:
             x = block(x, feat_cache=cache, feat_idx=layer)
         return x
@@ -44,11 +45,11 @@ class WanCodec(VaeCodec):
         encoder, layer = self.vae.encoder, [0]
         x = encoder.mid_block(x, feat_cache=cache, feat_idx=layer)
         x = encoder.nonlinearity(encoder.norm_out(x))
-        return self.vae.quant_conv(_causal(encoder.conv_out, x, cache, layer))
+        return self.vae.quant_conv(causal(encoder.conv_out, x, cache, layer))
 
     def _decode_coarse(self, z: Tensor, cache: Cache) -> Tensor:
         decoder, layer = self.vae.decoder, [0]
-        z = _causal(decoder.conv_in, self.vae.post_quant_conv(z), cache, layer)
+        z = causal(decoder.conv_in, self.vae.post_quant_conv(z), cache, layer)
         return decoder.mid_block(z, feat_cache=cache, feat_idx=layer)
 
     def _decode_fine(self, x: Tensor, cache: Cache) -> Tensor:
@@ -56,10 +57,10 @@ class WanCodec(VaeCodec):
         for block in decoder.up_blocks:
             x = block(x, feat_cache=cache, feat_idx=layer)
         x = decoder.nonlinearity(decoder.norm_out(x))
-        return _causal(decoder.conv_out, x, cache, layer)
+        return causal(decoder.conv_out, x, cache, layer)
 
 
-def _causal(conv: nn.Module, x: Tensor, cache: Cache, layer: list[int]) -> Tensor:
+def causal(conv: nn.Module, x: Tensor, cache: Cache, layer: list[int]) -> Tensor:
     """A causal convolution that sees the two frames before x [B, C, F, H, W], with diffusers' bookkeeping."""
     before = cache[layer[0]]
     last = x[:, :, -2:].clone()

@@ -67,6 +67,7 @@ ORIGINAL_BLOCK = {
 }
 ORIGINAL = OriginalNames(ORIGINAL_ENDS, {"blocks": ("blocks", ORIGINAL_BLOCK)})
 HEAD_DIM = 128  # of every released size
+KINDS = {"t2v": "text-to-video", "ti2v": "text-and-image-to-video"}  # in the original configuration
 
 
 def trunk_parameters(config: WanConfig, source: Mapping[str, Tensor]) -> Iterator[tuple[str, Sequence[Tensor]]]:
@@ -165,18 +166,19 @@ def diffusers_state_dict(conditioner: WanConditioner, trunk: WanTrunk) -> dict[s
     return state
 
 
-def wan_sizes(state: State, settings: dict) -> dict:
+def wan_sizes(state: State, settings: dict, kind: str = "t2v") -> dict:
     """The diffusers config dict of a Wan transformer, from the shapes of its tensors under diffusers' names.
 
     What shapes do not tell is read from the original repository's configuration (`settings`), or is as in all released sizes.
+    `kind`: what the original configuration calls a model of the backbone.
     """
     shape = shapes(state)
     width, channels, *patch = shape("patch_embedding.weight", 5)
     heads = settings.get("num_heads", width // HEAD_DIM)
     if not heads or width % heads:
         raise BackboneError(f"a width of {width} is not that of {heads} heads: the model's own config.json has to lie beside it")
-    if (kind := settings.get("model_type", "t2v")) != "t2v":
-        raise BackboneError(f"only text-to-video models (t2v) are supported, this one is {kind}")
+    if (found := settings.get("model_type", kind)) != kind:
+        raise BackboneError(f"only {KINDS[kind]} models ({kind}) are supported here, this one is {found}")
     return {
         "patch_size": patch,
         "in_channels": channels,

@@ -1,11 +1,12 @@
 // The page of `ebr-engine serve`: sends files, shows the queue, compares. Names and errors are only ever set as text.
 
+import { begin as beginViewer, chooser, close, compare, isEmpty, isShown } from "./viewer.js";
+
 const $ = (id) => document.getElementById(id);
-const CLIPS = [".mp4", ".m4v", ".mov", ".webm"];
+const TRY = "try every task"; // in place of a task: a sheet to choose from
 const OVER = ["done", "skipped", "failed", "cancelled"];
 const rows = new Map(); // id of a job → what stands in the list for it
 const sent = new Set(); // ids of jobs that this page has sent
-let shownJob = null;
 
 async function call(path, options = {}) {
   const answer = await fetch(path, options);
@@ -15,7 +16,9 @@ async function call(path, options = {}) {
   }
   if (!answer.ok) {
     const told = await answer.json().catch(() => null);
-    throw new Error(told?.error?.message ?? `the server answered ${answer.status}`);
+    const error = new Error(told?.error?.message ?? `the server answered ${answer.status}`);
+    error.again = answer.status === 429 ? Number(answer.headers.get("Retry-After")) || 5 : 0; // seconds
+    throw error;
   }
   return answer.status === 204 ? null : answer.json();
 }
@@ -43,16 +46,17 @@ function login() {
 
 function chosenTask() {
   const chosen = [...document.querySelectorAll("#tasks input:checked")].map((box) => box.value);
-  return chosen.includes("auto") ? "auto" : chosen.join("+");
+  return chosen.find((name) => name === "auto" || name === TRY) ?? chosen.join("+");
 }
 
 function addTask(name, checked) {
   const label = document.createElement("label");
   label.className = "task";
   const box = Object.assign(document.createElement("input"), { type: "checkbox", value: name, checked });
+  const isAlone = (value) => value === "auto" || value === TRY;
   box.addEventListener("change", () => {
     for (const other of document.querySelectorAll("#tasks input"))
-      if (box.checked && (name === "auto") !== (other.value === "auto")) other.checked = false;
+      if (box.checked && other !== box && (isAlone(name) || isAlone(other.value))) other.checked = false;
     if (!chosenTask()) document.querySelector("#tasks input[value=auto]").checked = true;
   });
   const text = Object.assign(document.createElement("span"), { textContent: name });
@@ -60,30 +64,73 @@ function addTask(name, checked) {
   $("tasks").append(label);
 }
 
-async function send(files) {
+function settings() {
+  const chosen = {};
+  if ($("strength").value !== "1") chosen.strength = Number($("strength").value);
+  if ($("steps").value) chosen.steps = Number($("steps").value);
+  return chosen;
+}
+
+const toSend = []; // files, each with where it goes and with what it is asked for
+let isSending = false;
+
+function send(files) {
+  const task = $("tasks").hidden ? undefined : chosenTask();
+  const [path, request] = task === TRY ? ["/v1/sheets", settings()] : ["/v1/restorations", { task, ...settings() }];
+  toSend.push(...files.map((file) => ({ file, path, request: JSON.stringify(request) })));
   $("problem").textContent = "";
-  const request = {};
-  if (!$("tasks").hidden) request.task = chosenTask();
-  if ($("strength").value !== "1") request.strength = Number($("strength").value);
-  if ($("steps").value) request.steps = Number($("steps").value);
+  if (!isSending) sendAll();
+}
+
+async function sendAll() {
+  isSending = true;
   const wrong = [];
-  for (const file of files) {
+  for (let next; (next = toSend.shift()); ) {
+    const { file, path, request } = next;
+    $("sending").textContent = `sending ${file.name}${toSend.length ? `, then ${toSend.length} more` : ""}`;
     const form = new FormData();
-    form.append("request", JSON.stringify(request));
+    form.append("request", request);
     form.append("files", file, file.name);
     try {
-      const { data } = await call("/v1/restorations", { method: "POST", body: form });
-      for (const job of data) sent.add(job.id);
+      heed(await call(path, { method: "POST", body: form }));
     } catch (error) {
-      wrong.push(error.message.includes(file.name) ? error.message : `${file.name}: ${error.message}`);
+      if (error.again) {
+        toSend.unshift(next);
+        $("sending").textContent = `${toSend.length} to send; waiting for room in the queue`;
+        await new Promise((resolve) => setTimeout(resolve, 1000 * Math.min(error.again, 5)));
+      } else wrong.push(error.message.includes(file.name) ? error.message : `${file.name}: ${error.message}`);
     }
-    await refresh();
+    await refresh().catch(() => {});
   }
+  isSending = false;
+  $("sending").textContent = "";
   $("problem").textContent = wrong.slice(0, 5).join("; ") + (wrong.length > 5 ? `; and ${wrong.length - 5} more` : "");
 }
 
+function heed({ data }) {
+  for (const { id } of data) {
+    sent.add(id);
+    const known = jobsNow.find((job) => job.id === id); // where a look at the queue was faster
+    if (known?.status === "done" && isEmpty()) show(known);
+  }
+}
+
+async function more(job, what, request) {
+  const headers = { "Content-Type": "application/json" };
+  heed(await call(`/v1/restorations/${job.id}/${what}`, { method: "POST", headers, body: JSON.stringify(request) }));
+  close(); // so that the new one is shown when it is done
+  await refresh();
+}
+
+function show(job) {
+  const caption = `${job.name} · ${words(job)}`;
+  if (job.object === "sheet") chooser(job, caption, (task) => safely(() => more(job, "again", { ...job.request, task })));
+  else compare(job, caption);
+}
+
 function words(job) {
-  const task = job.request.task ?? "";
+  if (job.object === "sheet" && job.status === "done") return `every task tried, choose one · ${job.note}`;
+  const task = job.object === "sheet" ? TRY : (job.request.task ?? "");
   const left = job.seconds_left == null ? "" : `, ${Math.ceil(job.seconds_left)} s left`;
   const size = job.width ? `${job.width} × ${job.height}, ${job.bits} bit, ${job.seconds.toFixed(1)} s` : "";
   return {
@@ -99,21 +146,31 @@ function words(job) {
 function act(text, label, run) {
   const button = Object.assign(document.createElement("button"), { type: "button", textContent: text });
   button.setAttribute("aria-label", label);
-  button.addEventListener("click", () => run().catch((error) => ($("problem").textContent = error.message)));
+  button.addEventListener("click", () => safely(run));
   return button;
 }
+
+const safely = (run) => run().catch((error) => ($("problem").textContent = error.message));
 
 function acts(job) {
   const at = `/v1/restorations/${job.id}`;
   if (!OVER.includes(job.status)) return [act("Cancel", `Cancel ${job.name}`, () => call(`${at}/cancel`, { method: "POST" }).then(refresh))];
   const made = [];
   if (job.result) {
-    made.push(act("Compare", `Compare ${job.name}`, async () => { show(job); $("wipe").focus(); }));
+    const isSheet = job.object === "sheet";
+    const look = async () => {
+      show(job);
+      $("viewer").scrollIntoView({ block: "nearest" });
+      (isSheet ? document.querySelector("#sheet button") : $("wipe")).focus({ preventScroll: true });
+    };
+    made.push(isSheet ? act("Choose", `Choose a task for ${job.name}`, look) : act("Compare", `Compare ${job.name}`, look));
     const link = Object.assign(document.createElement("a"), { href: `${at}/result`, textContent: "Download", className: "button" });
     link.setAttribute("aria-label", `Download ${job.name}`);
     link.setAttribute("download", "");
     made.push(link);
   }
+  if (job.object !== "sheet" && job.status !== "failed" && !$("tasks").hidden)
+    made.push(act("Try tasks", `Try every task on ${job.name}`, () => more(job, "sheet", settings())));
   made.push(act("Remove", `Remove ${job.name}`, () => call(at, { method: "DELETE" }).then(refresh)));
   return made;
 }
@@ -137,45 +194,11 @@ function put(job, before) {
   row.bar.value = job.progress;
   if (row.status !== job.status) {
     if (sent.has(job.id) && OVER.includes(job.status)) $("live").textContent = `${job.name}: ${job.status}`;
-    if (sent.has(job.id) && job.status === "done" && !shownJob) show(job);
+    if (sent.has(job.id) && job.status === "done" && isEmpty()) show(job);
     row.status = job.status;
     row.acts.replaceChildren(...acts(job));
   }
   return row.item;
-}
-
-function element(job, which, loaded) {
-  const name = which === "source" ? job.source : job.result;
-  const source = `/v1/restorations/${job.id}/view/${which}`;
-  if (CLIPS.some((suffix) => name.endsWith(suffix))) {
-    const clip = Object.assign(document.createElement("video"), { src: source, muted: true, loop: true, playsInline: true });
-    clip.addEventListener("loadeddata", loaded);
-    return clip;
-  }
-  const picture = Object.assign(document.createElement("img"), { src: source, alt: which === "source" ? "before" : "after" });
-  picture.addEventListener("load", loaded);
-  picture.addEventListener("error", () => ($("caption").textContent = `${job.name}: this browser cannot show it; download it`));
-  return picture;
-}
-
-function show(job) {
-  shownJob = job.id;
-  $("viewer").hidden = false;
-  $("caption").textContent = `${job.name} · ${words(job)}`;
-  let waiting = 2;
-  const loaded = () => {
-    if (--waiting) return;
-    const clips = [...document.querySelectorAll("#stage video")];
-    for (const clip of clips) clip.currentTime = 0;
-    for (const clip of clips) clip.play().catch(() => {});
-  };
-  $("after").replaceChildren(element(job, "result", loaded));
-  $("before").replaceChildren(element(job, "source", loaded));
-  const clips = [...document.querySelectorAll("#stage video")];
-  if (clips.length === 2) // the first leads, the other follows
-    clips[0].addEventListener("timeupdate", () => {
-      if (Math.abs(clips[0].currentTime - clips[1].currentTime) > 0.05) clips[1].currentTime = clips[0].currentTime;
-    });
 }
 
 let jobsNow = [];
@@ -186,9 +209,9 @@ async function refresh() {
   for (const [id, row] of rows) if (!kept.has(id)) { row.item.remove(); rows.delete(id); }
   let after = null;
   for (const job of [...data].reverse()) after = put(job, after);
-  if (shownJob && !kept.has(shownJob)) { shownJob = null; $("viewer").hidden = true; }
+  if (!isEmpty() && ![...kept].some(isShown)) close();
   $("empty").hidden = data.length > 0;
-  $("download-all").disabled = !data.some((job) => job.result);
+  $("download-all").disabled = !data.some((job) => job.result && job.object !== "sheet");
 }
 
 async function watch() {
@@ -209,15 +232,15 @@ async function begin() {
   if (!model.tasks.length) $("tasks").hidden = true;
   const tasks = model.tasks.filter((name) => name !== "auto");
   if (model.tasks.length) addTask("auto", true);
-  for (const name of tasks) addTask(name, false);
+  for (const name of model.tasks.length ? [...tasks, TRY] : []) addTask(name, false);
 
   $("strength").addEventListener("input", () => ($("strength-value").textContent = Number($("strength").value).toFixed(1)));
-  $("wipe").addEventListener("input", () => $("stage").style.setProperty("--at", `${$("wipe").value}%`));
+  beginViewer();
   for (const id of ["files", "folder"])
     $(id).addEventListener("change", async (event) => {
       const files = [...event.target.files].filter((file) => !file.name.startsWith("."));
       event.target.value = "";
-      await send(files);
+      send(files);
     });
   $("folder-button").addEventListener("click", () => $("folder").click());
   $("ask").addEventListener("submit", (event) => event.preventDefault());
@@ -225,14 +248,10 @@ async function begin() {
     document.addEventListener(kind, async (event) => {
       event.preventDefault();
       $("drop").classList.toggle("over", kind === "dragover");
-      if (kind === "drop") await send(await dropped(event.dataTransfer));
+      if (kind === "drop") send(await dropped(event.dataTransfer));
     });
-  $("download-all").addEventListener("click", async () => {
-    for (const job of jobsNow.filter((each) => each.result)) {
-      const link = Object.assign(document.createElement("a"), { href: `/v1/restorations/${job.id}/result`, download: "" });
-      link.click();
-      await new Promise((resolve) => setTimeout(resolve, 300)); // browsers drop downloads that come all at once
-    }
+  $("download-all").addEventListener("click", () => {
+    Object.assign(document.createElement("a"), { href: "/v1/results.zip", download: "" }).click();
   });
   watch();
 }

@@ -1,0 +1,79 @@
+// The Python module ebr_engine._cpu. Memory comes as addresses, so that one build serves every version of torch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "levels.h"
+
+namespace py = pybind11;
+using namespace ebr::cpu;
+
+namespace {
+
+const std::vector<Level>& found() {
+    static const std::vector<Level> kept = levels();
+    return kept;
+}
+
+const Table& table(int level) {
+    if (level < 0 || level >= static_cast<int>(found().size())) throw py::value_error("this CPU has no such level");
+    return *found()[level].table;
+}
+
+Dtype dtype_of(int dtype) {
+    if (dtype < 0 || dtype > static_cast<int>(Dtype::bfloat16)) throw py::value_error("dtype is not one of DTYPES");
+    return static_cast<Dtype>(dtype);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+    m.doc() = "Operations on a CPU; each returns whether it serves the layout, having done nothing if not.";
+    m.attr("DTYPES") = py::make_tuple("float32", "bfloat16");  // as enum Dtype
+    m.attr("POOLED") = pooled();
+    py::list names;
+    for (const Level& level : found()) names.append(level.name);
+    m.attr("LEVELS") = py::tuple(names);
+
+    py::class_<Rows>(m, "Rows", py::module_local())
+        .def(py::init([](uintptr_t address, int64_t batch, int64_t token, int dtype) {
+            return Rows{address, batch, token, dtype_of(dtype)};
+        }));
+    py::class_<Heads>(m, "Heads", py::module_local())
+        .def(py::init([](uintptr_t address, int64_t batch, int64_t head, int64_t token) {
+            return Heads{address, batch, head, token};
+        }));
+    py::class_<Branch>(m, "Branch", py::module_local())
+        .def(py::init([](const Heads& k, const Heads& v, int64_t keys, uintptr_t bias, float weight) {
+            return Branch{k, v, keys, bias, weight};
+        }));
+
+    m.def("attention", [](int level, const Heads& q, const Heads& out, const std::vector<Branch>& branches, int64_t batch,
+                          int64_t heads, int64_t queries, int width, float scale, int dtype, int threads) {
+        const Attention a{q,     out,   branches.data(), static_cast<int>(branches.size()), batch, heads, queries, width,
+                          scale, dtype_of(dtype), threads};
+        const Table& chosen = table(level);
+        py::gil_scoped_release released;
+        return chosen.attention(a);
+    });
+    m.def("norm", [](int level, const Rows& x, const Rows& y, const Rows& gate, const Rows& weight, const Rows& bias,
+                     uintptr_t total, uintptr_t out, int64_t batch, int64_t tokens, int64_t width, float eps, int threads) {
+        const Norm a{x, y, gate, weight, bias, total, out, batch, tokens, width, eps, threads};
+        const Table& chosen = table(level);
+        py::gil_scoped_release released;
+        return chosen.norm(a);
+    });
+    m.def("rope", [](int level, const Rows& qkv, const Rows& q_weight, const Rows& k_weight, const Rows& cos, const Rows& sin,
+                     const Rows& rows, int64_t length, uintptr_t q, uintptr_t k, uintptr_t v, int64_t batch, int64_t tokens,
+                     int64_t width, int heads, bool per_head, float eps, int threads) {
+        const Rope a{qkv, q_weight, k_weight, cos, sin, rows, length, q, k, v, batch, tokens, width, heads, per_head, eps, threads};
+        const Table& chosen = table(level);
+        py::gil_scoped_release released;
+        return chosen.rope(a);
+    });
+    m.def("gelu", [](int level, uintptr_t x, uintptr_t out, int64_t size, int dtype, int threads) {
+        const Gelu a{x, out, size, dtype_of(dtype), threads};
+        const Table& chosen = table(level);
+        py::gil_scoped_release released;
+        return chosen.gelu(a);
+    });
+}

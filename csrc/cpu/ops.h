@@ -1,0 +1,101 @@
+// The operations on a CPU as the binding calls them; what they compute is defined by the references in kernels/<op>.py.
+//
+// A Table has one build of them all: the same templates compiled for a level of instructions (level_*.cpp). Which levels this
+// CPU has is asked of the CPU itself when the module is loaded (levels.cpp), and a call names the one that it wants.
+//
+// Memory comes as addresses: nothing of torch is compiled or linked, so one build serves every version.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace ebr::cpu {
+
+enum class Dtype : int { float32, bfloat16 };
+
+// Vectors of elements that lie side by side, at [batch, head, token]; strides in elements, 0 if shared.
+struct Heads {
+    uintptr_t address;
+    int64_t batch, head, token;
+};
+
+// One softmax over `keys`, whose weighted sum of values is added to the output; `bias` [keys] float32 or 0, added to the logits.
+struct Branch {
+    Heads k, v;
+    int64_t keys;
+    uintptr_t bias;
+    float weight;
+};
+
+struct Attention {
+    Heads q, out;
+    const Branch* branches;
+    int count;  // of branches
+    int64_t batch, heads, queries;
+    int width;  // of a head
+    float scale;
+    Dtype dtype;
+    int threads;
+};
+
+// Rows [batch, token] of elements that lie side by side; strides in elements.
+struct Rows {
+    uintptr_t address;  // 0: an input that is left out
+    int64_t batch, token;
+    Dtype dtype;
+};
+
+// x' = x + gate·y (just x without y) to `total`, its norm by weight and bias to `out`; both contiguous, in x's dtype.
+struct Norm {
+    Rows x, y, gate, weight, bias;
+    uintptr_t total, out;
+    int64_t batch, tokens, width;
+    float eps;
+    int threads;
+};
+
+// q, k, v [batch, heads, tokens, head] in qkv's dtype. `per_head`: the norm is of each head alone.
+struct Rope {
+    Rows qkv, q_weight, k_weight, cos, sin, rows;
+    int64_t length;  // of `rows`, in tokens
+    uintptr_t q, k, v;
+    int64_t batch, tokens, width;
+    int heads;
+    bool per_head;
+    float eps;
+    int threads;
+};
+
+// gelu_tanh of `size` elements.
+struct Gelu {
+    uintptr_t x, out;
+    int64_t size;
+    Dtype dtype;
+    int threads;
+};
+
+// Each operation returns false, having done nothing, if it has no kernel for the layout.
+struct Table {
+    bool (*attention)(const Attention&);
+    bool (*norm)(const Norm&);
+    bool (*rope)(const Rope&);
+    bool (*gelu)(const Gelu&);
+};
+
+extern const Table baseline, avx2, avx512, amx;
+
+// Runs part(data, i) for i in [0, parts) on up to `threads` of torch's own OpenMP threads.
+void spread(int64_t parts, int threads, void (*part)(void*, int64_t), void* data);
+bool pooled();  // whether torch's OpenMP runtime was found; if not, everything runs on one thread
+
+// Memory that this thread keeps between calls, by its use, aligned to a cache line. In pool.cpp: a template of the standard
+// library that a level used would be linked once for all levels, perhaps the newest one's.
+enum class Use : int { part, tables, packed };
+void* room(Use use, size_t bytes);
+
+template <typename F>
+void spread(int64_t parts, int threads, F&& body) {
+    spread(parts, threads, [](void* data, int64_t i) { (*static_cast<F*>(data))(i); }, &body);
+}
+
+}  // namespace ebr::cpu

@@ -1,0 +1,158 @@
+"""Launchers of the native code for CPUs (`csrc/cpu/`, built as `ebr_engine._cpu`) for the operations it has.
+
+Each computes what the operation of its name does, from the same arguments, or gives None where the code has no kernel for the
+layout; the caller then takes torch's way. `backend.native` decides whether they are asked at all: they have no gradient.
+
+Operations run on torch's own threads, at the level of instructions that the CPU has (`levels`).
+"""
+
+import torch
+from torch import Tensor
+
+from ebr_engine import _cpu
+from ebr_engine.kernels import backend
+from ebr_engine.kernels.heads import rows_of_heads
+from ebr_engine.kernels.rows import batch_stride, dense
+
+DTYPES = {getattr(torch, name): index for index, name in enumerate(_cpu.DTYPES)}
+NONE = _cpu.Rows(0, 0, 0, 0)
+
+
+def levels() -> tuple[str, ...]:
+    """Levels of instructions that this CPU has, each faster than the one before."""
+    return _cpu.LEVELS
+
+
+def level() -> int:
+    """The number of the level that serves: the last, or the one that `EBR_CPU_LEVEL` names."""
+    return _cpu.LEVELS.index(backend.CPU_LEVEL) if backend.CPU_LEVEL in _cpu.LEVELS else len(_cpu.LEVELS) - 1
+
+
+def takes(*tensors: Tensor | None) -> bool:
+    """Whether there is something to do, on the CPU, in dtypes that the code reads; with several threads only in torch's pool."""
+    if not _cpu.POOLED and torch.get_num_threads() > 1:
+        return False
+    return all(x is None or (x.dtype in DTYPES and x.is_cpu and x.numel()) for x in tensors)
+
+
+def table(x: Tensor, batch: int = 0, token: int = 0) -> _cpu.Rows:
+    return _cpu.Rows(x.data_ptr(), batch, token, DTYPES[x.dtype])
+
+
+def rows(x: Tensor) -> _cpu.Rows:
+    """`x` [B, N, D]."""
+    return table(x, x.stride(0), x.stride(1))
+
+
+def heads(x: Tensor, shared: bool = False) -> _cpu.Heads:
+    """`x` [B, H, N, d]; `shared`: by all of the batch."""
+    batch, head, token, _ = x.stride()
+    return _cpu.Heads(x.data_ptr(), 0 if shared else batch, head, token)
+
+
+def norm(x: Tensor, y: Tensor | None, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple | None:
+    """x' = x + gate·y and its norm; x' is None without `y`."""
+    if not takes(x, y, gate, weight, bias) or x.dim() != 3:
+        return None
+    batch, tokens, width = x.shape
+    if y is not None and (y.shape != x.shape or y.dtype != x.dtype):
+        return None
+    x, y, gate, weight, bias = (None if t is None else dense(t) for t in (x, y, gate, weight, bias))
+    weights = (table(t, batch_stride(name, t, batch, width)) for name, t in (("weight", weight), ("bias", bias)))
+    gates = NONE if gate is None else table(gate, batch_stride("gate", gate, batch, width))
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    total = None if y is None else torch.empty_like(out)
+    _cpu.norm(
+        level(), rows(x), NONE if y is None else rows(y), gates, *weights, 0 if y is None else total.data_ptr(), out.data_ptr(),
+        batch, tokens, width, eps, torch.get_num_threads(),
+    )  # fmt: skip
+    return total, out
+
+
+def layer_norm_modulate(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor | None:
+    found = norm(x, None, None, weight, bias, eps)
+    return None if found is None else found[1]
+
+
+def gated_residual_norm(
+    x: Tensor, y: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor] | None:
+    return norm(x, y, gate, weight, bias, eps)
+
+
+def qk_norm_rope(
+    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, heads: int, eps: float, added: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    batch, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    if added is not None and not added.shape[-2]:
+        added = None
+    if not takes(qkv, q_weight, k_weight, cos, sin, added):
+        return None
+    given = (dense(t) for t in (qkv, q_weight, k_weight, cos, sin))
+    qkv, q_weight, k_weight, cos, sin = given
+    plus, length = NONE, 0
+    if added is not None:
+        added, length = dense(added), added.shape[-2]
+        plus = table(added, added.stride(0) if added.dim() == 3 and len(added) > 1 else 0, added.stride(-2))
+    q, k, v = (qkv.new_empty(batch, heads, tokens, width // heads) for _ in range(3))
+    served = _cpu.rope(
+        level(), rows(qkv), table(q_weight), table(k_weight), table(cos, 0, cos.stride(0)), table(sin, 0, sin.stride(0)), plus,
+        length, q.data_ptr(), k.data_ptr(), v.data_ptr(), batch, tokens, width, heads, q_weight.shape[0] == width // heads, eps,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return (q, k, v) if served else None
+
+
+def attend(q: Tensor, branches: list[_cpu.Branch]) -> Tensor | None:
+    out = rows_of_heads(q)
+    batch, heads_, tokens, head = q.shape
+    served = _cpu.attention(
+        level(), heads(q), heads(out), branches, batch, heads_, tokens, head, head**-0.5, DTYPES[q.dtype], torch.get_num_threads()
+    )
+    return out if served else None
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+    if not takes(q, k, v) or not q.dtype == k.dtype == v.dtype or k.shape != v.shape or k.shape[:2] != q.shape[:2]:
+        return None
+    q, k, v = dense(q), dense(k), dense(v)
+    return attend(q, [_cpu.Branch(heads(k), heads(v), k.shape[2], 0, 1.0)])
+
+
+def prompt_attention(
+    q: Tensor,
+    text_key: Tensor,
+    text_value: Tensor,
+    text_log_count: Tensor,
+    prompt_key: Tensor,
+    prompt_value: Tensor,
+    prompt_weight: Tensor,
+) -> Tensor | None:
+    prompts = (prompt_key, prompt_value) if len(prompt_key) else ()
+    if not takes(q, text_key, text_value, text_log_count, *prompts):
+        return None
+    if any(x.dtype != q.dtype for x in (text_key, text_value, *prompts)) or text_log_count.dtype != torch.float32:
+        return None
+    q, text_key, text_value, bias = dense(q), dense(text_key), dense(text_value), text_log_count.contiguous()
+    shared = len(text_key) == 1
+    branches = [
+        _cpu.Branch(heads(text_key, shared), heads(text_value, shared), text_key.shape[2], bias.data_ptr(), 1.0),
+    ]
+    prompt_key, prompt_value = dense(prompt_key), dense(prompt_value)
+    for key, value, weight in zip(prompt_key, prompt_value, prompt_weight.tolist()):
+        branches.append(_cpu.Branch(heads(key[None], True), heads(value[None], True), key.shape[1], 0, weight))
+    return attend(q, branches)
+
+
+def gelu(x: Tensor) -> Tensor | None:
+    if not takes(x) or not x.is_contiguous():
+        return None
+    out = torch.empty_like(x)
+    _cpu.gelu(level(), x.data_ptr(), out.data_ptr(), x.numel(), DTYPES[x.dtype], torch.get_num_threads())
+    return out
+
+
+def gelu_(x: Tensor) -> bool:
+    """In place, where it serves."""
+    served = takes(x) and x.is_contiguous()
+    return served and _cpu.gelu(level(), x.data_ptr(), x.data_ptr(), x.numel(), DTYPES[x.dtype], torch.get_num_threads())
