@@ -5,12 +5,16 @@ import math
 import pytest
 import torch
 
+from ebr_engine.backbones.base import ModelSource
 from ebr_engine.backbones.mini_audio.codec import HOP, RATE, SoundCodec, border_filter, dct4_basis, frames_of, samples_of
-from ebr_engine.backbones.mini_audio.model import load_mini_audio, save_mini_audio
-from ebr_engine.backbones.registry import BACKBONES, medium_of, restores, spec
+from ebr_engine.backbones.mini_audio.model import WEIGHTS, load_mini_audio, save_mini_audio
+from ebr_engine.backbones.registry import BACKBONES, load_backbone, medium_of, restores, spec
 from ebr_engine.engine.restorer import Restorer
 from ebr_engine.errors import EbrError
 from ebr_engine.media import PICTURES, SOUND
+from ebr_engine.media.sound.degradations import TASKS
+from ebr_engine.prompts.catalogue import prompt_files
+from ebr_engine.prompts.prompt import load_prompt
 from tests.tiny import picture, save_tiny, save_tiny_audio
 
 
@@ -71,6 +75,18 @@ def test_a_file_is_read_as_it_was_written_and_is_no_mini(tmp_path):
         Restorer("mini", model=path, device="cpu")
     with pytest.raises(EbrError, match=r"is not a mini-audio backbone"):
         Restorer("mini-audio", model=save_tiny(tmp_path / "mini.safetensors"), device="cpu")
+
+
+def test_the_bundled_one_is_small_and_its_prompts_fit():
+    folder = WEIGHTS.parent
+    assert sum(file.stat().st_size for file in folder.rglob("*.safetensors")) <= 6_000_000
+    backbone = load_backbone("mini-audio", ModelSource(), torch.device("cpu"), "fp32")
+    assert backbone.multiple == 1
+    prompts = prompt_files("mini-audio")
+    assert set(prompts) == set(TASKS)
+    for file in prompts.values():
+        load_prompt(file).check("mini-audio", backbone.width, backbone.blocks)
+    assert backbone.codec.scale.min() > 0
 
 
 def test_media_are_told_apart():
