@@ -168,6 +168,7 @@ class Run:
     deadline: float  # of time.monotonic()
     file: IO[str]
     out: Path
+    work: Path = Path()  # what a section leaves beside its rows
     begun: set[str] = field(default_factory=set)
     marks: IO[str] | None = None
 

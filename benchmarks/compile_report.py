@@ -30,21 +30,29 @@ import torch
 from torch import Tensor
 
 from benchmarks import report
-from benchmarks.gpu_cases import MODELS, sizes
+from benchmarks.gpu_cases import MODELS as CHECKED
+from benchmarks.gpu_cases import sizes
 from benchmarks.report import ROOT, Benchmark, columns
 from benchmarks.roofline import WAN_DISTINCT, workload
 from ebr_engine.kernels import backend
 from ebr_engine.kernels import prompt_attention as attention
 from ebr_engine.kernels import prompt_attention_gradient as attention_gradient
+from ebr_engine.kernels.attention_fp8 import attention_fp8_launch, quantize_heads_launch
 from ebr_engine.kernels.bridge_step import bridge_step_launch
 from ebr_engine.kernels.context_kv import context_kv_launch
+from ebr_engine.kernels.gated_activation import empty_joined, gated_activation_backward_launch, gated_activation_launch
 from ebr_engine.kernels.gated_residual_norm import gated_residual_norm_backward_launch, gated_residual_norm_launch
 from ebr_engine.kernels.layer_norm_modulate import layer_norm_modulate_backward_launch, layer_norm_modulate_launch
+from ebr_engine.kernels.prompt_attention_persistent import TILES as PROMPT_TILES
+from ebr_engine.kernels.prompt_attention_persistent import prompt_attention_persistent_launch
 from ebr_engine.kernels.qk_norm_rope import qk_norm_rope_backward_launch, qk_norm_rope_launch
+from ebr_engine.kernels.qkv_norm_rope import TILES as QKV_TILES
+from ebr_engine.kernels.qkv_norm_rope import qkv_norm_rope_launch
 from ebr_engine.kernels.quantize_fp8 import empty_quantized, quantize_fp8_launch
 from ebr_engine.kernels.scaled_linear import scaled_linear_launch
 from ebr_engine.kernels.scaled_linear_persistent import FORMS as PERSISTENT_FORMS
 
+MODELS = (*CHECKED, "flux2-klein-4b", "flux2-dev")
 ARCHS = (80, 89, 90, 100, 120)
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}  # bytes a block may ask for
 SHARED = {80: 167936, 86: 102400, 89: 102400, 90: 233472, 100: 233472, 120: 102400}  # bytes that a multiprocessor's blocks share
@@ -120,6 +128,7 @@ class Shapes:
     """Tensors without memory, of the sizes that a model's operations meet; bf16 where no dtype is given."""
 
     def __init__(self, model: str, arch: int):
+        self.arch = arch
         self.has_fp8, self.persistent = arch >= 89, arch in (90, 100)  # forms for Hopper and Blackwell's data centre parts
         s = sizes(model)
         self.wan, self.latent = not s.per_head, workload(model).latent
@@ -149,6 +158,15 @@ def gated_residual_norm(s: Shapes) -> None:
         gated_residual_norm_backward_launch(s.stream, s.stream, s.stream, gate, s.table, 1e-6)
 
 
+def gated_activation(s: Shapes) -> None:
+    x = s.bf16(1, s.tokens, 2 * s.ffn)
+    for beside in (None, s.stream):
+        gated_activation_launch(x, beside, empty_joined(x, beside, torch.bfloat16))
+        if s.has_fp8:
+            gated_activation_launch(x, beside, *empty_quantized(empty_joined(x, beside, torch.bfloat16)))
+    gated_activation_backward_launch(s.bf16(1, s.tokens, s.ffn), x)
+
+
 def qk_norm_rope(s: Shapes) -> None:
     qkv, weight = s.bf16(1, s.tokens, 3 * s.width), s.bf16(s.width if s.wan else s.head)
     angles, gradient = s.wide(s.tokens, s.head // 2), s.bf16(1, s.heads, s.tokens, s.head)
@@ -173,6 +191,16 @@ def prompt_attention(s: Shapes) -> None:
         attention_gradient.prompt_attention_backward_launch(q, *inputs, log_sum)
 
 
+def prompt_attention_persistent(s: Shapes) -> None:
+    if s.wan and s.persistent:
+        q = s.bf16(1, s.tokens, s.heads, s.head).transpose(1, 2)
+        text, prompt = s.bf16(1, s.heads, WAN_DISTINCT, s.head), s.bf16(1, s.heads, s.text, s.head)
+        for form, capability in PROMPT_TILES:
+            if capability == s.arch // 10:
+                inputs = q, text, text, s.wide(WAN_DISTINCT), prompt, prompt, s.wide(1)
+                prompt_attention_persistent_launch(*inputs, form)
+
+
 def bridge_step(s: Shapes) -> None:
     state = s.wide(1, *s.latent)
     bridge_step_launch(state, state, state, s.wide(3))
@@ -181,6 +209,12 @@ def bridge_step(s: Shapes) -> None:
 def context_kv(s: Shapes) -> None:
     if s.wan:  # a block at a time or all: the number of rows is no part of a kernel
         context_kv_launch(s.wide(1, 1, s.text, 2 * s.width), s.wide(1, 2 * s.width), s.wide(1, s.width), s.heads, 1e-6)
+
+
+def attention_fp8(s: Shapes) -> None:
+    if s.has_fp8:
+        heads = [s.bf16(1, s.heads, s.tokens, s.head) for _ in range(3)]
+        attention_fp8_launch(*quantize_heads_launch(*heads), torch.bfloat16)
 
 
 def fp8_layers(s: Shapes) -> Iterator[tuple[tuple, Tensor | None]]:
@@ -204,17 +238,33 @@ def scaled_linear_persistent(s: Shapes) -> None:
         scaled_linear(s, PERSISTENT_FORMS)
 
 
+def qkv_norm_rope(s: Shapes) -> None:
+    if not s.persistent or s.wan:  # whose norm is across heads
+        return
+    tables = s.bf16(s.head), s.bf16(s.head), *(s.wide(s.tokens, s.head // 2) for _ in range(2)), s.heads, 1e-6
+    prompt, x, weight = s.bf16(s.text, 3 * s.width), s.stream, s.bf16(3 * s.width, s.width)
+    for form, capability in QKV_TILES:
+        if capability == s.arch // 10:
+            qkv_norm_rope_launch(x, None, weight, None, s.bf16(3 * s.width), *tables, prompt, form)
+            factors = *empty_quantized(x), *empty_quantized(weight)
+            qkv_norm_rope_launch(*factors, s.bf16(3 * s.width), *tables, prompt, form)
+
+
 OPERATIONS: dict[str, Callable[[Shapes], None]] = {
     function.__name__: function
     for function in (
         layer_norm_modulate,
         gated_residual_norm,
+        gated_activation,
         qk_norm_rope,
         quantize_fp8,
         prompt_attention,
         context_kv,
         scaled_linear,
         scaled_linear_persistent,
+        prompt_attention_persistent,
+        qkv_norm_rope,
+        attention_fp8,
         bridge_step,
     )
 }

@@ -1,11 +1,11 @@
 """`python -m benchmarks.gpu` (or `make gpu-check`): everything to know of a GPU that the engine has not met, in twelve minutes.
 
 Checks every kernel against its formula in float64, runs and times the models at the real shapes (a step in bf16 and fp8, whole
-captured runs, diffusers compiled beside them, a step of learning, codecs), then single operations. Weights are random: nothing
-is downloaded, nothing need be installed, and no git is needed. A section is a process of its own with its own limit and file, so
-that one that fails or hangs costs only itself; what it measured until then is kept, and where a kernel took the whole device
-context with it, the section goes on after that kernel in a new process. The most telling sections come first; those for which no
-time is left are left out, and `--resume` does them later.
+captured runs, diffusers compiled beside them, a step of learning, codecs), then single operations, and pre-trains `mini` with
+the time that is left. Weights are random: nothing is downloaded, nothing need be installed, and no git is needed. A section is
+a process of its own with its own limit and file, so that one that fails or hangs costs only itself; what it measured until then
+is kept, and where a kernel took the whole device context with it, the section goes on after that kernel in a new process. The
+most telling sections come first; those for which no time is left are left out, and `--resume` does them later.
 """
 
 import argparse
@@ -65,6 +65,7 @@ SECTIONS = {
     "build": Section("The CUDA extension", "gpu_kernels", "build", 120, beside=True),
     "cuda": Section("The CUDA extension's kernels", "gpu_kernels", "cuda", 25, kernels="cuda"),
     "tests": Section("Tests that need a GPU", "gpu_kernels", "tests", 20, kernels="cuda"),
+    "pretrain": Section("Pre-training mini", "gpu_pretrain", "pretraining", float("inf"), kernels="torch"),
 }
 
 
@@ -145,11 +146,17 @@ class Check:
             running = beside[name] if name in beside else self.start(name, SECTIONS[name].seconds * generous, deadline)
             sections[name] = self.finish(name, running)
             print(f"  {sections[name]['status']} in {sections[name]['seconds']:.1f} s", flush=True)
-            result = machine | {"tiny": self.tiny, "sections": {key: sections[key] for key in SECTIONS if key in sections}}
-            write_json(path, result)
-            path.with_suffix(".md").write_text(markdown(result, titles()))
+            self.write(path, machine, sections)
+        result = self.write(path, machine, sections)
         print("", *summary(result, titles()), path, path.with_suffix(".md"), sep="\n", flush=True)
         return not any(problems(sections[name]) for name in names)
+
+    def write(self, path: Path, machine: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:
+        """Both files of the results; gives what is in them."""
+        result = machine | {"tiny": self.tiny, "sections": {key: sections[key] for key in SECTIONS if key in sections}}
+        write_json(path, result)
+        path.with_suffix(".md").write_text(markdown(result, titles()))
+        return result
 
     def kept(self, name: str) -> dict[str, Any] | None:
         """What an earlier run has of a section."""
@@ -219,7 +226,7 @@ def work(name: str, file: Path, deadline: float, tiny: bool, out: Path) -> None:
     marks = file.with_suffix(".begun")
     begun = set(marks.read_text().splitlines()) if marks.exists() else set()
     with file.open("a") as rows, marks.open("a") as lines:
-        run = Run(device, tiny, deadline, rows, out, begun, lines)
+        run = Run(device, tiny, deadline, rows, out, file.parent, begun, lines)
         try:
             with run.guarded(section=name):
                 function(run, *section.arguments)

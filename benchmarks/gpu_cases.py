@@ -1,21 +1,25 @@
 """Every operation with inputs of a model's sizes, its plain form, and the library's nearest kernel: what the GPU check runs."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.models import FLUX, family
-from benchmarks.roofline import MLP_RATIO, WAN_DISTINCT, workload
+from benchmarks.roofline import WAN_DISTINCT, workload
+from ebr_engine.backbones.wan.model import WanConfig
 from ebr_engine.kernels import (
     attention,
+    attention_fp8,
     bridge_step,
     context_kv,
+    gated_activation,
     prompt_attention,
+    prompt_attention_persistent,
     qk_norm_rope,
+    qkv_norm_rope,
     quantize_fp8,
     scaled_linear,
     scaled_linear_persistent,
@@ -54,8 +58,8 @@ SMALL = Sizes("small", 128, 2, 256, 64, 16, True)
 def sizes(model: str, tokens: int | None = None, batch: int = 1) -> Sizes:
     """A model's sizes at its released resolution, or with another number of tokens."""
     work = workload(model)
-    config, flux = work.config, family(work.config) is FLUX
-    ffn = MLP_RATIO * config.width if flux else config.ffn_dim
+    config, flux = work.config, not isinstance(work.config, WanConfig)
+    ffn = config.hidden
     joint = work.tokens + (work.text if flux else 0)
     text = min(work.text, tokens or work.text) if flux else work.text
     return Sizes(model, config.width, config.num_attention_heads, ffn, tokens or joint, text, flux, batch)
@@ -121,7 +125,8 @@ class Draw:
 def cases(s: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Callable[[], list[Case]]]:
     """Makers of the cases at these sizes, one after the other, so that the inputs of only one lie in memory."""
     draw = Draw(device, dtype)
-    for make in (norms, gated_norms, rotary, quantised, self_attention, cross_attention, keys_values, step, linears):
+    first = (norms, gated_norms, rotary, projected, quantised, activations)
+    for make in (*first, self_attention, cross_attention, keys_values, step, linears):
         yield lambda make=make: make(s, draw)
 
 
@@ -199,12 +204,64 @@ def rotary(s: Sizes, draw: Draw) -> list[Case]:
     return [Case("qk_norm_rope", "", inputs, *plain, learned=learned, library={"F.rms_norm of q and k alone": library})]
 
 
+def projected(s: Sizes, draw: Draw) -> list[Case]:
+    """The projection to heads in one kernel (each persistent form) beside the product and the pass, which is the plain form."""
+    if not s.per_head or draw.dtype != torch.bfloat16 or not persistent(draw.device):
+        return []
+    (rope,) = rotary(s, draw)
+    x, weight = draw(s.batch, s.tokens, s.width), draw(3 * s.width, s.width, scale=s.width**-0.5)
+    inputs = {"x": x, "weight": weight, "bias": draw(3 * s.width)}
+    inputs |= {name: value for name, value in rope.inputs.items() if name != "qkv"}
+
+    def fused(form: str) -> Callable[..., Any]:
+        def run(x: Tensor, weight: Tensor, bias: Tensor, **rest: Any) -> tuple[Tensor, ...]:
+            given = x, None, weight, None, bias, *rest.values()
+            if not x.is_cuda:  # a CPU has no form
+                return qkv_norm_rope.qkv_norm_rope_ref(*given).unbind(0)
+            return qkv_norm_rope.qkv_norm_rope_launch(*given, form).unbind(0)
+
+        return run
+
+    def apart(x: Tensor, weight: Tensor, bias: Tensor, **rest: Any) -> tuple[Tensor, ...]:
+        return qk_norm_rope.qk_norm_rope_ref(F.linear(x, weight, bias), **rest)
+
+    def library(x: Tensor, weight: Tensor, bias: Tensor, **rest: Any) -> tuple[Tensor, ...]:
+        return qk_norm_rope.qk_norm_rope(F.linear(x, weight, bias), **rest)
+
+    capability = torch.cuda.get_device_capability(draw.device)[0] if draw.device.type == "cuda" else 9
+    flop = 6 * s.batch * s.tokens * s.width**2
+    return [
+        Case("qkv_norm_rope", form, inputs, fused(form), apart, flop=flop, library={"F.linear, qk_norm_rope": library})
+        for form, major in qkv_norm_rope.TILES
+        if major == capability
+    ]
+
+
 def quantised(s: Sizes, draw: Draw) -> list[Case]:
     functions = quantize_fp8.quantize_fp8, quantize_fp8.quantize_fp8_ref
     return [
         Case("quantize_fp8", form, {"x": draw(s.batch, s.tokens, width)}, *functions, exact=torch.clone, bits=True)
         for form, width in (("", s.width), ("feed-forward", s.ffn))
     ]
+
+
+def activations(s: Sizes, draw: Draw) -> list[Case]:
+    inputs = {"x": draw(s.batch, s.tokens, 2 * s.ffn), "beside": draw(s.batch, s.tokens, s.width)}
+
+    def library(x: Tensor, beside: Tensor) -> Tensor:
+        gate, up = x.chunk(2, dim=-1)
+        return torch.cat((beside, F.silu(gate) * up), dim=-1)
+
+    return [
+        Case(
+            "gated_activation", "", inputs, gated_activation.gated_activation, gated_activation.gated_activation_ref,
+            learned=("x",), library={"F.silu, product, cat": library},
+        ),
+        Case(
+            "gated_activation", "fp8", inputs, gated_activation.gated_activation_fp8,
+            gated_activation.gated_activation_fp8_ref, exact=gated_activation.gated_activation_ref,
+        ),
+    ]  # fmt: skip
 
 
 def self_attention(s: Sizes, draw: Draw) -> list[Case]:
@@ -214,7 +271,18 @@ def self_attention(s: Sizes, draw: Draw) -> list[Case]:
     library = {"F.scaled_dot_product_attention": F.scaled_dot_product_attention}
     # The library's names of its first three arguments are not ours, so they go in by position.
     library = {name: lambda q, k, v, call=call: call(q, k, v) for name, call in library.items()}
-    return [Case("attention", "", {"q": q, "k": k, "v": v}, *functions, learned=("q", "k", "v"), flop=flop, library=library)]
+    usual = Case("attention", "", {"q": q, "k": k, "v": v}, *functions, learned=("q", "k", "v"), flop=flop, library=library)
+    return [usual, *([eight_bits(usual)] if draw.dtype == torch.bfloat16 else [])]
+
+
+def eight_bits(usual: Case) -> Case:
+    """Attention in eight bits with the same inputs; plain is its reference, quantised alike, and exact is attention."""
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention_fp8.attention_fp8_ref(*attention_fp8.quantize_heads_ref(q, k, v), q.dtype)
+
+    changed = {"operation": "attention_fp8", "function": attention_fp8.attention_fp8, "reference": plain}
+    return replace(usual, **changed, exact=usual.reference, learned=())
 
 
 def cross_attention(s: Sizes, draw: Draw) -> list[Case]:
@@ -246,7 +314,7 @@ def cross_attention(s: Sizes, draw: Draw) -> list[Case]:
 
     functions = prompt_attention.prompt_attention, prompt_attention.prompt_attention_ref
     learned = ("q", "prompt_key", "prompt_value", "prompt_weight")
-    return [
+    usual = [
         Case(
             "prompt_attention", form, made(prompts), *functions, learned=learned if prompts else ("q",),
             flop=4 * s.batch * s.tokens * s.width * (distinct + prompts * s.text),
@@ -254,6 +322,21 @@ def cross_attention(s: Sizes, draw: Draw) -> list[Case]:
         )
         for form, prompts in (("", 1), ("no prompt", 0), ("2 prompts", 2))
     ]  # fmt: skip
+    if draw.dtype != torch.bfloat16 or not persistent(draw.device):
+        return usual
+
+    def run(form: str) -> Callable[..., Tensor]:
+        def launched(**given: Any) -> Tensor:
+            if not (given["q"].is_cuda and prompt_attention_persistent.described(given["q"], given["prompt_key"])):
+                return prompt_attention.prompt_attention_ref(**given)
+            return prompt_attention_persistent.prompt_attention_persistent_launch(*given.values(), form)
+
+        return launched
+
+    capability = torch.cuda.get_device_capability(draw.device)[0] if draw.device.type == "cuda" else 9
+    forms = [form for form, major in prompt_attention_persistent.TILES if major == capability]
+    changed = {"operation": "prompt_attention_persistent", "learned": ()}
+    return usual + [replace(usual[0], form=form, function=run(form), **changed) for form in forms]
 
 
 def keys_values(s: Sizes, draw: Draw) -> list[Case]:

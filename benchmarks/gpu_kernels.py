@@ -28,11 +28,12 @@ from benchmarks.gpu_cases import (
     layers,
     leaves,
     linear_inputs,
+    persistent,
     sizes,
 )
 from benchmarks.report import ROOT, write_json
 from benchmarks.roofline import FLUX_TEXT, Gpu
-from ebr_engine.kernels import backend, scaled_linear
+from ebr_engine.kernels import backend, scaled_linear, scaled_linear_persistent
 from ebr_engine.kernels.quantize_fp8 import quantize_fp8
 
 # Twice the error of plain torch is allowed; a float32 result is a handful of roundings in another order, so it has this much.
@@ -188,7 +189,7 @@ def forms_of_attention(run: Run) -> None:
 
 
 def linears(run: Run) -> None:
-    """The blocks' linear layers in bf16 and e4m3 by both implementations; which is faster goes to a table for `kernels/`."""
+    """The blocks' linear layers in bf16 and e4m3 by every implementation; which is fastest goes to a table for `kernels/`."""
     if run.device.type == "cuda" and not backend.has_fp8(run.device):
         run.add(layer="all", error="left out: this device does not multiply e4m3")
         return
@@ -230,10 +231,12 @@ def timed_linear(run: Run, m: int, k: int, n: int, gelu: bool, best: Gpu) -> dic
     forms = {
         "bf16": lambda: activated(F.linear(wide_x, wide_weight, bias)),
         "library": library,
-        "triton": lambda: scaled_linear.scaled_linear_launch(*given.values(), bound, gelu, dtype),
     }
-    if run.tiny:  # a CPU has neither
-        forms["library"] = forms["triton"] = lambda: scaled_linear.scaled_linear_ref(*given.values(), gelu, torch.bfloat16)
+    for form in ("tiles", *(scaled_linear_persistent.FORMS if persistent(run.device) else ())):
+        forms[form] = lambda form=form: scaled_linear.scaled_linear_launch(*given.values(), bound, gelu, dtype, form)
+    eight_bits = [name for name in forms if name != "bf16"]
+    if run.tiny:  # a CPU has none
+        forms |= dict.fromkeys(eight_bits, lambda: scaled_linear.scaled_linear_ref(*given.values(), gelu, torch.bfloat16))
     times: dict[str, float] = {}
     for name, function in forms.items():
         try:
@@ -242,7 +245,7 @@ def timed_linear(run: Run, m: int, k: int, n: int, gelu: bool, best: Gpu) -> dic
         except Exception as error:  # one that cannot leaves the other to be measured
             run.add(m=m, k=k, n=n, failed=f"{name}: {type(error).__name__}: {str(error).strip().splitlines()[0]}"[:200])
     row: dict[str, Any] = {f"{name} ms": value for name, value in times.items()}
-    fp8 = {name: times[name] for name in ("library", "triton") if name in times}
+    fp8 = {name: times[name] for name in eight_bits if name in times}
     row["fastest"] = min(fp8, key=fp8.get, default="library")
     if fp8 and "bf16" in times:
         fastest, flop = min(fp8.values()), 2 * m * k * n

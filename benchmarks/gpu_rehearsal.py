@@ -25,6 +25,7 @@ LEFT_OUT = ("__pycache__", "*.so", "results", "*.safetensors", "photos")
 
 def rehearse(names: Sequence[str], minutes: float, out: Path) -> bool:
     """Run the sections from a bare copy and write `gpu_rehearsal.json` to `out`; whether every one of them ran without fault."""
+    here = about() | {"commit": commit(), "sources": sources()}  # before anything changes while it runs
     with tempfile.TemporaryDirectory() as folder:
         bare = copied(Path(folder) / "bare")
         first = run(bare, names, minutes, "the sections")
@@ -32,9 +33,7 @@ def rehearse(names: Sequence[str], minutes: float, out: Path) -> bool:
     kept = [name for name in names if f"\n{name}: kept from commit" in again["output"]]
     summary = first["output"][-LIMIT:]
     sections = first["result"]["sections"]
-    result = about() | {
-        "commit": commit(),
-        "sources": sources(),
+    result = here | {
         "sources there": first["result"]["sources"],
         "commit there": first["result"]["commit"],
         "seconds": {"the sections": first["seconds"], "all again, resumed": again["seconds"]},

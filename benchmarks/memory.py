@@ -1,4 +1,4 @@
-"""`python -m benchmarks.memory restoring|learning`: the memory model against measured peaks, and what learning takes on paper.
+"""`python -m benchmarks.memory restoring|learning|gpu`: the memory model against measured peaks; learning and checks on paper.
 
 *restoring*: every setting is a process of its own. Measured is how far its resident memory rose at most above what it was with
 the libraries imported and nothing loaded, so weights count, with a limit set that everything fits into; predicted is what
@@ -12,6 +12,8 @@ the real sizes; Wan's first block keeps less than the others, because nothing be
 checkpointed blocks only what enters the blocks and what lies between them is kept, and one block's while it is computed again.
 The prompt's part is its five copies (value, gradient, two moments, average) and its rows in every block. The codec and the text
 encoders are not counted: latents and the text are made before. What a block needs for a moment comes on top.
+
+*gpu*: memory of every section of `benchmarks.gpu`, its own code over shapes; see `gpu_memory.py`.
 """
 
 import json
@@ -281,6 +283,25 @@ def learning_table(result: dict[str, Any]) -> str:
     return "GB on paper, one sample a step, bf16:\n\n" + columns(["model", "size", *parts.values()], rows)
 
 
+def checks(_: Namespace) -> dict[str, Any]:
+    """What each section of the GPU check takes at its worst moment, on paper."""
+    from benchmarks import gpu_memory
+
+    sections = [name for name in gpu_memory.SECTIONS if name not in gpu_memory.NOT_COUNTED]
+    peaks = {name: gpu_memory.peak(name) for name in sections}
+    return {"card": gpu_memory.CARD, "margin": gpu_memory.MARGIN, "peaks": peaks}
+
+
+def checks_table(result: dict[str, Any]) -> str:
+    """What a person reads, in GB."""
+    rows = [(name, f"{size / 1e9:.1f}") for name, size in result["peaks"].items()]
+    fits = max(result["peaks"].values()) + result["margin"] <= result["card"]
+    words = (
+        f"{'all fit' if fits else 'NOT all fit'} into {result['card'] / 1e9:.0f} GB with {result['margin'] / 1e9:.0f} GB to spare"
+    )
+    return f"{columns(('section', 'GB on paper'), rows)}\n\n{words}"
+
+
 def no_options(_: ArgumentParser) -> None:
     """There are none."""
 
@@ -288,6 +309,7 @@ def no_options(_: ArgumentParser) -> None:
 BENCHMARKS = {
     "restoring": Benchmark(no_options, restoring, restoring_table),
     "learning": Benchmark(no_options, learning, learning_table),
+    "gpu": Benchmark(no_options, checks, checks_table),
 }
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""`python -m benchmarks.quality steps|fp8|colour-fix|auto-task`: what a choice costs or gains in dB, on `mini` and real photos.
+"""`python -m benchmarks.quality steps|evaluations|fp8|int8|colour-fix|auto-task`: what choices cost in dB, with photos on `mini`.
 
-*steps*: see `steps.py`.
+*steps*: see `steps.py`; *evaluations*: see `evaluations.py`.
 
-*fp8*: PSNR of every task and photo of `ebr-engine eval`, restored with the trunk in float32 and with its fp8 layers. Layers:
+*fp8*: PSNR of every task and photo of `ebr-engine eval`, restored with the trunk in float32, with its fp8 layers, and with
+attention in eight bits, emulated. Attention: its error with q, k and v that a photograph gives at the real heads. Layers:
 random weights, and activations as a LayerNorm gives them, at the sizes of Wan 2.1 and FLUX; the error is relative, against the
 layer in float64, and bf16's is beside it.
 
-*colour-fix*: the same photos and degradations, each restored once by its task's prompt (5 steps, seed 42) and corrected in every
-way of `media/colour_fix.py`. `BY_TASK` in that file names, for rain, snow and blur, the way that is best on average; haze and low
-light keep none, whatever is measured, because there the input's low frequencies are the damage; the table has what it should be.
+*colour-fix*: the same photos and degradations, each restored once by its task's prompt (seed 42) and corrected in every way of
+`media/colour_fix.py`. `BY_TASK` in that file names, for rain, snow and blur, the way that is best on average; haze and low light
+keep none, whatever is measured, because there the input's low frequencies are the damage; the table has what it should be.
 
-*auto-task*: see `auto_task.py`.
+*auto-task*: see `auto_task.py`. *int8*: see `int8.py`.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -18,26 +19,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks import auto_task, report, steps
+from benchmarks import auto_task, evaluations, int8, report, steps
 from benchmarks.clock import relative_rms
 from benchmarks.report import Benchmark, columns, mean
 from ebr_engine.backbones.layers import Fp8Linear, feed_forward
 from ebr_engine.engine.restorer import Restorer
 from ebr_engine.evaluation import quality
 from ebr_engine.evaluation.photos import NAMES, make_case
+from ebr_engine.kernels.attention import attention_ref
+from ebr_engine.kernels.attention_fp8 import attention_fp8
 from ebr_engine.media.colour_fix import BY_TASK, FIXES, NONE, fix_colours
 from ebr_engine.prompts.catalogue import TASKS
 
 WIDTHS = {"wan-1.3b": (1536, 8960), "wan-14b": (5120, 13824), "flux-dev": (3072, 12288)}
 ROWS = 64  # tokens that a layer's error is measured on
+HEADS, HEAD = {"wan-1.3b": 12, "flux-dev": 24}, 128
+NOISES = (0.0, 0.4, 1.0, None)  # that a photo is under, 0.4 as Wan's and FLUX's latents in the beginning; or without a photo
 DAMAGED_COLOURS = ("haze", "lowlight")
 WORTH = 0.05  # dB that a correction has to gain to be a default
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """One of the four."""
+    """One of the six."""
     report.main("quality", __doc__, BENCHMARKS, arguments)
 
 
@@ -49,15 +54,17 @@ def fp8_options(parser: ArgumentParser) -> None:
 def fp8(options: Namespace) -> dict[str, Any]:
     """What fp8 costs: PSNR of `mini` on real photos, and each layer's error at the real widths."""
     widths = {"tiny": (64, 160)} if options.quick else WIDTHS
-    return {"size": options.size, "psnr": fp8_psnr(options.size, options.quick), "layers": layers(widths)}
+    psnr = fp8_psnr(options.size, options.quick)
+    return {"size": options.size, "psnr": psnr, "layers": layers(widths), "attention": attention_errors(options.quick)}
 
 
 def fp8_psnr(size: int, quick: bool) -> dict[str, dict[str, float]]:
-    """{task: mean PSNR in dB of float32 and fp8}."""
+    """{task: mean PSNR in dB of float32, fp8 layers and fp8 attention}."""
     tasks, photos = (TASKS[:1], NAMES[:1]) if quick else (TASKS, NAMES)
     scores: dict[str, dict[str, float]] = {}
-    for precision in ("fp32", "fp8"):
-        restorer = Restorer("mini", device="cpu", precision=precision)
+    for precision in ("fp32", "fp8", "fp8 attention"):
+        eight_bits = precision == "fp8 attention"
+        restorer = Restorer("mini", device="cpu", precision="fp32" if eight_bits else precision, fp8_attention=eight_bits)
         rows = quality.means(quality.measure(restorer, tasks, photos, size, rows=("EBR prompt",)))
         for task, row in rows.items():
             scores.setdefault(task, {})[precision] = row["EBR prompt"]
@@ -88,21 +95,61 @@ def layers(widths: dict[str, tuple[int, int]]) -> list[dict[str, Any]]:
     return found
 
 
+def attention_errors(quick: bool) -> list[dict[str, Any]]:
+    """Relative RMS error of attention in eight bits and in bf16, of one head, by how alike the tokens are."""
+    found = []
+    for model, heads in (("tiny", 2),) if quick else HEADS.items():
+        for noise in NOISES:
+            q, k, v = (x[:1] for x in photo_heads(noise, heads, 16 if quick else HEAD))
+            exact = attention_ref(q.double(), k.double(), v.double())
+            row = {"fp8": relative_rms(attention_fp8(q, k, v), exact)}
+            row["bf16"] = relative_rms(attention_ref(*(x.bfloat16() for x in (q, k, v))), exact)
+            found.append({"model": model, "noise": noise, **row})
+    return found
+
+
+def photo_heads(noise: float | None, heads: int, head: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v [heads, 1, N, head] of a photo's patches by random weights, q and k normed over the width, as Wan's are.
+
+    `noise`: standard deviation of what is added to the pixels, in units of a half of their range; None leaves nothing else.
+    """
+    torch.manual_seed(0)
+    clean = make_case(NAMES[0], TASKS[0], 512).clean * 2 - 1
+    patches = torch.nn.functional.unfold(clean, 16, stride=16)[0].T  # [1024, 768]
+    grain = torch.randn_like(patches)
+    patches = grain if noise is None else patches + noise * grain
+    inside, width = patches.shape[1], heads * head
+    x = torch.nn.functional.layer_norm(patches @ torch.randn(inside, width) / inside**0.5, (width,))
+    q, k, v = (x @ torch.randn(width, width) / width**0.5 for _ in range(3))
+    q, k = (torch.nn.functional.rms_norm(x, (width,)) for x in (q, k))
+    return tuple(x.unflatten(-1, (heads, head)).transpose(0, 1).unsqueeze(1) for x in (q, k, v))
+
+
 def fp8_table(result: dict[str, Any]) -> str:
     """What a person reads."""
-    psnr = [
-        (task, f"{row['fp32']:.2f}", f"{row['fp8']:.2f}", f"{row['fp8'] - row['fp32']:+.3f}")
-        for task, row in result["psnr"].items()
-    ]
+    kinds = ("fp8", "fp8 attention")
+    psnr = []
+    for task, row in result["psnr"].items():
+        changes = (text for kind in kinds for text in (f"{row[kind]:.2f}", f"{row[kind] - row['fp32']:+.3f}"))
+        psnr.append((task, f"{row['fp32']:.2f}", *changes))
     rows = list(result["psnr"].values())
-    psnr.append(("mean loss", "", "", f"{mean(rows, 'fp8') - mean(rows, 'fp32'):+.3f}"))
+    changes = (f"{mean(rows, kind) - mean(rows, 'fp32'):+.3f}" for kind in kinds)
+    psnr.append(("mean", "", *(text for change in changes for text in ("", change))))
+    attention = [
+        (row["model"], "alone" if row["noise"] is None else f"{row['noise']:g}", f"{row['fp8']:.2%}", f"{row['bf16']:.2%}")
+        for row in result["attention"]
+    ]
     errors = [
         (f"{row['model']} {row['layer']}", f"{row['fp8']:.2%}", f"{row['bf16']:.2%}" if "bf16" in row else "")
         for row in result["layers"]
     ]
     title = f"mini, {result['size']} x {result['size']}, PSNR in dB"
-    tables = columns(("task", "float32", "fp8", "change"), psnr), columns(("layer's relative error", "fp8", "bf16"), errors)
-    return "\n".join([title, tables[0], "", tables[1]])
+    tables = (
+        columns(("task", "float32", "fp8", "change", "fp8 attention", "change"), psnr),
+        columns(("layer's relative error", "fp8", "bf16"), errors),
+        columns(("attention's relative error", "noise in the photo", "fp8", "bf16"), attention),
+    )
+    return "\n\n".join((f"{title}\n{tables[0]}", *tables[1:]))
 
 
 def colour_options(parser: ArgumentParser) -> None:
@@ -162,7 +209,9 @@ def colour_table(result: dict[str, Any]) -> str:
 
 BENCHMARKS = {
     "steps": Benchmark(steps.options, steps.measure, steps.table, steps.plot),
+    "evaluations": Benchmark(evaluations.options, evaluations.measure, evaluations.table),
     "fp8": Benchmark(fp8_options, fp8, fp8_table),
+    "int8": Benchmark(int8.options, int8.measure, int8.table),
     "colour-fix": Benchmark(colour_options, colours, colour_table),
     "auto-task": Benchmark(auto_task.options, auto_task.measure, auto_task.table),
 }

@@ -18,15 +18,25 @@ from typing import Any
 
 from benchmarks.report import columns, commit, write_json
 from ebr_engine.backbones.flux.model import FREQUENCIES, MLP_RATIO, FluxConfig
-from ebr_engine.backbones.registry import named_config
+from ebr_engine.backbones.flux2.model import Flux2Config
+from ebr_engine.backbones.registry import named_configs
 from ebr_engine.backbones.wan.model import MODULATIONS, WanConfig
 
 BF16 = 2
 STATE = 4  # the bridge state is float32
 WAN_TEXT, WAN_DISTINCT = 226, 2  # rows of the empty text, and how many of them differ
 FLUX_TEXT = 512
-WAN_STRIDE = (4, 8, 8)  # frames and pixels that a latent cell of Wan's codec spans
-FLUX_STRIDE = 8
+MODELS = (
+    "wan-1.3b",
+    "wan-14b",
+    "flux-dev",
+    "flux-schnell",
+    "wan22-a14b",
+    "wan22-5b",
+    "flux2-klein-4b",
+    "flux2-klein-9b",
+    "flux2-dev",
+)
 
 # Bytes an element costs in diffusers' eager modules at bf16; w and r are a write and a read of 2 or 4 bytes.
 PLAIN_WAN_NORM = 36  # to float32 (6), norm (8), × (1 + scale) (8), + shift (8), to bf16 (6)
@@ -37,6 +47,7 @@ PLAIN_WAN_ROPE = 22  # a half is two products in float32 (3 + 3) and their diffe
 PLAIN_FLUX_NORM, PLAIN_FLUX_GATED = 12, 10  # norm, ×, + (4 each); × gate (4), sum (6)
 PLAIN_FLUX_ROPE = 52  # rotated copy (6), both to float32 (12), × cos, × sin (16), sum (12), to bf16 (6)
 PLAIN_COPY = 4
+PLAIN_GATE = 10  # SiLU (4), × (6)
 PLAIN_STEP = 17  # float32 passes: t·v, D, three products and two sums
 
 
@@ -88,7 +99,7 @@ class Workload:
 
     backbone: str
     description: str
-    config: WanConfig | FluxConfig
+    config: WanConfig | FluxConfig | Flux2Config
     latent: tuple[int, ...]
     tokens: int  # of the picture or clip
     text: int  # text rows; Wan's are merged into `distinct` ones
@@ -179,15 +190,19 @@ def gelu_linear(name: str, count: int, rows: int, inputs: int, outputs: int, nar
 
 
 def flux_step(work: Workload, narrow: int = BF16) -> list[Operation]:
-    """The operations of one step of FLUX, as in `wan_step`; a prompt costs nothing but its rows' read."""
+    """The operations of one step of FLUX.1 or FLUX.2, as in `wan_step`; a prompt costs nothing but its rows' read."""
     config, n, t = work.config, work.tokens, work.text
     width, doubles, singles = config.width, config.num_layers, config.num_single_layers
-    hidden, joint = MLP_RATIO * width, n + work.text
+    hidden, joint = config.hidden, n + work.text
     element, rows = joint * width, 3 * t * width  # a prompt's constant rows for q, k and v
     rope = 2 * (PLAIN_RMS + PLAIN_FLUX_ROPE)
     updated = (3 * BF16 + narrow) * element, (PLAIN_FLUX_GATED + PLAIN_FLUX_NORM) * element
-    modulations = (12 * doubles + 3 * singles + 2) * width * width
-    embedders = (2 * FREQUENCIES + config.pooled_projection_dim + 3 * width) * width
+    if isinstance(config, Flux2Config):  # whose blocks of a kind share their modulation
+        modulations = (12 + 3 + 2) * width * width
+        embedders = (1 + config.guidance_embeds) * (config.timestep_guidance_channels + width) * width
+    else:
+        modulations = (12 * doubles + 3 * singles + 2) * width * width
+        embedders = (2 * FREQUENCIES + config.pooled_projection_dim + 3 * width) * width
     text = config.joint_attention_dim * width
 
     def streams(layer: Any, name: str, *sizes: int, **settings: Any) -> Iterator[Operation]:
@@ -198,6 +213,18 @@ def flux_step(work: Workload, narrow: int = BF16) -> list[Operation]:
     double_rope = replace(
         single_rope, name="qk_norm_rope (double)", count=doubles, plain_bytes=(rope + 3 * PLAIN_COPY + 6) * element
     )
+    if config.gated:  # GELU's place is taken by an operation that reads both halves of up's output
+        ups = streams(linear, "up", width, 2 * hidden)
+        gates = [operation("gated_activation", doubles, 0, (2 * BF16 + narrow) * joint * hidden, PLAIN_GATE * joint * hidden)]
+        single_up = linear("single up", singles, joint, width, 2 * hidden, narrow)
+        size = (2 * BF16 + narrow) * joint * hidden + (BF16 + narrow) * element
+        plain = PLAIN_GATE * joint * hidden + PLAIN_COPY * joint * (width + hidden)
+        join = operation("gated_activation, joined", singles, 0, size, plain)
+    else:
+        ups, gates = streams(gelu_linear, "up + GELU", width, hidden), []
+        single_up = gelu_linear("single up + GELU", singles, joint, width, hidden, narrow)
+        size, plain = (1 + MLP_RATIO) * element * (BF16 + narrow), (1 + MLP_RATIO) * PLAIN_COPY * element
+        join = operation("join attention and hidden", singles, 0, size, plain)
     return [
         linear("image_in", 1, n, config.in_channels, width, BF16),
         operation("layer_norm_modulate", 1, 0, (BF16 + narrow) * element, PLAIN_FLUX_NORM * element),
@@ -208,19 +235,14 @@ def flux_step(work: Workload, narrow: int = BF16) -> list[Operation]:
         *quantize("quantize_fp8 (attention)", doubles, joint, width, narrow),
         *streams(linear, "out", width, width),
         operation("gated_residual_norm (feed-forward)", doubles, 0, *updated),
-        *streams(gelu_linear, "up + GELU", width, hidden),
+        *ups,
+        *gates,
         *streams(linear, "down", hidden, width),
         operation("gated_residual_norm (next)", doubles, 0, *updated),
         linear("single qkv", singles, joint, width, 3 * width, narrow, parts=3),
         single_rope,
-        gelu_linear("single up + GELU", singles, joint, width, hidden, narrow),
-        operation(
-            "join attention and hidden",
-            singles,
-            0,
-            (1 + MLP_RATIO) * element * (BF16 + narrow),
-            (1 + MLP_RATIO) * PLAIN_COPY * element,
-        ),
+        single_up,
+        join,
         linear("single out", singles, joint, width + hidden, width, narrow),
         operation("gated_residual_norm (single)", singles, 0, updated[0], updated[1] + PLAIN_COPY * element),
         linear("image_out", 1, n, width, config.in_channels, BF16),
@@ -230,22 +252,39 @@ def flux_step(work: Workload, narrow: int = BF16) -> list[Operation]:
     ]
 
 
+def in_place(work: Workload, narrow: int = BF16) -> list[tuple[str, Operation, tuple[Operation, ...], str]]:
+    """What takes the place of operations of a step on request or by a table: its name, it, those, and the rate of its products.
+
+    Persistent forms of a product have its operations and bytes, and so its floor.
+    """
+    every = {op.name: op for op in step(work, narrow)}
+    usual, width = every["attention"], work.config.width
+    joint = work.tokens + (work.text if isinstance(work.config, FluxConfig) else 0)
+    # Read twice, written once in one byte an element, read again; the result written in bf16.
+    found = [("attention_fp8", replace(usual, bytes=joint * width * (2 * 3 * BF16 + 2 * 3 + BF16)), (usual,), "all fp8")]
+    if "single qkv" in every:
+        apart = every["single qkv"], every["qk_norm_rope (single)"]
+        less = 6 * BF16 * joint * width  # q, k and v, not written and not read
+        found.append(("qkv_norm_rope", replace(apart[0], bytes=sum(op.bytes for op in apart) - less), apart, "bf16"))
+    return found
+
+
 def workload(backbone: str, height: int | None = None, width: int | None = None, frames: int = 33) -> Workload:
-    """A backbone at a size in pixels (480×832 and 33 frames for Wan, 1024² for FLUX when not given)."""
-    config = named_config(backbone)
-    if isinstance(config, FluxConfig):
-        height, width = height or 1024, width or 1024
-        latent = (config.latent_channels, height // FLUX_STRIDE, width // FLUX_STRIDE)
-        return Workload(backbone, f"{height}x{width}", config, latent, math.prod(latent[1:]) // 4, FLUX_TEXT)
-    height, width = height or 480, width or 832
-    grid = ((frames - 1) // WAN_STRIDE[0] + 1, height // WAN_STRIDE[1], width // WAN_STRIDE[2])
+    """A backbone at a size in pixels (that of its spec when not given), and clips of 33 frames."""
+    spec, config = named_configs()[backbone]
+    height, width = height or spec.native_size[0], width or spec.native_size[1]
+    cells = tuple(side // spec.codec_costs.spatial for side in (height, width))
+    if isinstance(config, (FluxConfig, Flux2Config)):
+        latent, tokens = (config.latent_channels, *cells), math.prod(cells) // math.prod(config.patch)
+        return Workload(backbone, f"{height}x{width}", config, latent, tokens, FLUX_TEXT)
+    grid = ((frames - 1) // spec.codec_costs.temporal + 1, *cells)
     tokens = math.prod(grid) // config.patch_volume
     return Workload(backbone, f"{height}x{width}, {frames} frames", config, (config.in_channels, *grid), tokens, WAN_TEXT)
 
 
 def step(work: Workload, narrow: int = BF16) -> list[Operation]:
     """The operations of one step of a workload."""
-    return (flux_step if isinstance(work.config, FluxConfig) else wan_step)(work, narrow)
+    return (wan_step if isinstance(work.config, WanConfig) else flux_step)(work, narrow)
 
 
 def analyse(work: Workload, gpu: Gpu) -> dict[str, Any]:
@@ -270,7 +309,20 @@ def analyse(work: Workload, gpu: Gpu) -> dict[str, Any]:
         "floor": {precision: sum(row["floor"][precision] for row in rows) for precision in forms},
         "expected": expected,
     }
+    found = [
+        {
+            "form": name,
+            "count": op.count,
+            "bytes": op.bytes,
+            "usual_bytes": sum(one.bytes for one in usual),
+            "floor": max(op.seconds(gpu, rate)),
+            "usual_floor": sum(max(one.seconds(gpu, "bf16")) for one in usual),
+        }
+        for name, op, usual, rate in in_place(work)
+        if rate != "all fp8" or gpu.fp8
+    ]
     return {
+        "forms": found,
         "backbone": work.backbone,
         "size": work.description,
         "tokens": work.tokens,
@@ -305,6 +357,11 @@ def table(result: dict[str, Any], gpu: Gpu, name: str) -> str:
         "",
         f"products {total['flop'] / 1e12:.1f} TFLOP (plain {total['plain_flop'] / 1e12:.1f}), "
         f"memory {total['bytes'] / 1e9:.0f} GB (plain {total['plain_bytes'] / 1e9:.0f}, fp8 {total['fp8_bytes'] / 1e9:.0f})",
+        *(
+            f"{form['form']}: {form['floor'] * 1e3:.2f} ms at least in place of {form['usual_floor'] * 1e3:.2f}, "
+            f"{form['count'] * form['bytes'] / 1e9:.1f} GB in place of {form['count'] * form['usual_bytes'] / 1e9:.1f}"
+            for form in result["forms"]
+        ),
     ]
     return "\n".join(lines)
 
@@ -312,13 +369,12 @@ def table(result: dict[str, Any], gpu: Gpu, name: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of one backbone or of all, and write everything to a JSON file on request."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__.splitlines()[0])
-    backbones = ("wan-1.3b", "wan-14b", "flux-dev")
-    parser.add_argument("--backbone", choices=backbones, help="default: all")
+    parser.add_argument("--backbone", choices=MODELS, help="default: all")
     parser.add_argument("--gpu", choices=GPUS, default="h200")
     parser.add_argument("--bf16", type=float, metavar="TFLOPS", help="another product rate than the named GPU's")
     parser.add_argument("--fp8", type=float, metavar="TFLOPS")
     parser.add_argument("--bandwidth", type=float, metavar="TBPS")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the released sizes")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the backbone's own")
     parser.add_argument("--frames", type=int, default=33, help="of a clip, 4n + 1")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number")
     options = parser.parse_args(arguments)
@@ -327,13 +383,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("rates must be positive")
     if options.frames < 1 or options.frames % 4 != 1:
         parser.error(f"--frames must be 4n + 1, got {options.frames}")
-    if options.size and any(side < 16 or side % 16 for side in options.size):
-        parser.error("--size must be multiples of 16")
+    chosen = [options.backbone] if options.backbone else MODELS
+    for name in chosen if options.size else ():
+        spec, config = named_configs()[name]
+        multiple = spec.codec_costs.spatial * config.patch[-1]
+        if any(side < multiple or side % multiple for side in options.size):
+            parser.error(f"--size must be multiples of {multiple} for {name}")
     gpu = GPUS[options.gpu]
     if given:
         gpu = replace(gpu, **given, source=f"{gpu.source}; given: {', '.join(given)}")
-    works = [workload(name, *(options.size or (None, None)), options.frames) for name in backbones]
-    results = [analyse(work, gpu) for work in works if options.backbone in (None, work.backbone)]
+    results = [analyse(workload(name, *(options.size or (None, None)), options.frames), gpu) for name in chosen]
     print("\n\n".join(table(result, gpu, options.gpu) for result in results))
     if options.json:
         about = {"gpu": {"name": options.gpu, **asdict(gpu)}, "commit": commit()}

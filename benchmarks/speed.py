@@ -1,4 +1,4 @@
-"""`python -m benchmarks.speed latency|throughput|full-size|waiting`: a file's time, pictures a second, real sizes, neighbours.
+"""`python -m benchmarks.speed latency|throughput|full-size|waiting|starting`: a file's time, pictures a second, and more.
 
 *latency*: one photo or clip by the command, timed from outside, as a person waits for it. Beside each such run, one more fresh
 process times its own stages (`stages.py`); it also tells its peak memory, and how fast the machine multiplies large matrices in
@@ -9,7 +9,7 @@ evaluations, decoding; tables are baked before. The first run of a form is kept 
 `break even` is the number of pictures after which compiling has paid for itself: what the first run took longer, by what each
 picture is faster.
 
-*full-size*: see `full_size.py`. *waiting*: see `waiting.py`.
+*full-size*: see `full_size.py`. *waiting*: see `waiting.py`. *starting*: see `starting.py`.
 """
 
 import itertools
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import full_size, report, waiting
+from benchmarks import full_size, report, starting, waiting
 from benchmarks.report import ROOT, Benchmark, columns, spread
 from benchmarks.stages import STAGES, timed_stages
 
@@ -37,7 +37,7 @@ INSIDE = "import sys; from benchmarks.speed import inside; inside(*sys.argv[1:])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """One of the four."""
+    """One of the five."""
     report.main("speed", __doc__, BENCHMARKS, arguments)
 
 
@@ -287,6 +287,7 @@ BENCHMARKS = {
     "latency": Benchmark(latency_options, latency, latency_table, plot_latency),
     "throughput": Benchmark(throughput_options, throughput, throughput_table, plot_throughput),
     "full-size": Benchmark(full_size.options, full_size.measure, full_size.table),
+    "starting": Benchmark(starting.options, starting.measure, starting.table),
     "waiting": Benchmark(waiting.options, waiting.measure, waiting.table),
 }
 

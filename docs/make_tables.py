@@ -222,6 +222,65 @@ def quality_table(value: str, digits: int) -> str:
     return markdown(quality_scores(), value, digits)
 
 
+def backbones_table() -> str:
+    """Sizes, costs and licences of the backbones, and what has been run of them."""
+    import torch
+
+    from ebr_engine.backbones.registry import named_configs
+
+    head = ("model", "`--backbone`", "on the device", "in bf16", "in fp8", "never there", "a step", "licence", "run so far")
+    flop, rows = step_flop(), []
+    for name, (spec, config) in named_configs().items():
+        parts = spec.parameters(config, torch.bfloat16)
+        trunk, conditioner = (rounded(parts[f"{half}_parameters"], "B") for half in ("trunk", "conditioner"))
+        sizes = (rounded(size, "GB") for size in (parts["trunk_bytes"], fp8_bytes(spec, config)))
+        step = f"{flop[name] / 1e12:.3g} TFLOP, {described(spec)}" if name in flop else ""
+        rows.append((name, code(spec.name), trunk, *sizes, conditioner, step, spec.licences.get(name, ""), spec.ran))
+    return table(head, rows)
+
+
+def rounded(count: int, billions: str) -> str:
+    """A number of parameters (`billions` is B) or bytes (GB), with three digits."""
+    return f"{count / 1e9:.3g} {billions}" if count >= 1e9 else f"{count / 1e6:.3g} M{billions[1:]}"
+
+
+def fp8_bytes(spec: Any, config: Any) -> int:
+    """Bytes of a trunk in fp8."""
+    import torch
+
+    from ebr_engine.backbones.layers import quantize_trunk
+
+    with torch.device("meta"):
+        trunk = spec.trunk(config).to(torch.bfloat16)
+    quantize_trunk(trunk)
+    return sum(tensor.nbytes for tensor in trunk.state_dict().values())
+
+
+def described(spec: Any) -> str:
+    """The size of picture or clip that a backbone's numbers are of."""
+    height, width = spec.native_size
+    return f"{width}×{height}" + (f", {spec.chunk[0]} frames" if spec.knows_time else "")
+
+
+def step_flop() -> dict[str, float]:
+    """Operations of one step at a backbone's own size with one prompt, by the name of its size."""
+    from ebr_engine.backbones.registry import BACKBONES, spec
+    from ebr_engine.backbones.views import room_of
+    from ebr_engine.engine.restorer import Restorer
+    from ebr_engine.prompts.catalogue import prompt_files
+
+    works = json.loads((ROOT / "benchmarks/results/roofline.json").read_text(encoding="utf-8"))["workloads"]
+    found = {work["backbone"]: work["totals"]["flop"] for work in works}
+    for one in map(spec, BACKBONES):
+        if one.bundled:  # it is here, and can be asked
+            backbone = (restorer := Restorer(one.name, device="cpu", precision="fp32")).backbone
+            plan = restorer.plan(next(iter(prompt_files(one.name))))
+            room, config = room_of(backbone.codec, plan.views), backbone.trunk.config
+            cells = (side // backbone.codec.spatial + room for side in one.native_size)
+            found[next(iter(one.configs))] = one.flop(config, (1, config.latent_channels, 1, *cells), plan.entries[0])
+    return found
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "commands": commands_table,
     "request": request_tables,
@@ -231,6 +290,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "columns": columns_list,
     "formats": formats_list,
     "fates": fates_table,
+    "backbones": backbones_table,
     "quality": quality_brief,
     "psnr": partial(quality_table, "psnr", 2),
     "ssim": partial(quality_table, "ssim", 3),

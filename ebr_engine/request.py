@@ -185,6 +185,11 @@ class RestoreRequest:
         choices=PRECISIONS,
         switch=("--fp8", "fp8", "Short for --precision fp8."),
     )
+    fp8_attention: bool = _computing(
+        False,
+        "--fp8-attention",
+        "Self-attention in eight bits, on GPUs of compute capability 8.9 or newer; a CPU emulates it, slowly.",
+    )
     offload: str = _computing(
         "none",
         "--offload",

@@ -6,13 +6,15 @@ out = softmax(q kᵀ / sqrt(head_dim)) v
 import functools
 import logging
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ebr_engine.kernels import backend
+from ebr_engine.kernels import backend, tune
+from ebr_engine.kernels.attention_fp8 import attention_fp8
 
 logger = logging.getLogger("ebr_engine")
 
@@ -33,7 +35,7 @@ def attention_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The formula in blocks of queries (Rabe and Staats, arXiv 2112.05682); all tensors [B, H, N, d], none learned from.
 
     Scores and likelihoods are rounded to the dtype of `q`, the scores as the reference rounds them.
-    For bf16 on a CPU: the library's kernel multiplies bf16 there no faster than float32, oneDNN's products twice as fast.
+    For bf16 on CPUs whose library multiplies it no faster than float32 in its own kernel, oneDNN's products twice as fast.
     """
     out = torch.empty(q.shape, dtype=q.dtype)
     queries, keys, values, results = (x.flatten(0, 1) for x in (q * q.shape[-1] ** -0.5, k, v, out))
@@ -53,11 +55,26 @@ def attention_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-# One operation to a compiler, which would unroll the blocks.
-torch.library.define("ebr::attention_blocks", "(Tensor q, Tensor k, Tensor v) -> Tensor")
-torch.library.impl("ebr::attention_blocks", "CPU", attention_blocks)
-torch.library.register_fake("ebr::attention_blocks", lambda q, k, v: q.new_empty(q.shape))
-attention_blocks_op = torch.ops.ebr.attention_blocks.default
+def attention_cpu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The formula on a CPU by whichever way is fastest there, nothing learned; the layout of the result is the way's."""
+    ways: dict[str, Callable[[], Tensor]] = {}
+    cpu = backend.native(q, k, v)
+    if cpu and cpu.attends(q, k, v):
+        ways["native"] = lambda: cpu.attention(q, k, v)
+    ways["library"] = lambda: F.scaled_dot_product_attention(q, k, v)
+    if q.dtype == torch.bfloat16:
+        ways["blocks"] = lambda: attention_blocks(q, k, v)
+    batch, heads, tokens, head = q.shape
+    kind = str(q.dtype).removeprefix("torch."), f"heads of {head}", f"{(batch * heads * tokens).bit_length()} bits of queries"
+    kind += (f"{k.shape[-2].bit_length()} bits of keys",)
+    return ways[tune.chosen("attention", kind, 4 * q.numel() * k.shape[-2], ways)]()
+
+
+# One operation to a compiler, which cannot time its ways; its result is contiguous.
+torch.library.define("ebr::attention_cpu", "(Tensor q, Tensor k, Tensor v) -> Tensor")
+torch.library.impl("ebr::attention_cpu", "CPU", lambda q, k, v: attention_cpu(q, k, v).contiguous())
+torch.library.register_fake("ebr::attention_cpu", lambda q, k, v: q.new_empty(q.shape))
+attention_cpu_op = torch.ops.ebr.attention_cpu.default
 
 
 @functools.cache
@@ -84,16 +101,18 @@ def attention_cuda(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention, [B, H, N, d] each → [B, H, N, d]; the fastest of what is there for the device."""
+def attention(q: Tensor, k: Tensor, v: Tensor, fp8: bool = False) -> Tensor:
+    """Scaled dot-product attention, [B, H, N, d] each → [B, H, N, d]; the fastest of what is there for the device.
+
+    `fp8`: in eight bits (`attention_fp8`), where nothing is being learned.
+    """
+    if fp8 and not torch.is_grad_enabled():
+        return attention_fp8(q, k, v)
     if q.is_cuda:
         return attention_cuda(q, k, v)
-    cpu = backend.native(q, k, v)
-    if cpu and (out := cpu.attention(q, k, v)) is not None:
-        return out
     if q.requires_grad and q.shape[-2] <= EXPLICIT_TOKENS:
         return attention_ref(q, k, v)
     learned = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    if q.dtype == torch.bfloat16 and not learned and not torch.compiler.is_exporting():
-        return attention_blocks_op(q, k, v)
+    if not learned and not torch.compiler.is_exporting() and q.dtype in (torch.float32, torch.bfloat16):
+        return attention_cpu_op(q, k, v) if torch.compiler.is_compiling() else attention_cpu(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)

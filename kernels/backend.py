@@ -4,7 +4,8 @@
 has and while nothing is learned; plain torch elsewhere), `torch`, `triton`, `cuda` (the extension for the operations it has,
 Triton for the rest). With `triton` or `cuda` every operation goes through its torch.library registration on any device; on a
 CPU that runs Triton's interpreter if `TRITON_INTERPRET=1` is set, the reference otherwise. `EBR_CPU_LEVEL` names the
-instructions that native code may use, of those that this CPU has.
+instructions that native code may use, of those that this CPU has; `EBR_CPU_TUNE` says whether one of several ways is chosen
+by timing them (`tune.py`).
 
 `EBR_VERIFY` asks when a kernel is compared with its reference (`gate.py`): `first`, on its first use; `always`; or `off`.
 """
@@ -27,6 +28,8 @@ CHOICES = ("auto", "torch", "triton", "cuda")
 ASKED = os.environ.get("EBR_KERNELS", "auto")
 CPU_LEVEL = os.environ.get("EBR_CPU_LEVEL", "auto")
 CPU_LEVELS = ("auto", "baseline", "avx2", "avx512", "amx")
+TUNE = os.environ.get("EBR_CPU_TUNE", "on")
+TUNES = ("off", "on", "again")
 VERIFY_CHOICES = {"off": "never compared", "first": "compared on first use", "always": "compared at every call"}  # as told
 VERIFY = os.environ.get("EBR_VERIFY", "first")
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
@@ -55,6 +58,18 @@ class Backend:
 def registered(x: Tensor) -> bool:
     """Whether an operation on `x` goes through its registration; if not, its reference runs in place, open to the compiler."""
     return FORCED or (x.is_cuda and HAS_TRITON and ASKED == "auto")
+
+
+@contextmanager
+def in_place() -> Iterator[None]:
+    """Within it, operations of this process run their formulas in place of registrations, unless some are asked for: for who
+    learns a model's own weights, for which kernels have no gradients."""
+    global ASKED
+    before, ASKED = ASKED, "torch" if ASKED == "auto" else ASKED
+    try:
+        yield
+    finally:
+        ASKED = before
 
 
 def launches(x: Tensor) -> bool:
@@ -102,6 +117,12 @@ def native(*tensors: Tensor | None) -> ModuleType | None:
         return None
     learned = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     return None if learned else module
+
+
+def native_level() -> str:
+    """The level of instructions that native code runs at, as `info` tells it; `no native code` where there is none."""
+    module = _native()
+    return "no native code" if module is None or ASKED != "auto" else module.levels()[module.level()]
 
 
 @functools.cache
@@ -158,7 +179,7 @@ def backends() -> list[Backend]:
         cpu_reason = "not built: EBR_BUILD_CPU=1 pip install . tells why"
     else:
         unused = "" if ASKED == "auto" else "; not used with EBR_KERNELS=" + ASKED
-        cpu_reason = f"used on CPUs, with {module.levels()[module.level()]}" + unused
+        cpu_reason = f"used on CPUs, at the level {module.levels()[module.level()]}" + unused
     return [
         Backend("cuda", built and device, cuda if device or not built else "built, but there is no CUDA device"),
         Backend("triton", HAS_TRITON and (device or INTERPRETED), triton_reason),

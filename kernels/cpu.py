@@ -16,6 +16,7 @@ from ebr_engine.kernels.rows import batch_stride, dense
 
 DTYPES = {getattr(torch, name): index for index, name in enumerate(_cpu.DTYPES)}
 NONE = _cpu.Rows(0, 0, 0, 0)
+_cpu.keep_memory()
 
 
 def levels() -> tuple[str, ...]:
@@ -50,27 +51,33 @@ def heads(x: Tensor, shared: bool = False) -> _cpu.Heads:
     return _cpu.Heads(x.data_ptr(), 0 if shared else batch, head, token)
 
 
-def norm(x: Tensor, y: Tensor | None, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple | None:
-    """x' = x + gate·y and its norm; x' is None without `y`."""
+def norm(x: Tensor, y: Tensor | None, gate: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float) -> tuple | None:
+    """x' = x + gate·y and its norm; x' is None without `y`, and the norm is RMSNorm without `bias`."""
     if not takes(x, y, gate, weight, bias) or x.dim() != 3:
         return None
     batch, tokens, width = x.shape
     if y is not None and (y.shape != x.shape or y.dtype != x.dtype):
         return None
-    x, y, gate, weight, bias = (None if t is None else dense(t) for t in (x, y, gate, weight, bias))
-    weights = (table(t, batch_stride(name, t, batch, width)) for name, t in (("weight", weight), ("bias", bias)))
-    gates = NONE if gate is None else table(gate, batch_stride("gate", gate, batch, width))
+    x, y, *tables = (None if t is None else dense(t) for t in (x, y, gate, weight, bias))  # kept until the call is over
+    named = zip(("gate", "weight", "bias"), tables)
+    views = (NONE if t is None else table(t, batch_stride(name, t, batch, width)) for name, t in named)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     total = None if y is None else torch.empty_like(out)
+    stored = 0 if total is None else total.data_ptr()
     _cpu.norm(
-        level(), rows(x), NONE if y is None else rows(y), gates, *weights, 0 if y is None else total.data_ptr(), out.data_ptr(),
-        batch, tokens, width, eps, torch.get_num_threads(),
+        level(), rows(x), NONE if y is None else rows(y), *views, stored, out.data_ptr(), batch, tokens, width, eps,
+        torch.get_num_threads(),
     )  # fmt: skip
     return total, out
 
 
 def layer_norm_modulate(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor | None:
     found = norm(x, None, None, weight, bias, eps)
+    return None if found is None else found[1]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor | None:
+    found = norm(x, None, None, weight[None], None, eps)
     return None if found is None else found[1]
 
 
@@ -112,8 +119,14 @@ def attend(q: Tensor, branches: list[_cpu.Branch]) -> Tensor | None:
     return out if served else None
 
 
+def attends(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether `attention` serves."""
+    alike = q.dtype == k.dtype == v.dtype and k.shape == v.shape and k.shape[:2] == q.shape[:2]
+    return alike and takes(q, k, v) and q.shape[-1] % 8 == 0 and q.shape[-1] <= _cpu.LARGEST_HEAD
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
-    if not takes(q, k, v) or not q.dtype == k.dtype == v.dtype or k.shape != v.shape or k.shape[:2] != q.shape[:2]:
+    if not attends(q, k, v):
         return None
     q, k, v = dense(q), dense(k), dense(v)
     return attend(q, [_cpu.Branch(heads(k), heads(v), k.shape[2], 0, 1.0)])

@@ -62,3 +62,29 @@ def tile_logits(b_q, b_k, bias, keys, rows, scale, BIASED: tl.constexpr):
     if BIASED:
         logits += tl.load(bias + keys, mask=keys < rows, other=0.0)[None] * 1.4426950408889634
     return tl.where((keys < rows)[None], logits, float("-inf"))
+
+
+@triton.jit
+def add_branch(
+    out, weight, b_q, key, value, bias, rows, scale,
+    BIASED: tl.constexpr, HEAD: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, DIMS: tl.constexpr,
+):  # fmt: skip
+    """`out` and a weighted branch; and the logarithm of its denominator, to base 2.
+
+    The denominator comes first, so that products are added to `out` itself: a second accumulator does not fit beside it.
+    """
+    largest = tl.full([QUERIES], float("-inf"), tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    for start in tl.range(0, rows, KEYS, num_stages=1):
+        keys = start + tl.arange(0, KEYS)
+        logits = tile_logits(b_q, load_keys(key, keys, rows, HEAD, DIMS), bias, keys, rows, scale, BIASED)
+        larger = tl.maximum(largest, tl.max(logits, 1))
+        total = total * tl.exp2(largest - larger) + tl.sum(tl.exp2(logits - larger[:, None]), 1)
+        largest = larger
+    b_sum = largest + tl.log2(total)
+    for start in tl.range(0, rows, KEYS, num_stages=1):
+        keys = start + tl.arange(0, KEYS)
+        logits = tile_logits(b_q, load_keys(key, keys, rows, HEAD, DIMS), bias, keys, rows, scale, BIASED)
+        b_v = load_keys(value, keys, rows, HEAD, DIMS)
+        out = tl.dot((tl.exp2(logits - b_sum[:, None]) * weight).to(b_v.dtype), b_v, out)
+    return out, b_sum

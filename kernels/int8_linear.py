@@ -86,7 +86,8 @@ def int8_linear_launch(x: Tensor, weight: Int8Weight, bias: Tensor, gelu: bool) 
     zero = levels + 1  # oneDNN's unsigned times signed is its fast product
     y = product((flat / step).round_().add_(zero).to(torch.uint8), zero, weight)
     torch.addcmul(bias.float(), y, step, out=y)
-    y = F.gelu(y, approximate="tanh") if gelu else y
+    if gelu:
+        torch.ops.aten.gelu_(y, approximate="tanh")  # in place: new pages cost more than it
     return y.to(x.dtype).view(*x.shape[:-1], -1)
 
 

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ebr_engine.kernels import backend, tune
+
 NUMBERS = itertools.count()
+PACKED_ROWS = 1024  # that products are timed with
 
 
 class PackedWeight:
@@ -55,8 +58,36 @@ def packed_linear_launch(x: Tensor, weight: PackedWeight, bias: Tensor, gelu: bo
     """Run oneDNN's product: x [..., K], bias [N] → [..., N]."""
     if x.numel() == 0:
         return x.new_empty(*x.shape[:-1], bias.shape[0])
-    activation = ("gelu", [], "tanh") if gelu else ("none", [], "")
-    return torch.ops.mkldnn._linear_pointwise(x, weight.tensor, bias, *activation)
+    if not gelu:
+        return torch.ops.mkldnn._linear_pointwise(x, weight.tensor, bias, "none", [], "")
+    ways = {"fused": lambda: torch.ops.mkldnn._linear_pointwise(x, weight.tensor, bias, "gelu", [], "tanh")}
+    if cpu := backend.native(x):
+
+        def native() -> Tensor:
+            y = torch.ops.mkldnn._linear_pointwise(x, weight.tensor, bias, "none", [], "")
+            return y if cpu.gelu_(y) else F.gelu(y, approximate="tanh")
+
+        ways = {"native": native, **ways}
+    rows, (out, inside) = x.shape[:-1].numel(), weight.tensor.shape
+    kind = str(x.dtype).removeprefix("torch."), f"{inside} to {out}", f"{rows.bit_length()} bits of rows"
+    return ways[tune.chosen("linear with GELU", kind, 2 * rows * inside * out, ways)]()
+
+
+def packing_pays(weight: Tensor) -> bool:
+    """Whether products by a weight [N, K] in this layout take no longer than torch's own, as far as that is known here."""
+    out, inside = weight.shape
+    x, bias = torch.randn(PACKED_ROWS, inside).to(weight.dtype), weight.new_zeros(out)
+    kept: dict[str, PackedWeight] = {}
+
+    def packed() -> Tensor:
+        if not kept:
+            kept["weight"] = PackedWeight(weight)
+        return packed_linear_launch(x, kept["weight"], bias, False)
+
+    ways = {"packed": packed, "plain": lambda: F.linear(x, weight, bias)}
+    kind = str(weight.dtype).removeprefix("torch."), f"{inside} to {out}"
+    with torch.inference_mode():
+        return tune.chosen("linear", kind, 2 * PACKED_ROWS * weight.numel(), ways) == "packed"
 
 
 # By the plain interface: what `custom_op` adds to a call is as long as a small product.

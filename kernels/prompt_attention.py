@@ -13,6 +13,7 @@ from ebr_engine.kernels import backend
 from ebr_engine.kernels.backend import tl, triton
 from ebr_engine.kernels.gate import gated
 from ebr_engine.kernels.heads import (
+    add_branch,
     constants,
     launches,
     load_keys,
@@ -23,12 +24,16 @@ from ebr_engine.kernels.heads import (
     tile_logits,
 )
 from ebr_engine.kernels.prompt_attention_gradient import prompt_attention_backward_op
+from ebr_engine.kernels.prompt_attention_persistent import described, prompt_attention_persistent_launch
 from ebr_engine.kernels.rows import dense
 
 # Queries and keys of a tile, warps, stages, by a device's major compute capability: the largest that spill no register. On
 # Hopper a warpgroup multiplies 64 rows; there and on Blackwell's data centre parts operands stay in shared memory.
 TILES = {9: (128, 64, 8, 3), 10: (128, 64, 8, 2)}
 OTHER_TILE = (64, 32, 8, 3)
+# What restoring takes by a device's major compute capability: `tiles`, a program a tile, or what `prompt_attention_persistent`
+# has. Tiles, until one has been timed on a GPU: on paper they differ by a tile's first copy alone.
+FORMS = {9: "tiles", 10: "tiles"}
 
 
 def _branch(q: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -75,32 +80,6 @@ def attend(
         total = total * shrink + tl.sum(likely, 1)
         largest = larger
     return out / total[:, None], largest + tl.log2(total)
-
-
-@triton.jit
-def add_branch(
-    out, weight, b_q, key, value, bias, rows, scale,
-    BIASED: tl.constexpr, HEAD: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, DIMS: tl.constexpr,
-):  # fmt: skip
-    """`out` and a weighted branch; and the logarithm of its denominator, to base 2.
-
-    The denominator comes first, so that products are added to `out` itself: a second accumulator does not fit beside it.
-    """
-    largest = tl.full([QUERIES], float("-inf"), tl.float32)
-    total = tl.zeros([QUERIES], tl.float32)
-    for start in tl.range(0, rows, KEYS, num_stages=1):
-        keys = start + tl.arange(0, KEYS)
-        logits = tile_logits(b_q, load_keys(key, keys, rows, HEAD, DIMS), bias, keys, rows, scale, BIASED)
-        larger = tl.maximum(largest, tl.max(logits, 1))
-        total = total * tl.exp2(largest - larger) + tl.sum(tl.exp2(logits - larger[:, None]), 1)
-        largest = larger
-    b_sum = largest + tl.log2(total)
-    for start in tl.range(0, rows, KEYS, num_stages=1):
-        keys = start + tl.arange(0, KEYS)
-        logits = tile_logits(b_q, load_keys(key, keys, rows, HEAD, DIMS), bias, keys, rows, scale, BIASED)
-        b_v = load_keys(value, keys, rows, HEAD, DIMS)
-        out = tl.dot((tl.exp2(logits - b_sum[:, None]) * weight).to(b_v.dtype), b_v, out)
-    return out, b_sum
 
 
 @triton.jit
@@ -192,6 +171,9 @@ def prompt_attention_op(
 ) -> tuple[Tensor, Tensor]:
     inputs = (q, text_key, text_value, text_log_count, prompt_key, prompt_value, prompt_weight)
     if launches(q):
+        form = FORMS.get(backend.capability(q), "tiles")
+        if form != "tiles" and not save and described(q, prompt_key):
+            return prompt_attention_persistent_launch(*inputs, form), q.new_empty(0, dtype=torch.float32)
         return prompt_attention_launch(*inputs, save)
     log_sum = log_sums_ref(q, text_key, text_log_count, prompt_key) if save else q.new_empty(0, dtype=torch.float32)
     return rows_of_heads(q).copy_(prompt_attention_ref(*inputs)), log_sum

@@ -165,7 +165,7 @@ def write_flux2(folder: Path) -> Path:
     import transformers
 
     torch.manual_seed(0)
-    _shaken(diffusers.Flux2Transformer2DModel(**FLUX2)).save_pretrained(folder / "transformer")
+    _shaken(diffusers.Flux2Transformer2DModel(**FLUX2), 0.3).save_pretrained(folder / "transformer")
     vae = diffusers.AutoencoderKLFlux2(
         block_out_channels=(4, 4, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -216,8 +216,8 @@ def write_released_prompt(path: Path, backend: str, rows: int, width: int, block
     return {"residual": residual, "alpha": alpha}
 
 
-def _shaken(module: torch.nn.Module) -> torch.nn.Module:
+def _shaken(module: torch.nn.Module, by: float = 0.1) -> torch.nn.Module:
     """Random everywhere: biases and modulations of a fresh module are zero, which would hide mistakes."""
     for parameter in module.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
+        parameter.data += by * torch.randn_like(parameter)
     return module.eval()

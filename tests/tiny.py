@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ebr_engine.backbones.flux.model import FluxConfig
+from ebr_engine.backbones.flux2.model import Flux2Config
 from ebr_engine.backbones.mini.codec import PixelCodec
 from ebr_engine.backbones.mini.lapped import LappedCodec
 from ebr_engine.backbones.mini.model import save_mini
@@ -37,6 +38,17 @@ TINY_FLUX = FluxConfig(
     joint_attention_dim=10,
     pooled_projection_dim=8,
     axes_dims_rope=(4, 4, 4),
+)
+
+TINY_FLUX2 = Flux2Config(
+    in_channels=16,
+    num_layers=1,
+    num_single_layers=2,
+    attention_head_dim=12,
+    num_attention_heads=2,
+    joint_attention_dim=10,
+    timestep_guidance_channels=16,
+    axes_dims_rope=(2, 4, 4, 2),
 )
 
 

@@ -15,7 +15,6 @@ namespace {
 constexpr int R = W == 16 ? 8 : 4;
 constexpr int C = 3;
 constexpr int KEYS = 64;  // whose logits are made before they are used
-constexpr int LARGEST_HEAD = 256;
 
 // acc[r] = Σ_k a[r·ar + k·ak] · b[k·c + ...], the sum of `depth` products, over c vectors.
 template <int r, int c>
@@ -147,7 +146,7 @@ void attend_all(const Attention& a) {
 }
 
 bool attention(const Attention& a) {
-    if (a.width % R || a.width > LARGEST_HEAD || !a.count) return false;
+    if (a.width % 8 || a.width > LARGEST_HEAD || !a.count) return false;
     for (int n = 0; n < a.count; ++n)
         if (a.branches[n].keys < 1) return false;
     a.dtype == Dtype::float32 ? attend_all<float>(a) : attend_all<bf16>(a);

@@ -29,6 +29,7 @@ Dtype dtype_of(int dtype) {
 PYBIND11_MODULE(_cpu, m) {
     m.doc() = "Operations on a CPU; each returns whether it serves the layout, having done nothing if not.";
     m.attr("DTYPES") = py::make_tuple("float32", "bfloat16");  // as enum Dtype
+    m.attr("LARGEST_HEAD") = LARGEST_HEAD;
     m.attr("POOLED") = pooled();
     py::list names;
     for (const Level& level : found()) names.append(level.name);
@@ -70,6 +71,7 @@ PYBIND11_MODULE(_cpu, m) {
         py::gil_scoped_release released;
         return chosen.rope(a);
     });
+    m.def("keep_memory", &keep_memory);
     m.def("gelu", [](int level, uintptr_t x, uintptr_t out, int64_t size, int dtype, int threads) {
         const Gelu a{x, out, size, dtype_of(dtype), threads};
         const Table& chosen = table(level);

@@ -1,4 +1,10 @@
-#include "amx.h"
+#include "amx_float.h"
 #include "rows.h"
 
-const ebr::cpu::Table ebr::cpu::amx{amx_attention, norm, rope, gelu};
+namespace {
+bool by_dtype(const ebr::cpu::Attention& a) {
+    return a.dtype == ebr::cpu::Dtype::float32 ? ebr::cpu::float_attention(a) : ebr::cpu::amx_attention(a);
+}
+}  // namespace
+
+const ebr::cpu::Table ebr::cpu::amx{by_dtype, norm, rope, gelu};

@@ -11,6 +11,8 @@
 
 namespace ebr::cpu {
 
+constexpr int LARGEST_HEAD = 256;  // attention serves multiples of 8 up to it
+
 enum class Dtype : int { float32, bfloat16 };
 
 // Vectors of elements that lie side by side, at [batch, head, token]; strides in elements, 0 if shared.
@@ -45,7 +47,8 @@ struct Rows {
     Dtype dtype;
 };
 
-// x' = x + gate·y (just x without y) to `total`, its norm by weight and bias to `out`; both contiguous, in x's dtype.
+// x' = x + gate·y (just x without y) to `total`, its norm by weight and bias to `out`; both contiguous, in x's dtype. Without
+// bias it is RMSNorm.
 struct Norm {
     Rows x, y, gate, weight, bias;
     uintptr_t total, out;
@@ -86,6 +89,7 @@ extern const Table baseline, avx2, avx512, amx;
 
 // Runs part(data, i) for i in [0, parts) on up to `threads` of torch's own OpenMP threads.
 void spread(int64_t parts, int threads, void (*part)(void*, int64_t), void* data);
+void keep_memory();
 bool pooled();  // whether torch's OpenMP runtime was found; if not, everything runs on one thread
 
 // Memory that this thread keeps between calls, by its use, aligned to a cache line. In pool.cpp: a template of the standard

@@ -53,7 +53,7 @@ void norm_row(const T* x, const T* y, const float* gate, const float* weight, co
         sums += v;
         store(row + d, v);
     });
-    const float mean = sum(sums) / width;
+    const float mean = bias ? sum(sums) / width : 0;
     V squares{};
     along(width, [&](int64_t d, auto whole) {
         V v = load(row + d) - mean;
@@ -63,7 +63,8 @@ void norm_row(const T* x, const T* y, const float* gate, const float* weight, co
     });
     const float inverse = 1 / std::sqrt(sum(squares) / width + eps);
     along(width, [&](int64_t d, auto whole) {
-        const V v = load(row + d) * inverse * load(weight + d) + load(bias + d);
+        const V n = load(row + d) * inverse * load(weight + d);
+        const V v = bias ? n + load(bias + d) : n;
         whole ? store(out + d, v) : put(out + d, v, width - d);
     });
 }
@@ -76,7 +77,7 @@ void norm_all(const Norm& a) {
         float* to = table + b * tables;
         if (a.gate.address) widen(a.gate, b * a.gate.batch, a.width, to);
         widen(a.weight, b * a.weight.batch, a.width, to + padded);
-        widen(a.bias, b * a.bias.batch, a.width, to + 2 * padded);
+        if (a.bias.address) widen(a.bias, b * a.bias.batch, a.width, to + 2 * padded);
     }
     const int64_t rows = a.batch * a.tokens;
     spread((rows + SOME - 1) / SOME, a.threads, [&](int64_t part) {
@@ -88,7 +89,7 @@ void norm_all(const Norm& a) {
             const T* y = a.y.address ? reinterpret_cast<const T*>(a.y.address) + b * a.y.batch + n * a.y.token : nullptr;
             T* total = a.total ? reinterpret_cast<T*>(a.total) + i * a.width : nullptr;
             T* out = reinterpret_cast<T*>(a.out) + i * a.width;
-            norm_row(x, y, a.gate.address ? to : nullptr, to + padded, to + 2 * padded, total, out, a.width, a.eps, row);
+            norm_row(x, y, a.gate.address ? to : nullptr, to + padded, a.bias.address ? to + 2 * padded : nullptr, total, out, a.width, a.eps, row);
         }
     });
 }
@@ -160,13 +161,13 @@ bool rope(const Rope& a) {
 // x·sigmoid(2u) = gelu_tanh(x), u = sqrt(2/pi)·(x + 0.044715·x³): no difference that cancels where x is negative.
 INLINE V gelu_of(V x) {
     const V u = x * (x * x * (-2.f * 0.79788456080286535588f * LOG2E * 0.044715f) - 2.f * 0.79788456080286535588f * LOG2E);
-    const V d = exp2<true>(u) + 1.f;
 #if defined(__AVX512F__)
-    const V r = (V)_mm512_rcp14_ps((__m512)d);  // and a step of Newton's: a division takes four times as long
-    const V g = x * (r * (2.f - d * r));
-    return d < 1e30f ? g : x / d;
+    // A reciprocal and a step of Newton's: a division takes four times as long. Past 2^126, where it has none, gelu is below that.
+    const V d = exp2<true>((V)_mm512_min_ps(_mm512_set1_ps(126.f), (__m512)u)) + 1.f;
+    const V r = (V)_mm512_rcp14_ps((__m512)d);
+    return u > 126.f ? all(-0.f) : x * (r * (2.f - d * r));
 #else
-    return x / d;
+    return x / (exp2<true>(u) + 1.f);
 #endif
 }
 

@@ -198,6 +198,7 @@ class Checkpoints:
     passed_over: str = ""  # how folders and files with a transformer of the same model are called that no bridge meets
     marks: tuple[str, ...] = ()  # what its model_index.json names, and that of no other model with this class of transformer
     boundary: float = 1.0  # see `Backbone.boundary`; where model_index.json does not say
+    distilled: str = ""  # what is in the name of a model that was distilled to few steps, where model_index.json does not say
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ class Spec:
     mix: str = "residual"  # how several prompts are mixed, unless it is said
     related: tuple[str, ...] = ()  # backbones whose prompts are taken too, where the sizes agree
     note: str = ""  # what `ebr-engine info` says beside the sizes
-    licence: str = ""  # of the published weights
+    licences: Mapping[str, str] = field(default_factory=dict)  # of the published weights, by the names of the sizes
     ran: str = ""  # what has been run so far, and where
 
     released_size: tuple[int, int] | None = None  # height and width of the published protocol

@@ -41,6 +41,7 @@ class ModelFiles:
     state: Mapping[str, Tensor]  # diffusers' names; a tensor is read when it is asked for
     identity: str  # "org/name@commit" of the hub, "name@hash of the sizes" of local files
     boundary: float  # see `Backbone.boundary`
+    distilled: bool  # to few steps
     vae: Path | None  # folders in diffusers' layout, where there are any
     text_encoders: tuple[Path, ...]
     tokenizers: tuple[Path, ...]
@@ -85,6 +86,7 @@ def find_model(
         state if "transformer" in parts else {},
         f"{hub_id}@{path.name}" if hub_id else f"{name}@{digest[:12]}",
         boundary,
+        is_distilled(root / PIPELINE, backbone, hub_id or name),
         next(iter(present("vae")), None),
         present("text_encoder", "text_encoder_2"),
         present("tokenizer", "tokenizer_2"),
@@ -159,6 +161,13 @@ def read_pipeline(path: Path, backbone: str) -> float:
     if not isinstance(boundary, (int, float)) or not 0 < boundary <= 1:
         raise BackboneError(f"{path} is damaged: boundary_ratio is {boundary!r}, expected a number between 0 and 1")
     return boundary
+
+
+def is_distilled(path: Path, backbone: str, name: str) -> bool:
+    """Whether a model was distilled to few steps, as its pipeline's index or, where that says nothing, its name has it."""
+    index = read_json(path) if path.is_file() else {}
+    pattern = spec(backbone).checkpoints.distilled
+    return bool(index.get("is_distilled", pattern and re.search(pattern, name, re.IGNORECASE)))
 
 
 def read_settings(path: Path, backbone: str) -> dict:

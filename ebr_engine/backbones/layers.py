@@ -10,11 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ebr_engine.errors import BackboneError, warn
+from ebr_engine.kernels.backend import has_fp8
 from ebr_engine.kernels.gated_activation import gated_activation, gated_activation_fp8
 from ebr_engine.kernels.gated_residual_norm import gated_residual_norm, gated_residual_norm_fp8
+from ebr_engine.kernels.gelu import gelu
 from ebr_engine.kernels.int8_linear import Int8Weight, can_int8, int8_linear
 from ebr_engine.kernels.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_fp8
-from ebr_engine.kernels.packed_linear import PackedWeight, can_pack, packed_linear
+from ebr_engine.kernels.packed_linear import PackedWeight, can_pack, packed_linear, packing_pays
+from ebr_engine.kernels.qk_norm_rope import qk_norm_rope
+from ebr_engine.kernels.qkv_norm_rope import named_form, qkv_norm_rope
 from ebr_engine.kernels.quantize_fp8 import Quantized, quantize_fp8
 from ebr_engine.kernels.scaled_linear import bound_ref, scaled_linear
 
@@ -103,6 +107,30 @@ def feed_forward(up: nn.Module, down: nn.Module, x: Tensor | Quantized) -> Tenso
     return down(up.gelu(x) if takes_fp8(up, down) else activated(up, x))
 
 
+def heads_of(
+    layer: nn.Module,
+    x: Tensor | Quantized,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    eps: float,
+    rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v of a fused projection: in one kernel where the GPU's table has found that faster, else a product and a pass.
+
+    Compiled code always has the two: what a table says is not for a compiler to trace.
+    """
+    values, eight_bits = (x.values, True) if isinstance(x, Quantized) else (x, False)
+    rest = q_weight, k_weight, cos, sin, heads, eps, rows
+    plain = values.is_cuda and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    fits = type(layer) is (Fp8Linear if eight_bits else nn.Linear) and layer.bias is not None
+    if plain and fits and named_form(values, layer.weight):
+        return qkv_norm_rope(x, layer.weight, layer.scale if eight_bits else None, layer.bias, *rest)
+    return qk_norm_rope(layer(x), *rest)
+
+
 def gated_feed_forward(up: nn.Module, down: nn.Module, x: Tensor | Quantized) -> Tensor:
     """down(silu(g) · u) with [g, u] = up(x), [..., D]."""
     return down(gated_for((down,), up(x)))
@@ -115,7 +143,7 @@ def gated_for(linears: tuple[nn.Module, ...], x: Tensor, beside: Tensor | None =
 
 def activated(layer: nn.Module, x: Tensor | Quantized) -> Tensor:
     """GELU of a linear layer, [..., N], in the layer's own pass where it is packed."""
-    return layer.gelu(x) if isinstance(layer, (PackedLinear, Int8Linear)) else F.gelu(layer(x), approximate="tanh")
+    return layer.gelu(x) if isinstance(layer, (PackedLinear, Int8Linear)) else gelu(layer(x))
 
 
 def quantize_trunk(trunk: nn.Module, kind: type[nn.Module] = Fp8Linear) -> int:
@@ -136,16 +164,38 @@ def quantised_as(trunk: nn.Module) -> str | None:
     return next((kinds[type(layer)] for layer in trunk.modules() if type(layer) in kinds), None)
 
 
+def use_fp8_attention(trunk: nn.Module, on: bool = True) -> None:
+    """Have every block's self-attention compute in eight bits (`kernels/attention_fp8.py`), or not."""
+    for part in trunk.modules():
+        if hasattr(part, "fp8_attention"):
+            part.fp8_attention = on
+
+
+def has_fp8_attention(trunk: nn.Module) -> bool:
+    """Whether any block's self-attention computes in eight bits."""
+    return any(getattr(part, "fp8_attention", False) for part in trunk.modules())
+
+
+def check_fp8_attention(device: torch.device) -> None:
+    """`BackboneError` for a device that does not multiply in eight bits; on a CPU, which emulates it, a warning."""
+    if device.type == "cpu":
+        warn("a CPU has no fp8 attention: it is emulated, which is slower than attention as it is")
+    elif not has_fp8(device):
+        raise BackboneError(f"fp8 attention needs a GPU of compute capability 8.9 or newer, which {device} is not; leave it out")
+
+
 def safer_trunk(trunk: nn.Module) -> nn.Module | None:
-    """A copy of a trunk in the next wider precision: quantised layers as dense ones in the dtype of the rest, or all in float32.
+    """A copy of a trunk in the next wider precision: what is quantised in the dtype of the rest, or all in float32.
 
     None for a trunk that is float32 already. The weights' values stay what they were rounded to.
     """
-    if not quantised_as(trunk) and all(parameter.dtype == torch.float32 for parameter in trunk.parameters()):
+    eight_bits = quantised_as(trunk) or has_fp8_attention(trunk)
+    if not eight_bits and all(parameter.dtype == torch.float32 for parameter in trunk.parameters()):
         return None
     wider = copy.deepcopy(trunk)
-    if not quantised_as(trunk):
+    if not eight_bits:
         return wider.float()
+    use_fp8_attention(wider, False)
     for owner in list(wider.modules()):
         for name, layer in owner.named_children():
             if isinstance(layer, (Fp8Linear, Int8Linear)):
@@ -201,7 +251,8 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear):
         super().__init__()
         self.rounded = Int8Weight(linear.weight)
-        self.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+        self.biased = linear.bias is not None
+        self.bias = nn.Parameter(bias_of(linear), requires_grad=False)
 
     @property
     def bytes(self) -> int:
@@ -218,9 +269,10 @@ class Int8Linear(nn.Module):
 
     def dense(self) -> nn.Linear:
         """An ordinary layer of the rounded weights."""
-        linear = nn.Linear(*reversed(self.rounded.shape), device="meta")
+        linear = nn.Linear(*reversed(self.rounded.shape), self.biased, device="meta")
         linear.weight = nn.Parameter(self.dequantised(), requires_grad=False)
-        linear.bias = self.bias
+        if self.biased:
+            linear.bias = self.bias
         return linear
 
     def dequantised(self) -> Tensor:
@@ -273,13 +325,14 @@ class PackedLinear(nn.Module):
 
 
 def pack_trunk(trunk: nn.Module, learns: bool = False) -> int:
-    """Replace the linear layers of every block by packed ones, in place, where this CPU has them; how many there were.
+    """Replace the linear layers of every block by packed ones, in place, where it pays on this CPU; how many there were.
 
     A layer's old weight is dropped before the next one is packed. `learns`: gradients pass through them at the same speed, for
     twice the memory.
     """
     layers = [(owner, name) for owner in trunk.modules() for name, layer in owner.named_children() if type(layer) is nn.Linear]
     layers = [(owner, name) for owner, name in layers if owner is not trunk and can_pack(getattr(owner, name).weight.dtype)]
+    layers = [(owner, name) for owner, name in layers if packing_pays(getattr(owner, name).weight)]
     for owner, name in layers:
         setattr(owner, name, PackedLinear(getattr(owner, name), learns))
     return len(layers)

@@ -10,7 +10,7 @@ from ebr_engine.backbones.base import Backbone, ModelSource
 from ebr_engine.backbones.checkpoint import find_model, load_halves
 from ebr_engine.backbones.registry import spec
 from ebr_engine.backbones.vae import VaeCodec, load_codec
-from ebr_engine.errors import BackboneError
+from ebr_engine.errors import BackboneError, warn
 
 POSTERIOR_SEED = 43  # of latents drawn from the VAE: another than the sampler's usual 42, whose noise it would repeat
 
@@ -18,6 +18,10 @@ POSTERIOR_SEED = 43  # of latents drawn from the VAE: another than the sampler's
 def load_pretrained(name: str, source: ModelSource, device: torch.device, dtype: torch.dtype) -> Backbone:
     """The backbone of a name, its trunk in `dtype` on `device`; `BackboneError` for a model that cannot be used."""
     files = find_model(name, source.model, revision=source.revision, offline=source.offline)
+    if files.distilled:
+        undistilled = spec(name).checkpoints.default
+        about = "what it makes of little noise need not be a clean picture"
+        warn(f"{files.identity} is distilled to few steps: {about}; the undistilled model is {undistilled}")
     vae = source.vae or files.vae
     if vae is None:
         raise BackboneError(f"{files.identity} has no VAE beside it; name a folder in diffusers' layout with --vae")

@@ -67,21 +67,26 @@ def load_backbone(
     device: "torch.device",
     precision: str,
     runs_on: "torch.device | None" = None,
+    fp8_attention: bool = False,
 ) -> "Backbone":
     """Load a backbone by name, its trunk in `precision` on `device`.
 
     `runs_on`: where it will compute, if its weights wait elsewhere: what `auto` means goes by that. Where that has no arithmetic
     of the precision, another takes its place, with a warning.
 
-    Raises `BackboneError` for a model that is missing, damaged or of another kind, and for a source that names what the
-    backbone does not take.
+    Raises `BackboneError` for a model that is missing, damaged or of another kind, for a source that names what the
+    backbone does not take, and for `fp8_attention` on a device that has none.
     """
-    from ebr_engine.backbones.layers import Fp8Linear, Int8Linear, quantize_trunk, taken_precision, trunk_dtype
+    from ebr_engine.backbones import layers
 
     chosen = spec(name)
     chosen.check_source(source)
-    precision = taken_precision(precision, runs_on or device)
-    backbone = chosen.load(source, device, trunk_dtype(precision, runs_on or device))
+    precision = layers.taken_precision(precision, runs_on or device)
+    if fp8_attention:
+        layers.check_fp8_attention(runs_on or device)
+    backbone = chosen.load(source, device, layers.trunk_dtype(precision, runs_on or device))
     if precision in ("fp8", "int8"):
-        quantize_trunk(backbone.trunk, Int8Linear if precision == "int8" else Fp8Linear)
+        layers.quantize_trunk(backbone.trunk, layers.Int8Linear if precision == "int8" else layers.Fp8Linear)
+    if fp8_attention:
+        layers.use_fp8_attention(backbone.trunk)
     return backbone

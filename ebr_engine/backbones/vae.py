@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,9 @@ class VaeCodec(ABC):
             part.to(self.device, self.dtype)
         return self
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """The weights that are moved."""
-        return self.vae.parameters()
+    def parameters(self) -> Iterator[Tensor]:
+        """The weights, and the statistics of norms, that are moved."""
+        return chain(self.vae.parameters(), self.vae.buffers())
 
     def frames(self, count: int) -> int:
         """The least number of frames, `count` or more, that can be encoded: 1 and a multiple of `temporal`."""

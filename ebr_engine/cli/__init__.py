@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ebr_engine.cli.group import EbrGroup
+from ebr_engine.cli.process import begin
 from ebr_engine.cli.threads import use_cores
 from ebr_engine.version import __version__
 
@@ -42,5 +43,10 @@ def ebr_engine(
 
 def main() -> None:
     """Entry point of the `ebr-engine` script."""
+    ending = begin()
     use_cores()
-    app(prog_name="ebr-engine")
+    try:
+        app(prog_name="ebr-engine")
+    except SystemExit as left:
+        ending.code = left.code if isinstance(left.code, int) else int(left.code is not None)
+        raise

@@ -8,7 +8,7 @@ import typer
 from ebr_engine.cli.options import takes
 from ebr_engine.request import RestoreRequest
 
-COMPUTING = ("device", "precision", "offload", "compile")
+COMPUTING = ("device", "precision", "fp8_attention", "offload", "compile")
 HELP = {"task": "The prompt to restore with."}
 
 LARGE = 0.9  # share of the time from which on only the transformer is worth looking at
@@ -53,9 +53,11 @@ def bench(
 
 def dtype(restorer: Any) -> str:
     """The transformer's precision by name."""
+    from ebr_engine.backbones.layers import has_fp8_attention
     from ebr_engine.engine.costs import precision
 
-    return precision(restorer.backbone)
+    trunk = restorer.trunk
+    return precision(restorer.backbone) + (", fp8 attention" if hasattr(trunk, "modules") and has_fp8_attention(trunk) else "")
 
 
 def form(restorer: Any) -> str:

@@ -10,10 +10,12 @@ from ebr_engine.cli.options import about_plan, check_target, prompts_asked, take
 from ebr_engine.request import RestoreRequest
 
 FIELDS = ("task", "prompt", "mix", "strength", "steps", "schedule", "order", "t0")
-MODEL = ("backbone", "model", "revision", "offline", "context", "vae", "precision", "device")
+MODEL = ("backbone", "model", "revision", "offline", "context", "vae")
+COMPUTING = ("precision", "fp8_attention", "device")
+HELP = {"task": "A bundled or installed prompt, such as haze; several: rain:0.7+haze:0.3."}
 
 
-@takes(*FIELDS, *MODEL, mix="residual", help={"task": "A bundled or installed prompt, such as haze; several: rain:0.7+haze:0.3."})
+@takes(*FIELDS, *MODEL, *COMPUTING, mix="residual", help=HELP)
 def build(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.ebr", help="The engine file to write.")],
     *,

@@ -11,7 +11,11 @@ from ebr_engine.errors import EbrError
 from ebr_engine.request import RestoreRequest
 
 
-@takes("backbone", "model", "revision", "offline", backbone=..., help={"backbone": "wan or flux."})
+@takes(
+    *("backbone", "model", "revision", "offline"),
+    backbone=...,
+    help={"backbone": "One whose weights are published: wan, flux, flux2 …"},
+)
 def cache_text(
     *,
     out: Annotated[

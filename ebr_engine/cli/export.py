@@ -28,7 +28,7 @@ class GraphPrecision(str, Enum):
 
 @takes(
     *FIELDS,
-    *MODEL[:-2],
+    *MODEL,
     mix="residual",
     help={"task": "A bundled or installed prompt, such as haze; several: rain:0.7+haze:0.3."},
 )

@@ -29,7 +29,7 @@ def collect() -> dict[str, Any]:
     from ebr_engine import settings
     from ebr_engine.backbones.layers import trunk_dtype
     from ebr_engine.engine.devices import choose_device, device_name
-    from ebr_engine.kernels import backend
+    from ebr_engine.kernels import backend, tune
     from ebr_engine.version import __version__
 
     return {
@@ -44,6 +44,7 @@ def collect() -> dict[str, Any]:
         },
         "cuda": _cuda_devices(torch),
         "kernels": [{"name": b.name, "available": b.available, "reason": b.reason} for b in backend.backends()],
+        "choices": tune.told(),
         "backbones": _backbones(),
         "memory": _memory(),
         "tasks": _tasks(settings.prompt_dir()),
@@ -83,6 +84,9 @@ def _show(facts: dict[str, Any]) -> None:
         },
     )
     section("Kernels", {k["name"]: _yes_no(k["available"], k["reason"]) for k in facts["kernels"]})
+    if facts["choices"]:
+        words = {name: "\n".join(f"{kind}: {way}" for kind, way in kinds.items()) for name, kinds in facts["choices"].items()}
+        section("Chosen by measuring", words)
     section("Backbones", {name: _sizes(**sizes) for name, sizes in facts["backbones"].items()})
     section("Memory on a GPU, computed (bf16)", {name: _needs(**needs) for name, needs in facts["memory"].items()})
     section("Tasks", {name: ", ".join(tasks) for name, tasks in facts["tasks"].items()} or {"none": "no prompt found"})

@@ -21,7 +21,17 @@ def train_backbone(
     start: Annotated[
         Path | None, typer.Option("--from", metavar="FILE.safetensors", help="Begin with these weights, not random ones.")
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Crops a step of the first size, or fewer larger ones.")] = 96,
+    device: Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu or cuda.")] = "auto",
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FOLDER", help="Your own pictures and clips in place of procedural images.")
+    ] = None,
+    scenes: Annotated[
+        Path | None, typer.Option("--scenes", metavar="FILE.safetensors", help="Keep the first images here for the next run.")
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", min=1, help="Crops of 64×64 a step, or as many pixels in larger ones; 96, on a GPU 384."),
+    ] = None,
     size_odds: Annotated[
         str, typer.Option("--size-odds", metavar="A,B,C", help="How often crops are of size 64, 128 and 256.")
     ] = "0.4,0.4,0.2",
@@ -58,11 +68,13 @@ def train_backbone(
     from importlib import import_module
 
     from ebr_engine.backbones.registry import spec
-    from ebr_engine.training.pretrain import PretrainConfig, pretrain
+    from ebr_engine.training.pretrain import PretrainConfig, batch_for, line, pretrain
 
     course = import_module(spec(backbone.value).learning.course).COURSE
     rates = {"learning_rate": learning_rate, "decay": decay, "ema": ema}
-    config = PretrainConfig(minutes=minutes, seed=seed, batch=batch, size_odds=odds, compile=compile_blocks, **rates)
+    crops = batch_for(device) if batch is None else {"batch": batch}
+    config = PretrainConfig(minutes=minutes, seed=seed, size_odds=odds, compile=compile_blocks, **crops, **rates)
     typer.echo(f"pre-training {backbone.value} for {minutes:g} minutes; see {out.with_suffix('.log.jsonl')}", err=True)
-    pretrain(out, config, resume, start=start, course=course)
+    where = {"device": device, "data": data, "scenes": scenes, "course": course}
+    pretrain(out, config, resume, start=start, **where, tell=lambda progress: typer.echo(line(progress), err=True))
     typer.echo(str(out))

@@ -44,8 +44,9 @@ class Restorer:
     """A loaded backbone, ready to restore pictures, clips and files with any of its prompts.
 
     `backbone`: `mini` (bundled), `wan` or `flux`. Keyword arguments are the model's and the machine's fields of
-    `RestoreRequest`: `model`, `revision`, `offline`, `context`, `vae`, `sample_latents`, `device`, `precision`, `offload`,
-    `compile`, `max_memory`, `low_memory`. When memory runs out, a run is made again in a way that needs less, and says so.
+    `RestoreRequest`: `model`, `revision`, `offline`, `context`, `vae`, `sample_latents`, `device`, `precision`,
+    `fp8_attention`, `offload`, `compile`, `max_memory`, `low_memory`. When memory runs out, a run is made again in a way that
+    needs less, and says so.
     Raises `EbrError` for anything that cannot be met.
     """
 
@@ -55,13 +56,14 @@ class Restorer:
         check_choice("EBR_KERNELS", backend.ASKED, backend.CHOICES)
         check_choice("EBR_VERIFY", backend.VERIFY, tuple(backend.VERIFY_CHOICES))
         check_choice("EBR_CPU_LEVEL", backend.CPU_LEVEL, backend.CPU_LEVELS)
+        check_choice("EBR_CPU_TUNE", backend.TUNE, backend.TUNES)
         paths = (Path(path).expanduser() if path else None for path in (request.context, request.vae))
         source = ModelSource(request.model, request.revision, request.offline, *paths, request.sample_latents)
         device, fitting = choose_device(request.device), Fitting(request.max_memory, request.low_memory)
 
         def load(offload: str) -> Engine:
             resident = torch.device("cpu") if offload == "blocks" else device
-            loaded = load_backbone(request.backbone, source, resident, request.precision, device)
+            loaded = load_backbone(request.backbone, source, resident, request.precision, device, request.fp8_attention)
             return Engine(loaded, device, offload, request.compile, fitting)
 
         self.engine = load_with_offload(load, device, request.offload, request.compile != "on")
@@ -95,6 +97,7 @@ class Restorer:
         check_choice("EBR_KERNELS", backend.ASKED, backend.CHOICES)
         check_choice("EBR_VERIFY", backend.VERIFY, tuple(backend.VERIFY_CHOICES))
         check_choice("EBR_CPU_LEVEL", backend.CPU_LEVEL, backend.CPU_LEVELS)
+        check_choice("EBR_CPU_TUNE", backend.TUNE, backend.TUNES)
         device, fitting = choose_device(request.device), Fitting(request.max_memory, request.low_memory)
 
         def load(offload: str) -> Restorer:
@@ -222,7 +225,8 @@ class Restorer:
         version (`media/detail.py`); `auto` is what the prompt says. `tile`, `tile_overlap`: pixels; pictures larger than a tile
         run in tiles (default by backbone; 0 never tiles), which `tile_blend` blends in the `latent` inside every step, or in
         `pixel`s after all steps (less memory).
-        `callback(done, total)` after each step, or once after the last where all of them are one CUDA graph.
+        `callback(done, total)` after each step, of a picture in tiles after each group of them; once after the last step where
+        all of them are one CUDA graph. What it raises ends the run.
         Raises: `EbrError` (a ValueError) for anything the request gets wrong.
         """
         request = _asked(task, prompt, plan, options)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ebr_engine.backbones.base import Backbone, Config, Spec
-from ebr_engine.backbones.layers import Fp8Linear
+from ebr_engine.backbones.layers import Fp8Linear, has_fp8_attention, use_fp8_attention
 from ebr_engine.backbones.pretrained import find_codec
 from ebr_engine.backbones.registry import spec
 from ebr_engine.bridge.sampler import StepTable
@@ -65,6 +65,8 @@ def save_engine(path: Path, backbone: Backbone, table: StepTable, tables: list, 
         "about": json.dumps(about),
         "graph": json.dumps(graph),
     }
+    if not graph and has_fp8_attention(backbone.trunk):
+        metadata["attention"] = "fp8"
     metadata["digest"] = digest(tensors, metadata)
     try:
         write_tensors(path, tensors, metadata)
@@ -96,6 +98,7 @@ def load_engine(path: Path, device: torch.device, vae: Path | None = None, verif
             raise EngineError(f"{_tables_of(path)} is an engine file of its own, not the tables of {path.name}; export again")
         else:
             trunk = _trunk(family, config, _part(tensors, "trunk."), device)
+            use_fp8_attention(trunk, metadata.get("attention") == "fp8")
             dtype = next(p.dtype for p in trunk.parameters())
         codec = family.codec(**_part(tensors, "codec.")) if family.bundled else None
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, StopIteration, ArithmeticError) as error:

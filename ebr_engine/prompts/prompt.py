@@ -136,7 +136,8 @@ def import_released(path: Path) -> Prompt:
     except Exception as error:  # a damaged pickle raises almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PromptError(f"{path} is not a released prompt: {reason}") from error
-    backbone = next((one.name for one in published() if str(backend).lower().startswith(one.name)), None)
+    names = [one.name for one in published() if str(backend).lower().startswith(one.name)]
+    backbone = max(names, key=len, default=None)  # FLUX.2's begins with FLUX.1's
     if backbone is None:
         raise PromptError(f"{path} is for an unknown backbone, {backend!r}")
     task = path.stem.lower().removeprefix(f"{backbone}_")

@@ -8,8 +8,9 @@ from ebr_engine.backbones.mini_audio.codec import HOP, SoundCodec, frames_of
 from ebr_engine.backbones.mini_audio.model import MINI_AUDIO, load_mini_audio, save_mini_audio
 from ebr_engine.media.sound import degradations
 from ebr_engine.training import synthesis
-from ebr_engine.training.pretrain import CLEAN_WORD, Course, PretrainConfig
+from ebr_engine.training.pretrain import Course, PretrainConfig
 from ebr_engine.training.sounds import LEAD, SoundPool, levelled
+from ebr_engine.training.supply import CLEAN_WORD
 
 VOCABULARY = [*synthesis.CAPTION_WORDS, *degradations.CAPTION_WORDS, CLEAN_WORD]
 MEASURED = 256  # crops that the codec's statistics are taken over

@@ -10,7 +10,7 @@ from ebr_engine.backbones.mini_audio.codec import HOP, LEVEL, frames_of
 from ebr_engine.media.sound.degradations import degrade, seeds
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.data import seeded
-from ebr_engine.training.scenes import run_processes, start_process
+from ebr_engine.training.scenes import start_process, wait_for
 from ebr_engine.training.synthesis import CAPTION_WORDS, LENGTH, check_installed, render
 
 LEAD = 24  # frames before a crop that are degraded too, so that a room's sound is there at its beginning
@@ -29,7 +29,7 @@ class SoundPool:
         self.samples = torch.empty(capacity, LENGTH, dtype=torch.int16).share_memory_()
         self.words = torch.full((capacity, 2), -1, dtype=torch.int64).share_memory_()  # places in CAPTION_WORDS, or none
         last, shared = first + capacity, (self.samples, self.words, first)
-        run_processes([start_process(_render_into, *shared, range(first + i, last, workers), 0.0) for i in range(workers)])
+        wait_for([start_process(_render_into, *shared, range(first + i, last, workers), 0.0) for i in range(workers)])
         renewed = range(last, seeds("train").stop)
         self._renewer = start_process(_render_into, *shared, renewed, rate) if rate > 0 else None
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from ebr_engine.backbones.flux.model import FluxConditioner, FluxTrunk
+from ebr_engine.backbones.flux2.model import Flux2Conditioner
 from ebr_engine.backbones.layers import ROTARY_KEPT, quantize_trunk
 from ebr_engine.backbones.wan.model import WanConditioner, WanConfig, WanTrunk
 from ebr_engine.kernels import backend
-from tests.tiny import TINY_FLUX
+from tests.tiny import TINY_FLUX, TINY_FLUX2
 
 WAN = WanConfig(num_attention_heads=2, attention_head_dim=12, text_dim=10, freq_dim=16, ffn_dim=40, num_layers=2)
 
@@ -26,12 +27,19 @@ def made(name):
         conditioner, trunk = shaken(WanConditioner(WAN)), shaken(WanTrunk(WAN))
         tables = [conditioner(timesteps, context, [prompt]) for prompt in prompts]
         return trunk, torch.randn(1, 16, 2, 4, 6), tables
+    if name == "flux2":
+        conditioner, trunk = shaken(Flux2Conditioner(TINY_FLUX2)), shaken(FluxTrunk(TINY_FLUX2))
+        return (
+            trunk,
+            torch.randn(1, 16, 1, 2, 3),
+            [conditioner.bake(trunk, timesteps, {"context": context}, [p]) for p in prompts],
+        )
     conditioner, trunk = shaken(FluxConditioner(TINY_FLUX)), shaken(FluxTrunk(TINY_FLUX))
     tables = [conditioner.bake(trunk, timesteps, {"context": context, "pooled": torch.randn(8)}, [prompt]) for prompt in prompts]
     return trunk, torch.randn(1, 16, 1, 4, 6), tables
 
 
-@pytest.mark.parametrize("name", ["wan", "flux"])
+@pytest.mark.parametrize("name", ["wan", "flux", "flux2"])
 @pytest.mark.parametrize("precision", ["fp32", "fp8"])
 @pytest.mark.parametrize("registered", [False, True], ids=["inline", "registered"])
 @torch.no_grad()

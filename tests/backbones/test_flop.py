@@ -5,10 +5,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ebr_engine.backbones.flux.model import FluxConditioner, FluxTrunk
+from ebr_engine.backbones.flux2.model import Flux2Conditioner
 from ebr_engine.backbones.registry import spec
 from ebr_engine.backbones.wan.model import WanConditioner, WanConfig, WanTrunk
 from ebr_engine.engine.restorer import Restorer
-from tests.tiny import TINY_FLUX
+from tests.tiny import TINY_FLUX, TINY_FLUX2
 
 TINY = WanConfig((1, 2, 2), 2, 12, 8, 8, text_dim=10, freq_dim=16, ffn_dim=40, num_layers=3)
 
@@ -44,6 +45,14 @@ def test_flux(batch, frames, prompts):
     # The last block's rows of text are computed and not read, and so they are counted; the head reads the image alone.
     assert total == counted(trunk, latent, step)
     assert trunk(latent, step).shape == latent.shape
+
+
+@pytest.mark.parametrize(("batch", "frames"), [(1, 1), (2, 2)])
+def test_flux2(batch, frames):
+    conditioner, trunk = Flux2Conditioner(TINY_FLUX2), FluxTrunk(TINY_FLUX2)
+    step = conditioner.bake(trunk, torch.tensor([300.0]), {"context": torch.randn(7, 10)})[0]
+    latent = torch.randn(batch, 16, frames, 3, 5)
+    assert spec("flux2").flop(TINY_FLUX2, latent.shape, step) == counted(trunk, latent, step)
 
 
 def test_mini_counts_as_wan_does():

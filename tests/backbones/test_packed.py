@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ebr_engine.backbones.flux.model import FluxConditioner, FluxTrunk
+from ebr_engine.backbones.flux2.model import Flux2Conditioner
 from ebr_engine.backbones.layers import (
     PackedLinear,
     activated,
@@ -17,18 +18,26 @@ from ebr_engine.backbones.layers import (
     unpack_trunk,
 )
 from ebr_engine.kernels.packed_linear import can_pack
-from tests.tiny import TINY_FLUX
+from tests.tiny import TINY_FLUX, TINY_FLUX2
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this CPU or this torch has no such products")
 
 
-@pytest.fixture(params=["wan", "flux"])
+@pytest.fixture(params=["wan", "flux", "flux2"])
 def model(request, make_wan):
     """A trunk, a latent, and what bakes one step with a prompt."""
     if request.param == "wan":
         _, conditioner, trunk = make_wan()
         prompt = torch.randn(5, trunk.config.width), torch.rand(len(trunk.blocks))
         return trunk, torch.randn(1, 4, 2, 6, 6), lambda: conditioner(torch.tensor([399.0]), torch.randn(9, 10), [prompt])[0]
+    if request.param == "flux2":  # whose layers have no bias
+        conditioner, trunk = (half(TINY_FLUX2).requires_grad_(False) for half in (Flux2Conditioner, FluxTrunk))
+        prompt, times = (torch.randn(5, TINY_FLUX2.width), torch.rand(TINY_FLUX2.blocks)), torch.tensor([399.0])
+        return (
+            trunk,
+            torch.randn(1, 16, 1, 2, 3),
+            lambda: conditioner.bake(trunk, times, {"context": torch.randn(7, 10)}, [prompt])[0],
+        )
     conditioner, trunk = FluxConditioner(TINY_FLUX).requires_grad_(False), FluxTrunk(TINY_FLUX).requires_grad_(False)
     text = {"context": torch.randn(7, 10), "pooled": torch.randn(8)}
     prompt = (torch.randn(5, TINY_FLUX.width), torch.rand(TINY_FLUX.blocks))

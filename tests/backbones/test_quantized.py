@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ebr_engine.backbones.flux.model import FluxConfig, FluxTrunk
+from ebr_engine.backbones.flux2.model import Flux2Conditioner
 from ebr_engine.backbones.layers import (
     Fp8Linear,
     Int8Linear,
@@ -25,6 +26,7 @@ from ebr_engine.backbones.mini.model import load_mini
 from ebr_engine.errors import BackboneError, EngineWarning
 from ebr_engine.kernels.int8_linear import can_int8
 from ebr_engine.kernels.quantize_fp8 import quantize_fp8
+from tests.tiny import TINY_FLUX2
 
 
 def test_a_layer_is_the_linear_one_to_fp8s_precision(relative_rms):
@@ -78,6 +80,21 @@ def test_fluxs_blocks_are_quantised_in_both_streams():
     before = {name for name, module in trunk.named_modules() if isinstance(module, nn.Linear)}
     assert quantize_trunk(trunk) == 8 * len(trunk.double_blocks) + 3 * len(trunk.single_blocks)
     assert {name for name in before if isinstance(trunk.get_submodule(name), nn.Linear)} == {"image_in", "image_out"}
+
+
+@torch.no_grad()
+def test_flux2s_gated_blocks_are_quantised_and_the_velocity_moves_little(relative_rms):
+    conditioner, trunk = Flux2Conditioner(TINY_FLUX2), FluxTrunk(TINY_FLUX2)
+    for weight in conditioner.parameters():
+        torch.nn.init.normal_(weight, std=0.3)  # branches count for something
+    prompt = torch.randn(5, TINY_FLUX2.width), torch.rand(TINY_FLUX2.blocks)
+    step = conditioner.bake(trunk, torch.tensor([399.0]), {"context": torch.randn(7, 10)}, [prompt])[0]
+    latent = torch.randn(2, 16, 1, 3, 5)
+    exact = trunk(latent, step)
+    assert quantize_trunk(trunk) == 8 * len(trunk.double_blocks) + 3 * len(trunk.single_blocks)
+    assert not trunk.single_blocks[0].out.bias.any()
+    # Three blocks with at most three quantised branches each, every one off by at most 2^-4·√(2/3) of itself, independently.
+    assert 2**-9 < relative_rms(trunk(latent, step), exact) < 2**-4 * (2 / 3) ** 0.5 * 9**0.5
 
 
 def test_a_layer_made_of_its_tensors_is_the_same():

@@ -78,6 +78,8 @@ def test_a_spec_is_of_its_name_and_its_sizes_make_its_halves(name):
         assert one.config.from_diffusers(config.to_diffusers()) == config
         assert one.parameters(config, torch.bfloat16)["trunk_bytes"] > 0
     assert (one.released_size is None) == (one.released_timesteps is None)
+    assert one.licences.keys() <= one.configs.keys()
+    assert all(spec(other).injection == one.injection for other in one.related)
     step = one.conditioning.step
     assert tuple(field.name for field in fields(one.conditioning)) == step._fields
     assert step._fields[: len(one.conditioning.by_step)] == one.conditioning.by_step

@@ -29,17 +29,18 @@ def instructions(rows, kernel):
     return [set(one) for one in found]
 
 
-PERSISTENT = {"scaled_linear_persistent"}  # forms whose compilation takes its time
+PERSISTENT = {"scaled_linear_persistent", "prompt_attention_persistent"}  # forms whose compilation takes its time
+FLUX = {"qkv_norm_rope"}  # what has heads that are normed alone
 
 
 @pytest.fixture(scope="module")
 def hopper():
-    usual = [name for name in compile_report.OPERATIONS if name not in PERSISTENT]
+    usual = [name for name in compile_report.OPERATIONS if name not in PERSISTENT | FLUX]
     return sound(compile_report.collect([90], usual, ["wan-1.3b"], cuda=False))
 
 
 def test_on_hopper_every_operation_has_a_kernel_that_spills_nothing(hopper):
-    assert {row["operation"] for row in hopper} == set(compile_report.OPERATIONS) - PERSISTENT
+    assert {row["operation"] for row in hopper} == set(compile_report.OPERATIONS) - PERSISTENT - FLUX
     assert {row["arch"] for row in hopper} == {"sm_90"}
     assert all(row["registers"] > 0 and row["warps"] > 0 for row in hopper)
 
@@ -48,17 +49,28 @@ def test_on_hopper_matrices_are_multiplied_by_warp_groups(hopper):
     for kernel in ("prompt_attention_kernel", "query_gradient_kernel", "key_gradient_kernel"):
         assert all(found == {"HGMMA"} for found in instructions(hopper, kernel))
     assert all(found == {"QGMMA"} for found in instructions(hopper, "scaled_linear_kernel"))
+    assert all(found == {"IGMMA", "QGMMA"} for found in instructions(hopper, "attention_fp8_kernel"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", [90, 100])
 def test_persistent_forms_keep_more_in_flight_and_specialize_their_warps(arch):
     rows = sound(compile_report.collect([arch], ["scaled_linear", "scaled_linear_persistent"], ["wan-1.3b"], cuda=False))
-    tiles, persistent = ([row for row in rows if row["operation"] == name] for name in ("scaled_linear", *PERSISTENT))
+    tiles, persistent = (
+        [row for row in rows if row["operation"] == name] for name in ("scaled_linear", "scaled_linear_persistent")
+    )
     assert {row["specialized"] for row in persistent} == {False, True}
     assert all(row["warps"] == 12 for row in persistent if row["specialized"])
     assert min(row["in_flight"] for row in persistent) > max(row["in_flight"] for row in tiles)
     assert {name for row in persistent for name in row["instructions"]} == {{90: "QGMMA", 100: "UTCQMMA"}[arch]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arch", "products"), [(90, {"HGMMA", "QGMMA"}), (100, {"UTCHMMA", "UTCQMMA"})])
+def test_the_projection_to_heads_is_one_kernel_that_spills_nothing(arch, products):
+    rows = sound(compile_report.collect([arch], ["qkv_norm_rope"], ["flux-dev"], cuda=False))
+    assert {row["kernel"] for row in rows} == {"qkv_norm_rope_kernel"}
+    assert {name for row in rows for name in row["instructions"]} == products
 
 
 def test_how_many_blocks_a_multiprocessor_keeps():

@@ -1,10 +1,13 @@
 """What fp8, colours and `--task auto` cost or gain: the quick forms run, and their sums are those of their cases."""
 
 import json
+import shutil
 
 import pytest
+import torch
 
-from benchmarks import auto_task, quality
+from benchmarks import auto_task, quality, report
+from ebr_engine.kernels.int8_linear import can_int8
 
 
 @pytest.mark.slow
@@ -50,12 +53,21 @@ def test_the_table_of_the_second_part_groups_by_number_of_tasks():
     assert two[2:] == ["9.00", "9.00", "9.50", "9.70"]
 
 
+def test_attention_in_eight_bits_costs_what_the_pages_say():
+    result = json.loads((report.ROOT / "benchmarks" / "results" / "fp8_quality.json").read_text())
+    assert all(abs(row["fp8 attention"] - row["fp32"]) < 0.05 for row in result["psnr"].values())  # dB
+    pictures = [row["fp8"] for row in result["attention"] if row["noise"] is not None]
+    assert max(pictures) < 2e-2
+
+
 def test_fp8_tells_of_quality_and_layers(tmp_path, capsys):
     quality.main(["fp8", "--quick", "--size", "64", "--json", str(tmp_path / "fp8.json")])
     result = json.loads((tmp_path / "fp8.json").read_text())
     (row,) = result["psnr"].values()
     assert row["fp8"] != row["fp32"]
     assert abs(row["fp8"] - row["fp32"]) < 0.5
+    assert 0 < abs(row["fp8 attention"] - row["fp32"]) < 0.5
+    assert all(row["bf16"] < row["fp8"] < 2e-2 for row in result["attention"])
     for layer in result["layers"]:
         assert 2**-7 < layer["fp8"] < 2**-4 * (4 / 3) ** 0.5  # independent roundings of at most 2^-4 each
         assert layer.get("bf16", 0) < 2**-7
@@ -81,3 +93,34 @@ def test_a_default_needs_a_gain_and_colours_that_are_no_damage():
 
     scores = [score("haze", 10, 20, 10), score("rain", 20, 20.01, 19), score("snow", 20, 20.5, 21), score("blur", 20, 19, 18)]
     assert quality.best(scores) == {"haze": "none", "rain": "none", "snow": "adain", "blur": "none"}
+
+
+def test_prompts_stand_beside_one_another_in_few_evaluations(tmp_path, capsys):
+    own = quality.evaluations.ASSETS / "mini" / "prompts"
+    (tmp_path / "same").mkdir()
+    shutil.copy(own / "blur.safetensors", tmp_path / "same")
+    prompts = [word for label in (f"bundled={own}", f"same={tmp_path / 'same'}") for word in ("--prompts", label)]
+    how = ("--quick", "--tasks", "blur", "--counts", "1", "2", "--size", "64", "--json", str(tmp_path / "few.json"))
+    quality.main(["evaluations", *how, *prompts])
+    rows = json.loads((tmp_path / "few.json").read_text())["rows"]
+    assert [(row["prompt"], row["evaluations"]) for row in rows[1:]] == [("bundled", 1), ("bundled", 2), ("same", 1), ("same", 2)]
+    assert rows[1]["psnr"] == rows[3]["psnr"] != rows[2]["psnr"]
+    assert "evaluations" in capsys.readouterr().out
+
+
+def test_a_grid_is_seen_where_there_is_one():
+    smooth = torch.linspace(0.2, 0.6, 64).expand(1, 3, 64, 64)
+    blocks = smooth + (torch.arange(64) // 8 % 2) * 0.04
+    assert abs(quality.evaluations.grid(smooth)) < 0.01
+    assert quality.evaluations.grid(blocks) == pytest.approx(0.04 * 255 / 2, rel=0.2)  # along one axis of two
+
+
+@pytest.mark.skipif(not can_int8(), reason="this CPU has no int8 products")
+def test_int8_pictures_are_near_float32s(tmp_path, capsys):
+    quality.main(["int8", "--quick", "--size", "32", "--rounds", "1", "--json", str(tmp_path / "x")])
+    result = json.loads((tmp_path / "x").read_text())
+    assert {row["form"] for row in result["pictures"]} <= {"int8", "int8, 7-bit activations"}
+    assert all(50 < row["from_float32"] < 100 for row in result["pictures"])
+    assert all(abs(row["from_truth"] - row["float32_from_truth"]) < 0.05 for row in result["pictures"])
+    assert list(result["seconds"]) == ["wan-width"]
+    assert "in int8" in capsys.readouterr().out

@@ -70,15 +70,16 @@ def flop(work):
 
 
 @pytest.mark.parametrize("size", [(64, 96), (480, 832)])
-@pytest.mark.parametrize("backbone", ["wan-1.3b", "wan-14b"])
+@pytest.mark.parametrize("backbone", ["wan-1.3b", "wan-14b", "wan22-5b"])
 def test_wan_s_operations_are_those_of_the_trunk(backbone, size):
     work = roofline.workload(backbone, *size, frames=5 if size[0] == 64 else 33)
     assert flop(work) == wan_flop(work)
 
 
 @pytest.mark.parametrize("size", [(64, 96), (1024, 1024)])
-def test_flux_s_operations_are_those_of_the_trunk(size):
-    work = roofline.workload("flux-dev", *size)
+@pytest.mark.parametrize("backbone", ["flux-dev", "flux2-klein-4b"])
+def test_flux_s_operations_are_those_of_the_trunk(backbone, size):
+    work = roofline.workload(backbone, *size)
     assert flop(work) == flux_flop(work)
 
 
@@ -120,7 +121,7 @@ def test_a_floor_is_the_larger_of_products_and_memory():
     assert op.saved == 24
 
 
-@pytest.mark.parametrize("backbone", ["wan-1.3b", "wan-14b", "flux-dev"])
+@pytest.mark.parametrize("backbone", roofline.MODELS)
 def test_fusing_and_narrowing_save_bytes_and_change_no_products(backbone):
     work = roofline.workload(backbone)
     wide, narrow = ({op.name: op for op in roofline.step(work, size)} for size in (2, 1))
@@ -153,15 +154,32 @@ def test_the_table_and_the_file_tell_the_same(tmp_path, capsys):
 def test_a_gpu_without_fp8_has_no_fp8_columns(capsys):
     roofline.main(["--gpu", "a100"])
     text = capsys.readouterr().out
-    assert text.count("a step: floor") == 3
+    assert text.count("a step: floor") == len(roofline.MODELS)
     assert "fp8 ms" not in text
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--bf16", "0"], ["--frames", "4"], ["--size", "100", "100"], ["--gpu", "abacus"], ["--backbone", "mini"]]
+    "arguments",
+    [
+        ["--bf16", "0"],
+        ["--frames", "4"],
+        ["--size", "100", "100"],
+        ["--size", "48", "64", "--backbone", "wan22-5b"],
+        ["--gpu", "abacus"],
+        ["--backbone", "mini"],
+    ],
 )
 def test_bad_usage_is_refused(arguments, capsys):
     with pytest.raises(SystemExit) as error:
         roofline.main(arguments)
     assert error.value.code == 2
     assert "error:" in capsys.readouterr().err
+
+
+def test_what_takes_the_place_of_operations_has_a_lower_floor():
+    flux, wan = (roofline.analyse(roofline.workload(name), roofline.GPUS["h200"])["forms"] for name in ("flux-dev", "wan-1.3b"))
+    assert [form["form"] for form in flux] == ["attention_fp8", "qkv_norm_rope"]
+    assert [form["form"] for form in wan] == ["attention_fp8"]
+    assert all(form["floor"] < form["usual_floor"] for form in (*flux, *wan))
+    assert flux[1]["bytes"] < flux[1]["usual_bytes"]
+    assert not roofline.analyse(roofline.workload("wan-1.3b"), roofline.GPUS["a100"])["forms"]  # which has no fp8

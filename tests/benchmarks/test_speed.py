@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import report, speed, waiting
+from benchmarks import report, speed, starting, waiting
 from benchmarks.models import evaluation_flop, random_model, work_of
 from benchmarks.stages import STAGES
 from ebr_engine.backbones.mini.model import MINI
@@ -132,6 +132,22 @@ def test_time_beside_busy_processes_is_told_by_what_fair_sharing_gives():
     assert [line.split()[-1] for line in text.splitlines()[-3:]] == ["1.00", "1.10", "3.00"]
 
 
+def test_the_start_is_told_beside_another_commits():
+    seconds = {"here": report.spread([1.0, 2.0, 3.0]), "beside": report.spread([3.0])}
+    peaks = {"here": 10**8, "beside": 2 * 10**8}
+    text = starting.table({"size": [64, 48], "task": "rain", "rounds": 3, "seconds": seconds, "peak_bytes": peaks})
+    assert text.endswith("x1.50")
+    assert "64 x 48" in text
+
+
+@pytest.mark.slow
+def test_a_small_picture_is_restored_by_two_folders_commands(tmp_path):
+    options = ["--size", "16", "24", "--rounds", "1", "--beside", str(report.ROOT), "--json", str(tmp_path / "x")]
+    speed.main(["starting", *options])
+    seconds = json.loads((tmp_path / "x").read_text())["seconds"]
+    assert all(seconds[name]["median"] > 0 for name in ("here", "beside"))
+
+
 @pytest.mark.slow
 def test_every_way_to_wait_restores_beside_busy_processes(tmp_path):
     speed.main(["waiting", "--size", "16", "--rounds", "1", "--busy", "0", "1", "--spins", "--json", str(tmp_path / "x")])
@@ -157,6 +173,7 @@ def test_a_plot_is_drawn(tmp_path):
     "arguments",
     [
         *(["latency", *wrong] for wrong in (["--runs", "0"], ["--size", "8"], ["--precision", "int4"])),
+        *(["starting", *wrong] for wrong in (["--rounds", "0"], ["--size", "4", "64"], ["--beside", "/nowhere"])),
         *(["waiting", *wrong] for wrong in (["--rounds", "0"], ["--busy", "-1"])),
         *(["throughput", *wrong] for wrong in (["--rounds", "0"], ["--size", "8"], ["--batch", "0"], ["--precision", "int4"])),
     ],

@@ -1,5 +1,6 @@
 """`ebr-engine train` and `train-backbone`: learning from the command line, on the bundled backbone and a tiny pool."""
 
+import re
 from functools import partial
 
 import pytest
@@ -194,7 +195,9 @@ def test_a_backbone_is_trained(cli, tmp_path, monkeypatch, pool):
     code, stdout, stderr = cli("train-backbone", "mini", *options.split())
     assert code == 0, stderr
     assert stdout == "tiny.safetensors\n"
-    assert stderr == "pre-training mini for 0.01 minutes; see tiny.log.jsonl\n"
+    first, *_, last = stderr.splitlines()
+    assert first == "pre-training mini for 0.01 minutes; see tiny.log.jsonl"
+    assert re.fullmatch(r"step \d+, [\d.]+ minutes, 0.0 left, [\d.e+]+ crops a second, loss [\d.]+ at 64", last)
     mini = load_mini(tmp_path / "tiny.safetensors")
     assert mini.trunk.config == tiny
     assert (mini.training["seed"], mini.training["compile"]) == (3, False)
@@ -212,6 +215,7 @@ def test_a_backbone_is_trained(cli, tmp_path, monkeypatch, pool):
         (["mini", "-o", "x.safetensors", "--size-odds", "1,nan,2"], ["--size-odds", "1,nan,2"]),
         (["mini", "-o", "x.safetensors", "--size-odds", "0,0,0"], ["--size-odds", "0,0,0"]),
         (["mini"], ["--out"]),
+        (["mini", "-o", "x.safetensors", "--device", "cuda"], ["no CUDA device", "--device"]),
     ],
 )
 def test_a_backbone_that_cannot_be_trained_is_told_in_one_line(cli, tmp_path, arguments, words):

@@ -27,13 +27,13 @@ def wide_prompt():
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory):
-    """The folders of a tiny Wan and FLUX as diffusers writes them, a released prompt in each; made before there is a device."""
+    """The folders of a tiny Wan, FLUX.1 and FLUX.2 as diffusers writes them, a prompt in each; made before there is a device."""
     pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
     from tests import real_layout
 
     root = tmp_path_factory.mktemp("published")
-    for name, rows, blocks in (("wan", 226, 2), ("flux", 40, 3)):
+    for name, rows, width, blocks in (("wan", 226, 24, 2), ("flux", 40, 24, 3), ("flux2", 40, 32, 3)):
         getattr(real_layout, f"write_{name}")(root / name)
-        real_layout.write_released_prompt(root / name / "rain.pt", name, rows, 24, blocks)
+        real_layout.write_released_prompt(root / name / "rain.pt", name, rows, width, blocks)
     return root.joinpath

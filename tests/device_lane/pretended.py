@@ -301,7 +301,7 @@ def _by_reference(*args: Any) -> tuple[Tensor, Tensor]:
     """In `scaled_linear_launch`'s place."""
     from ebr_engine.kernels.scaled_linear import scaled_linear_fp8_ref, scaled_linear_ref
 
-    *layer, bound, gelu, dtype = args
+    *layer, bound, gelu, dtype, _ = args
     return scaled_linear_fp8_ref(*layer, bound, gelu) if bound is not None else (scaled_linear_ref(*layer, gelu, dtype), None)
 
 

@@ -18,6 +18,8 @@ CASES = {
     "wan": ("wan", "bf16", {"frames": 5, "per_block": True}),
     "flux": ("flux", "bf16", {}),
     "flux in fp8": ("flux", "fp8", {}),
+    "flux2": ("flux2", "bf16", {}),
+    "flux2 in fp8": ("flux2", "fp8", {}),
 }
 
 

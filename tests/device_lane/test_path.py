@@ -77,7 +77,7 @@ def test_widths_that_fp8_products_do_not_take_go_without_the_library(device, wei
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
-@pytest.mark.parametrize("backbone", ["wan", "flux"])
+@pytest.mark.parametrize("backbone", ["wan", "flux", "flux2"])
 def test_a_model_in_the_published_layout(backbone, precision, published, device, tmp_path, monkeypatch):
     """The folder of a transformer, VAE and text encoders; a clip or a picture, and a released prompt."""
     monkeypatch.setenv("EBR_CACHE_DIR", str(tmp_path / "cache"))
@@ -90,7 +90,7 @@ def test_a_model_in_the_published_layout(backbone, precision, published, device,
     assert device.recorded == 1
 
 
-@pytest.mark.parametrize("backbone", ["wan", "flux"])
+@pytest.mark.parametrize("backbone", ["wan", "flux", "flux2"])
 def test_a_codec_that_waits_changes_nothing_and_goes_back(backbone, published, device, tmp_path, monkeypatch):
     monkeypatch.setenv("EBR_CACHE_DIR", str(tmp_path / "cache"))
     folder, results, reads = published(backbone), [], []
@@ -106,3 +106,12 @@ def test_a_codec_that_waits_changes_nothing_and_goes_back(backbone, published, d
     assert torch.equal(*results)
     assert reads[0] == reads[1]  # its weights are not read back
     assert not any(isinstance(weight, Pretended) for weight in inner(restorer.codec).vae.parameters())
+
+
+def test_attention_in_eight_bits(device, wide, wide_prompt, expected):
+    restorer = Restorer(model=wide, device="cuda", precision="fp32", fp8_attention=True)
+    device.reads.clear()
+    result = restorer.restore(picture(), prompt=wide_prompt)
+    assert 0 < (result - expected).abs().max() < 0.02
+    assert device.reads == ["__bool__", "to"]
+    assert device.recorded

@@ -23,7 +23,12 @@ from tests.media.clip_maker import write_clip
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\w+) ?(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 OF_A_SHELL = ("make", "source")  # they set this environment up
-SHORT = {"-n 500": "-n 1 --batch 2 --tokens 4", "-n 250": "-n 1 --batch 2 --tokens 4"}  # iterations of learning
+# iterations of learning, minutes of pre-training
+SHORT = {
+    "--minutes 60": "--minutes 0.01 --no-compile --batch 4",
+    "-n 500": "-n 1 --batch 2 --tokens 4",
+    "-n 250": "-n 1 --batch 2 --tokens 4",
+}
 SIZE = (64, 48)
 
 

@@ -110,7 +110,8 @@ def test_a_seed_means_one_result(restorer, prompt):
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 2**-6), ("fp8", 2**-4)])
-def test_lower_precision_stays_near_float32(restorer, weights, prompt, relative_rms, precision, bound):
+def test_lower_precision_stays_near_float32(restorer, weights, prompt, relative_rms, precision, bound, monkeypatch):
+    monkeypatch.setattr("ebr_engine.backbones.layers.cpu_has_bf16", lambda: True)
     # A unit in the last place is 2⁻⁸ of a bf16 number and 2⁻³ of an e4m3 one: half of it, and a few in a row.
     table = make_table("fast", 0.2)
     state = torch.randn(1, 192, 1, 3, 5)
@@ -126,7 +127,8 @@ def test_lower_precision_stays_near_float32(restorer, weights, prompt, relative_
     assert relative_rms(result, restorer.restore(picture(), prompt=prompt)) < bound
 
 
-def test_fp8_is_not_bf16(weights, prompt):
+def test_fp8_is_not_bf16(weights, prompt, monkeypatch):
+    monkeypatch.setattr("ebr_engine.backbones.layers.cpu_has_bf16", lambda: True)
     results = [Restorer(model=weights, device="cpu", precision=p).restore(picture(), prompt=prompt) for p in ("bf16", "fp8")]
     assert not torch.equal(*results)
 

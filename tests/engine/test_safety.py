@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ebr_engine import Restorer
-from ebr_engine.backbones.layers import has_fp8_layers, safer_trunk
+from ebr_engine.backbones.layers import quantised_as, safer_trunk
 from ebr_engine.engine.fallback import Safety
 from ebr_engine.errors import EngineError, EngineWarning
 from tests.tiny import make_prompt
@@ -56,7 +56,7 @@ def test_one_precision_after_another_is_tried(weights):
     tried = []
 
     def spoil(trunk, _, velocity):
-        tried.append("fp8" if has_fp8_layers(trunk) else next(trunk.parameters()).dtype)
+        tried.append("fp8" if quantised_as(trunk) else next(trunk.parameters()).dtype)
         return velocity if tried[-1] == torch.float32 else velocity * torch.nan
 
     one.trunk.register_forward_hook(spoil)
@@ -92,8 +92,8 @@ def test_a_safer_copy_computes_the_same_and_leaves_the_trunk(weights, relative_r
     latent = torch.randn(1, 192, 1, 3, 5)
     narrow = engine(weights, "fp8").trunk
     dense = safer_trunk(narrow)
-    assert has_fp8_layers(narrow)
-    assert not has_fp8_layers(dense)
+    assert quantised_as(narrow)
+    assert not quantised_as(dense)
     assert safer_trunk(exact.trunk) is None
     with torch.no_grad():
         assert relative_rms(safer_trunk(dense.to(torch.bfloat16))(latent, step), exact.trunk(latent, step)) < 2**-4

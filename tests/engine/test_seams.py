@@ -42,14 +42,14 @@ def seam(restored, tiles):
 def test_tiles_leave_no_seam(restorer, kind, blend):
     restored = restorer.restore(scene(kind), task="haze", detail="model", tile=TILE, tile_overlap=64, tile_blend=blend)
     whole = restorer.restore(scene(kind), task="haze", detail="model", tile=0)  # on its own grid of patches
-    tiles = restorer.engine.geometry.tiles(HEIGHT, WIDTH, TILE, 64).scaled(CELL)
+    tiles = restorer.engine.geometry.tiles(HEIGHT, WIDTH, TILE, 64, even=True).scaled(CELL)
     assert seam(restored, tiles) < MOST * seam(whole, tiles)
 
 
 @pytest.mark.parametrize("kind", ["smooth", "textured"])
 def test_a_tile_a_twentieth_brighter_would_be_seen(restorer, kind):
     whole = restorer.restore(scene(kind), task="haze", detail="model", tile=0)
-    tiles = restorer.engine.geometry.tiles(HEIGHT, WIDTH, TILE, 64).scaled(CELL)
+    tiles = restorer.engine.geometry.tiles(HEIGHT, WIDTH, TILE, 64, even=True).scaled(CELL)
     restored = whole.clone()
     restored[:, :, tiles.lefts[1] :] += 0.05
     assert seam(restored, tiles) > MOST * seam(whole, tiles)

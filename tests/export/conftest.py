@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ebr_engine.backbones.flux.conditioning import FluxStep
 from ebr_engine.backbones.flux.model import FluxConfig, FluxTrunk
+from ebr_engine.backbones.flux2.model import Flux2Config
 from ebr_engine.backbones.wan.model import WanConfig, WanStep, WanTrunk
 
 WAN = WanConfig((1, 2, 2), 2, 12, 16, 16, text_dim=20, freq_dim=16, ffn_dim=40, num_layers=1)
@@ -18,6 +19,14 @@ FLUX = FluxConfig(
     num_attention_heads=2,
     guidance_embeds=True,
     axes_dims_rope=(4, 4, 4),
+)
+FLUX2 = Flux2Config(
+    in_channels=16,
+    num_layers=1,
+    num_single_layers=2,
+    attention_head_dim=12,
+    num_attention_heads=2,
+    axes_dims_rope=(2, 4, 4, 2),
 )
 TEXT_ROWS, PROMPT_ROWS, PROMPTS = 7, 5, 2
 
@@ -34,7 +43,9 @@ class Tiny:
         dtype, width = next(p.dtype for p in self.trunk.parameters()), self.trunk.config.width
         if isinstance(self.trunk, FluxTrunk):
             doubles, singles = self.trunk.config.num_layers, self.trunk.config.num_single_layers
-            modulations = torch.randn(1, doubles, 2, 6, width), torch.randn(1, singles, 3, width), torch.randn(1, 2, width)
+            shared = isinstance(self.trunk.config, Flux2Config)
+            kept = (1, 1) if shared else (doubles, singles)
+            modulations = torch.randn(1, kept[0], 2, 6, width), torch.randn(1, kept[1], 3, width), torch.randn(1, 2, width)
             rows = (torch.randn(n, PROMPT_ROWS, 3 * width).to(dtype) for n in (doubles, singles))
             return FluxStep(*modulations, torch.randn(TEXT_ROWS, width).to(dtype), *rows)
         blocks, heads, dim = WAN.num_layers, WAN.num_attention_heads, WAN.attention_head_dim
@@ -50,9 +61,9 @@ class Tiny:
 
 
 def tiny(kind: str, dtype: torch.dtype = torch.float32) -> Tiny:
-    """A trunk of `kind` (wan, flux)."""
+    """A trunk of `kind` (wan, flux, flux2)."""
     torch.manual_seed(0)
-    trunk = WanTrunk(WAN) if kind == "wan" else FluxTrunk(FLUX)
+    trunk = WanTrunk(WAN) if kind == "wan" else FluxTrunk(FLUX if kind == "flux" else FLUX2)
     return Tiny(trunk.requires_grad_(False).to(dtype).eval())
 
 

@@ -62,7 +62,11 @@ def test_another_size_than_the_only_one_is_refused(written):
 
 @pytest.mark.parametrize(
     ("kind", "sizes"),
-    [("wan", [(6, 4, 3, 2), (2, 8, 1, 1), (4, 4, 2, 5)]), pytest.param("flux", [(2, 6, 1, 5)], marks=pytest.mark.slow)],
+    [
+        ("wan", [(6, 4, 3, 2), (2, 8, 1, 1), (4, 4, 2, 5)]),
+        pytest.param("flux", [(2, 6, 1, 5)], marks=pytest.mark.slow),
+        pytest.param("flux2", [(3, 5, 1, 4)], marks=pytest.mark.slow),
+    ],
 )
 def test_a_graph_of_open_size_takes_any(tmp_path, make_tiny, kind, sizes):
     model = make_tiny(kind)
@@ -108,8 +112,9 @@ def test_fp8_layers_become_qdq_pairs_with_the_numbers_of_fp8(tmp_path, make_tiny
     assert relative_rms(velocity, quantised) < 0.3 * relative_rms(quantised, exact)
 
 
-def test_large_weights_lie_in_a_file_beside(tmp_path, monkeypatch, make_tiny):
-    model = make_tiny("flux")
+@pytest.mark.parametrize("kind", ["flux", pytest.param("flux2", marks=pytest.mark.slow)])
+def test_large_weights_lie_in_a_file_beside(tmp_path, monkeypatch, make_tiny, kind):
+    model = make_tiny(kind)
     latent, step = model.latent(2, 6), model.step(1)
     monkeypatch.setattr(exporter, "LARGEST_FILE", 0)
     exporter.write_onnx(tmp_path / "flux.onnx", model.trunk, step, tuple(latent.shape[1:]))

@@ -7,7 +7,7 @@ import torch
 
 from ebr_engine.kernels import attention as module
 from ebr_engine.kernels import backend
-from ebr_engine.kernels.attention import attention, attention_blocks, attention_blocks_op, attention_cuda, attention_ref
+from ebr_engine.kernels.attention import attention, attention_blocks, attention_cpu_op, attention_cuda, attention_ref
 
 OPS = pytest.mark.parametrize("op", [attention, attention_cuda, attention_ref])
 ALL = pytest.mark.parametrize("op", [attention, attention_cuda, attention_ref, attention_blocks])
@@ -38,22 +38,35 @@ def test_blocks_of_queries_make_no_difference(shape, scores, monkeypatch):
     torch.testing.assert_close(attention_blocks(q, k, v), attention_ref(q, k, v))
 
 
-def test_blocks_are_one_operation_to_torch(monkeypatch):
-    monkeypatch.setattr(backend, "ASKED", "torch")
-    given = tuple(x.bfloat16() for x in inputs((2, 3, 37, 24)).values())
-    torch.library.opcheck(attention_blocks_op, given)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("asked", ["auto", "torch"])
+def test_a_cpus_way_is_one_operation_to_torch(asked, dtype, monkeypatch):
+    monkeypatch.setattr(backend, "ASKED", asked)
+    given = tuple(x.to(dtype) for x in inputs((2, 3, 37, 24)).values())
+    torch.library.opcheck(attention_cpu_op, given)
     compiled = torch.compile(lambda q, k, v: attention(q * 2, k, v) + 1, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(*given), attention(given[0] * 2, *given[1:]) + 1)
 
 
-def test_bf16_takes_the_blocks_unless_it_is_learned_from(monkeypatch):
-    monkeypatch.setattr(backend, "ASKED", "torch")
-    monkeypatch.setattr(module, "attention_blocks_op", lambda q, k, v: "blocks")
+def test_what_is_learned_from_has_a_gradient():
     q, k, v = (x.bfloat16() for x in inputs((1, 2, 5, 8)).values())
-    assert attention(q, k, v) == "blocks"
-    assert isinstance(attention(q.float(), k.float(), v.float()), torch.Tensor)
-    learned = attention(q.requires_grad_(), k, v)
-    assert learned.requires_grad
+    assert not attention(q, k, v).requires_grad
+    assert attention(q.requires_grad_(), k, v).requires_grad
+
+
+@pytest.mark.parametrize("way", ["native", "library", "blocks"])
+def test_the_way_that_was_chosen_serves(way, monkeypatch):
+    offered = []
+
+    def chosen(operation, kind, work, ways):
+        offered.append((operation, *ways))
+        return way if way in ways else "library"
+
+    monkeypatch.setattr(module.tune, "chosen", chosen)
+    monkeypatch.setattr(backend, "ASKED", "auto" if way == "native" else "torch")
+    q, k, v = (x.bfloat16() for x in inputs((1, 2, 40, 64)).values())
+    torch.testing.assert_close(attention(q, k, v), attention_ref(q, k, v), rtol=0.05, atol=0.02)
+    assert offered[0][-2:] == ("library", "blocks")
 
 
 @OPS

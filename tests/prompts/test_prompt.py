@@ -132,7 +132,8 @@ def test_a_save_that_breaks_off_keeps_the_older_prompt(prompt, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("backend", "backbone", "injection"), [("wan", "wan", "dual"), ("Wan2.1-T2V-1.3B", "wan", "dual"), ("flux", "flux", "add")]
+    ("backend", "backbone", "injection"),
+    [("wan", "wan", "dual"), ("Wan2.1-T2V-1.3B", "wan", "dual"), ("flux", "flux", "add"), ("flux2", "flux2", "add")],
 )
 def test_a_released_file_is_converted(tmp_path, backend, backbone, injection):
     content = released(backend)

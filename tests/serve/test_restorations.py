@@ -177,6 +177,25 @@ def test_a_running_job_ends_after_its_step(stand_in, tmp_path):
         assert len(stand_in.seen) == 1
 
 
+def test_a_picture_of_many_tiles_ends_after_the_tile_that_is_computed(tiny, tmp_path, monkeypatch):
+    restorer, prompts = tiny
+    monkeypatch.setenv("EBR_PROMPT_DIR", str(prompts))
+    with client(tmp_path / "store", restorer) as inside:
+        worker, told = inside.hub.worker, []
+
+        def heard(share, text, original=worker._heard):
+            told.append(share)
+            worker.cancel(worker._job.id)
+            original(share, text)
+
+        monkeypatch.setattr(worker, "_heard", heard)
+        asked = '{"task": "haze", "steps": 1, "tile": 32, "tile_overlap": 8}'
+        job = post(inside, png(tmp_path / "a.png", 120, 160), request=asked).json()["data"][0]
+        assert over(inside, job["id"])["status"] == "cancelled"
+    assert len(told) == 1
+    assert told[0] < 0.5  # of the only step
+
+
 def test_a_failure_speaks_of_the_clients_file_and_not_of_the_servers(tiny, tmp_path, monkeypatch):
     restorer, prompts = tiny
     monkeypatch.setenv("EBR_PROMPT_DIR", str(prompts))

@@ -31,7 +31,7 @@ def pool():
         patch.setattr(scenes, "render", render)
         patch.setattr(torch, "set_num_threads", lambda count: None)
         patch.setattr(scenes, "_start", scenes._render_into)
-        patch.setattr(scenes, "run_processes", lambda processes: None)
+        patch.setattr(scenes, "_run", lambda processes: None)
         pool = ScenePool(4, 64)
     pool.numbers = numbers
     return pool

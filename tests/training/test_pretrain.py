@@ -26,7 +26,7 @@ def pool():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "set_num_threads", lambda count: None)
         patch.setattr(scenes, "_start", scenes._render_into)
-        patch.setattr(scenes, "run_processes", lambda processes: None)
+        patch.setattr(scenes, "_run", lambda processes: None)
         return ScenePool(4, 64)
 
 
@@ -35,7 +35,7 @@ def quick(pool, monkeypatch):
     """Pre-training by a clock on which every iteration takes a minute; `firsts` are the pools' first scenes."""
     firsts, seconds = [], iter(range(0, 10**9, 60))
 
-    def small_pool(capacity, size, first, rate):
+    def small_pool(capacity, size, first, **_):
         firsts.append(first)
         return pool
 

@@ -28,7 +28,7 @@ def inline(monkeypatch):
 
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     monkeypatch.setattr(scenes, "_start", render_now)
-    monkeypatch.setattr(scenes, "run_processes", lambda processes: None)
+    monkeypatch.setattr(scenes, "_run", lambda processes: None)
     return started
 
 
@@ -116,9 +116,9 @@ def test_a_failed_process_is_not_passed_over():
     def process(code):
         return SimpleNamespace(join=lambda: None, exitcode=code)
 
-    scenes.run_processes([process(0), process(0)])
+    scenes._run([process(0), process(0)])
     with pytest.raises(RuntimeError, match="renders scenes failed"):
-        scenes.run_processes([process(0), process(1)])
+        scenes._run([process(0), process(1)])
 
 
 @pytest.mark.parametrize("size", [32, 40, 64])

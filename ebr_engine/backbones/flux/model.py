@@ -27,6 +27,7 @@ from ebr_engine.backbones.layers import (
     feed_forward,
     gated_feed_forward,
     gated_for,
+    heads_of,
     kept_rotary,
     normed_for,
     residual_normed_for,
@@ -34,7 +35,6 @@ from ebr_engine.backbones.layers import (
 from ebr_engine.backbones.wan.model import sinusoid
 from ebr_engine.errors import BackboneError
 from ebr_engine.kernels.attention import attention
-from ebr_engine.kernels.qk_norm_rope import qk_norm_rope
 from ebr_engine.kernels.quantize_fp8 import Quantized
 
 EPS = 1e-6
@@ -301,6 +301,8 @@ class FluxTrunk(nn.Module):
 class FluxDoubleBlock(nn.Module):
     """Text and image, each with its own weights, in one attention."""
 
+    fp8_attention = False  # in eight bits
+
     def __init__(self, config: FluxConfig):
         super().__init__()
         self.text = FluxStream(config)
@@ -324,7 +326,7 @@ class FluxDoubleBlock(nn.Module):
         image = self.image.project(normed[1], cos[tokens:], sin[tokens:])
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(text, image))  # [B, heads, T + N, head_dim]
         del text, image
-        return attention(q, k, v).transpose(1, 2).flatten(2)
+        return attention(q, k, v, self.fp8_attention).transpose(1, 2).flatten(2)
 
 
 class FluxStream(nn.Module):
@@ -343,7 +345,7 @@ class FluxStream(nn.Module):
 
     def project(self, normed: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v, [B, heads, tokens, head_dim] each."""
-        return qk_norm_rope(self.qkv(normed), self.q_norm, self.k_norm, cos, sin, self.heads, EPS, rows)
+        return heads_of(self.qkv, normed, self.q_norm, self.k_norm, cos, sin, self.heads, EPS, rows)
 
     def finish(self, x: Tensor, mixed: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From the stream and attention's output to the stream, the feed-forward branch and its gate [B, D]."""
@@ -355,6 +357,8 @@ class FluxStream(nn.Module):
 
 class FluxSingleBlock(nn.Module):
     """Attention over text and image in one stream, the feed-forward beside it."""
+
+    fp8_attention = False  # in eight bits
 
     def __init__(self, config: FluxConfig):
         super().__init__()
@@ -383,8 +387,8 @@ class FluxSingleBlock(nn.Module):
 
     def attend(self, normed: Tensor | Quantized, step: BlockStep, cos: Tensor, sin: Tensor) -> Tensor:
         """Attention over all tokens, [B, T + N, D]; what it needs inside is freed when it returns."""
-        q, k, v = qk_norm_rope(self.qkv(normed), self.q_norm, self.k_norm, cos, sin, self.heads, EPS, step.rows)
-        return attention(q, k, v).transpose(1, 2).flatten(2)
+        q, k, v = heads_of(self.qkv, normed, self.q_norm, self.k_norm, cos, sin, self.heads, EPS, step.rows)
+        return attention(q, k, v, self.fp8_attention).transpose(1, 2).flatten(2)
 
 
 def joined(parts: Sequence[Tensor | Quantized]) -> Tensor | Quantized:

@@ -82,6 +82,8 @@ SPEC = Spec(
     released_size=(1024, 1024),
     released_timesteps=released_timesteps,
     published_prompts=PUBLISHED_PROMPTS,
+    licences={"flux-dev": "FLUX.1 [dev] Non-Commercial", "flux-schnell": "Apache-2.0"},
+    ran="random weights on a CPU: the widths of dev, four blocks",
     learning=Learning(
         {"tokens": 512, "size": (1024, 1024), "batch": 1, "loss": "velocity", "learning_rate": 0.003}, steps=RELEASED_STEPS
     ),

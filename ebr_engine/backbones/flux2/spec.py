@@ -22,9 +22,9 @@ DEV_SYSTEM_MESSAGE = (
     "object\nattribution and actions without speculation."
 )
 TOKEN_BYTES = {
-    ("cpu", "fp32"): ((72, 0),),
-    ("cpu", "bf16"): ((56, 0),),
-    ("cpu", "fp8"): ((80, 0),),
+    ("cpu", "fp32"): ((72, 0), (16, 16)),
+    ("cpu", "bf16"): ((56, 0), (10, 20)),  # the gate is computed in float32 there
+    ("cpu", "fp8"): ((80, 0), (10, 20)),
     ("cuda", "bf16"): ((26, 0), (8, 6)),
     ("cuda", "fp8"): ((26, 0), (6, 5)),
 }
@@ -101,10 +101,17 @@ SPEC = Spec(
         sizes=flux2_sizes,
         load=load_flux2,
         text_encoders=(KLEIN_ENCODER,),
+        distilled=r"klein-(?!base)",
     ),
     tile=1024,
     small_side=1024,
     asks_for_frames=True,
+    licences={
+        "flux2-klein-4b": "Apache-2.0",
+        "flux2-klein-9b": "FLUX Non-Commercial",
+        "flux2-dev": "FLUX.2 [dev] Non-Commercial",
+    },
+    ran="random weights on a CPU: tiny, and the widths of klein 4B in three blocks",
     learning=Learning({"tokens": 512, "size": (1024, 1024), "batch": 1, "loss": "velocity", "learning_rate": 0.003}),
     conditioner_dtype=torch.bfloat16,  # as it is stored
     token_bytes=TOKEN_BYTES,

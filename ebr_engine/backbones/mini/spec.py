@@ -45,6 +45,8 @@ SPEC = Spec(
     small_side=512,
     moves=True,
     mix="turn",  # measured to restore more
+    licences={"mini": "Apache-2.0"},
+    ran="its weights on CPUs",
     learning=Learning(losses=("pixel", "x0", "velocity"), scenes=True, steps=FAST_STEPS, course="ebr_engine.training.pretrain"),
     token_bytes=TOKEN_BYTES,
     codec_costs=CodecCosts(24, 12, LappedCodec.spatial, 1),

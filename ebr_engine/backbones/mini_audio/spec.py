@@ -47,6 +47,8 @@ SPEC = Spec(
     chunk=(256, 32),
     knows_time=True,
     mix="turn",
+    licences={"mini-audio": "Apache-2.0"},
+    ran="its weights on CPUs",
     learning=Learning(
         {"tokens": 16, "frames": 128, "batch": 16},
         losses=("pixel", "x0", "velocity"),

@@ -25,6 +25,7 @@ from ebr_engine.kernels.gated_residual_norm import gated_residual_norm
 from ebr_engine.kernels.prompt_attention import prompt_attention
 from ebr_engine.kernels.qk_norm_rope import qk_norm_rope
 from ebr_engine.kernels.quantize_fp8 import Quantized
+from ebr_engine.kernels.rms_norm import rms_norm
 
 ROPE_THETA = 10000.0
 MODULATIONS = 6  # shift, 1 + scale, gate of self-attention; the same of the feed-forward
@@ -286,6 +287,8 @@ class WanTrunk(nn.Module):
 class WanBlock(nn.Module):
     """Self-attention, cross-attention to text and prompts, feed-forward."""
 
+    fp8_attention = False  # self-attention in eight bits
+
     def __init__(self, config: WanConfig):
         super().__init__()
         self.heads, self.eps = config.num_attention_heads, config.eps
@@ -315,7 +318,7 @@ class WanBlock(nn.Module):
     def attend(self, normed: Tensor | Quantized, cos: Tensor, sin: Tensor) -> Tensor:
         """Self-attention and its output projection, [B, N, D]."""
         q, k, v = qk_norm_rope(self.qkv(normed), self.q_norm, self.k_norm, cos, sin, self.heads, self.eps)
-        return self.out(attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out(attention(q, k, v, self.fp8_attention).transpose(1, 2).flatten(2))
 
     def cross(self, normed: Tensor, step: BlockStep) -> Tensor:
         """W_o·(text branch + Σ weight·prompt branch) + (1 + Σ weight)·b_o, [B, N, D]."""
@@ -325,8 +328,8 @@ class WanBlock(nn.Module):
 
     def cross_query(self, normed: Tensor) -> Tensor:
         """Cross-attention's queries, [B, heads, N, head_dim]."""
-        q = F.rms_norm(self.cross_q(normed).float(), normed.shape[-1:], self.cross_q_norm.float(), self.eps)
-        return q.to(normed.dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q = rms_norm(self.cross_q(normed), self.cross_q_norm, self.eps)
+        return q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:

@@ -79,6 +79,8 @@ SPEC = Spec(
     released_size=(480, 832),
     released_timesteps=released_timesteps,
     published_prompts=PUBLISHED_PROMPTS,
+    licences=dict.fromkeys(("wan-1.3b", "wan-14b"), "Apache-2.0"),
+    ran="random weights on a CPU: 1.3B whole",
     learning=Learning(
         {"tokens": 226, "size": (480, 832), "frames": 33, "batch": 1, "loss": "velocity", "learning_rate": 0.003},
         steps=RELEASED_STEPS,

@@ -28,5 +28,7 @@ SPEC = replace(
     ),
     related=("wan",),
     published_prompts="",
+    licences={"wan22-a14b": "Apache-2.0"},
+    ran="random weights on a CPU: tiny, and its widths in two blocks",
     note=f"the low-noise expert alone, half of the model: a bridge from a T0 below {BOUNDARY} never meets the other",
 )

@@ -34,6 +34,8 @@ SPEC = replace(
     released_size=None,
     released_timesteps=None,
     published_prompts="",
+    licences={"wan22-5b": "Apache-2.0"},
+    ran="random weights on a CPU: tiny, and its widths in two blocks",
     learning=Learning({**WAN.learning.defaults, "size": (704, 1280)}, steps=WAN.learning.steps),
     codec_costs=CodecCosts(9, 23, 16, 4, Wan22Codec.whole_area, Wan22Codec.default_tile, 256, 704_688_668),
 )

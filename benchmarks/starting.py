@@ -1,0 +1,80 @@
+"""What a small file costs: a picture by the command, from the start of the process to its end, beside another commit's command.
+
+Time is the processor's, of all threads, so that busy neighbours count little; both commands run in turns. `--beside` names the
+folder of another commit (`git worktree add ../before COMMIT`). Modules are compiled before the clock starts.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import ROOT, columns, spread
+
+
+def options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(64, 64), metavar=("HEIGHT", "WIDTH"), help="of the picture in pixels"
+    )
+    parser.add_argument("--task", default="rain")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--beside", type=Path, metavar="FOLDER", help="another commit's folder")
+
+
+def measure(options: Namespace) -> dict[str, Any]:
+    """Processor time of restoring one small picture, process start to end, beside another commit's."""
+    if options.rounds < 1 or min(options.size) < 8:
+        options.error("--rounds must be at least 1, --size at least 8 8")
+    if options.beside and not (options.beside / "ebr_engine").is_dir():
+        options.error(f"{options.beside}: there is no ebr_engine in it")
+    from benchmarks.speed import write_source
+
+    folders = {"here": ROOT} | ({"beside": options.beside.resolve()} if options.beside else {})
+    taken: dict[str, list[tuple[float, int]]] = {name: [] for name in folders}
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "in.png"), Path(folder, "out.png")
+        write_source(source, max(options.size), 1)
+        cut(source, *options.size)
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        command = [sys.executable, "-m", "ebr_engine", "restore", str(source), "-o", str(target), "--overwrite", "--quiet"]
+        for i in range(options.rounds + 1):  # the first compiles
+            for name, where in folders.items():
+                found = used([*command, "--task", options.task], where, environment)
+                taken[name] += [found] if i else []
+    return {
+        **{"size": list(options.size), "task": options.task, "rounds": options.rounds},
+        "seconds": {name: spread([seconds for seconds, _ in values]) for name, values in taken.items()},
+        "peak_bytes": {name: max(peak for _, peak in values) for name, values in taken.items()},
+    }
+
+
+def cut(path: Path, height: int, width: int) -> None:
+    from ebr_engine.media.images import read_image, write_image
+
+    write_image(path, read_image(path).pixels[:height, :width])
+
+
+def used(command: list[str], where: Path, environment: dict[str, str]) -> tuple[float, int]:
+    """Processor seconds of a command, all of its threads, and the most bytes that were resident; for Linux."""
+    started = subprocess.Popen(command, cwd=where, env=environment, stdout=subprocess.DEVNULL)
+    _, status, found = os.wait4(started.pid, 0)
+    started.returncode = os.waitstatus_to_exitcode(status)
+    if started.returncode:
+        raise subprocess.CalledProcessError(started.returncode, command)
+    return found.ru_utime + found.ru_stime, found.ru_maxrss * 1024
+
+
+def table(result: dict[str, Any]) -> str:
+    """What a person reads."""
+    seconds = {name: values["median"] for name, values in result["seconds"].items()}
+    rows = [
+        [name, *(f"{x:.2f}" for x in (values["median"], *values["quartiles"])), f"{result['peak_bytes'][name] / 1e6:.0f}"]
+        for name, values in result["seconds"].items()
+    ]
+    height, width = result["size"]
+    lines = [f"mini, {result['task']}, {height} x {width}, processor seconds of {result['rounds']} runs in turns", ""]
+    lines += [columns(["commit", "median", "from", "to", "peak MB"], rows)]
+    return "\n".join([*lines, *([f"x{seconds['beside'] / seconds['here']:.2f}"] if "beside" in seconds else [])])
