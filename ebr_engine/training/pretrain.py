@@ -79,7 +79,7 @@ class Course:
     """What a backbone is pre-trained on."""
 
     model: WanConfig
-    vocabulary: list[str]  # of captions
+    vocabulary: list[str] | None  # of captions; None: `mini`'s
     codec: Callable[[WanConfig], type]  # of a model's sizes
     measured: Callable[[type, Any, torch.Generator], OrthonormalCodec]  # (codec, pool, generator) → it with its statistics
     batch: Callable[..., tuple[Tensor, Tensor]]  # as `batch` below
@@ -91,9 +91,9 @@ class Course:
 class Pretrainee(nn.Module):
     """Text encoder, conditioner and trunk as one module under training."""
 
-    def __init__(self, config: WanConfig = MINI, vocabulary: list[str] = VOCABULARY):
+    def __init__(self, config: WanConfig = MINI, vocabulary: list[str] | None = None):
         super().__init__()
-        self.text_encoder = MiniTextEncoder(vocabulary, config.text_dim)
+        self.text_encoder = MiniTextEncoder(vocabulary or VOCABULARY, config.text_dim)
         self.conditioner = WanConditioner(config)
         self.trunk = WanTrunk(config)
         self.initialise()
@@ -364,11 +364,11 @@ def finished(model: Pretrainee, average: dict[str, Tensor], codec: OrthonormalCo
 
 COURSE = Course(
     model=MINI,
-    vocabulary=VOCABULARY,
+    vocabulary=None,
     codec=lambda sizes: CODECS[sizes.in_channels],
     measured=lambda kind, pool, generator: measured_codec(kind, *pool.crops(512, 64, generator)[:1]),
     batch=lambda *arguments: batch(*arguments),
-    save=save_mini,
+    save=lambda out, mini: save_mini(out, mini),
     begin=lambda start: begin(load_mini(start)),
 )
 
