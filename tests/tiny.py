@@ -12,6 +12,8 @@ from ebr_engine.backbones.flux2.model import Flux2Config
 from ebr_engine.backbones.mini.codec import PixelCodec
 from ebr_engine.backbones.mini.lapped import LappedCodec
 from ebr_engine.backbones.mini.model import save_mini
+from ebr_engine.backbones.mini_audio.codec import HOP, SoundCodec
+from ebr_engine.backbones.mini_audio.model import save_mini_audio
 from ebr_engine.backbones.wan.model import WanConfig
 from ebr_engine.prompts.prompt import Prompt
 from ebr_engine.training.pretrain import Pretrainee, finished
@@ -63,6 +65,19 @@ def save_tiny(path: Path, gain: float = 3, time: float = 0.1, codec: LappedCodec
         if time:
             model.conditioner.time_proj.weight.normal_(std=time)
     save_mini(path, finished(model, dict(model.named_parameters()), codec or LappedCodec(), {}))
+    return path
+
+
+def save_tiny_audio(path: Path, per_token: bool = False) -> Path:
+    """Write a backbone of mini-audio's kind, as `save_tiny` does; `per_token`: whose tokens do not see each other."""
+    torch.manual_seed(1)
+    model = Pretrainee(replace(TINY, in_channels=SoundCodec.channels, out_channels=SoundCodec.channels))
+    with torch.no_grad():
+        model.trunk.patch_out.weight.mul_(3)
+        model.conditioner.time_proj.weight.normal_(std=0.1)
+        for block in model.trunk.blocks if per_token else ():
+            block.out.weight.zero_()
+    save_mini_audio(path, finished(model, dict(model.named_parameters()), SoundCodec(scale=torch.full((HOP,), 0.1)), {}))
     return path
 
 

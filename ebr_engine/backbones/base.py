@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ebr_engine.backbones.parameters import OriginalNames, State
 from ebr_engine.errors import BackboneError, EbrError
+from ebr_engine.media.degradations import TASKS
 
 PUBLISHED_PROMPTS = (
     "github.com/sudraj2002/YPT, folder ckpts"  # the authors', for Wan and FLUX; without a licence, so never bundled
@@ -88,7 +89,10 @@ class Conditioning:
 
 
 class Codec(Protocol):
-    """What turns a clip into the latent that a transformer takes, and back. A picture is a clip of one frame."""
+    """What turns a clip into the latent that a transformer takes, and back. A picture is a clip of one frame.
+
+    Of sound, a frame is as many samples as a latent frame spans, in the places of `Spec.colours` and `Spec.side`.
+    """
 
     spatial: int  # pixels a latent cell spans, either way
     temporal: int  # frames a latent frame spans, but for a clip's first, which spans one
@@ -149,8 +153,9 @@ class Learning:
 
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of `LearnConfig`, where nothing else is said
     losses: tuple[str, ...] = ("velocity", "x0")
-    scenes: bool = False  # procedural scenes will do, where there are no pairs
+    scenes: bool = False  # procedural scenes or sounds will do, where there are no pairs
     steps: int = 20  # of the sampler that a learned prompt is meant for
+    course: str = ""  # the module with the `COURSE` that it is pre-trained on, if it is
 
 
 @dataclass(frozen=True)
@@ -214,6 +219,10 @@ class Spec:
     load: Callable[[ModelSource, torch.device, torch.dtype], "Backbone"]
     checkpoints: Checkpoints | None = None  # how published models are read; None for one that is bundled whole
     takes: tuple[str, ...] = tuple(one.name for one in fields(ModelSource))  # what of a `ModelSource`
+    colours: int = 3  # numbers of a pixel
+    bounds: tuple[float, float] | None = (0.0, 1.0)  # of those numbers, to which results are cut
+    side: tuple[int, int] | None = None  # height and width of all that it restores, where that is always the same
+    tasks: tuple[str, ...] = TASKS  # that degradations are made for
 
     tile: int = 512  # pixels a side that the backbone knows
     overlap: int = 64
@@ -251,7 +260,7 @@ class Spec:
     @property
     def native_size(self) -> tuple[int, int]:
         """Height and width in pixels that prompts are learned at, and sizes and costs are told for."""
-        return self.learning.defaults.get("size", (self.tile, self.tile))
+        return self.side or self.learning.defaults.get("size", (self.tile, self.tile))
 
     def check_source(self, source: ModelSource) -> None:
         """`BackboneError` where a source names what this backbone does not take."""

@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ebr_engine.errors import BackboneError
+from ebr_engine.media import PICTURES, SOUND
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +19,20 @@ BACKBONES = {  # a line each: the module with its SPEC
     "wan22": "ebr_engine.backbones.wan22.a14b",
     "wan22-5b": "ebr_engine.backbones.wan22.ti2v",
     "flux2": "ebr_engine.backbones.flux2.spec",
+    "mini-audio": "ebr_engine.backbones.mini_audio.spec",
 }
+
+MEDIA = {"mini-audio": SOUND}  # what they restore, known without importing them: pictures and clips, unless it is said here
+
+
+def medium_of(name: str) -> str:
+    """What a backbone restores: `pictures`, which clips are made of, or `sound`."""
+    return MEDIA.get(name, PICTURES)
+
+
+def restores(medium: str) -> list[str]:
+    """The backbones that restore a medium."""
+    return [name for name in BACKBONES if medium_of(name) == medium]
 
 
 def spec(name: str) -> "Spec":

@@ -40,13 +40,15 @@ def bench(
     restorer = Restorer.from_request(request)
     load = time.perf_counter() - started
     found = measured(restorer, None if request.engine else request.task, size, runs, batch)
+    spec = restorer.backbone.spec
+    what = f"{spec.chunk[0]} frames of sound" if spec.side else f"{size} x {size}"
     about = [
-        f"{restorer.backbone.name}, {batch} x {size} x {size}, {found['steps']} evaluations",
+        f"{restorer.backbone.name}, {batch} x {what}, {found['steps']} evaluations",
         f"{dtype(restorer)} on {restorer.device}",
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, {form(restorer)}",
         "kernels: " + ", ".join(f"{one.name} ({one.reason})" for one in backend.backends() if one.available),
     ]
-    _show(about, {"import": imports, "load": load} | found, batch)
+    _show(about, {"import": imports, "load": load} | found, batch, "sounds" if spec.side else "pictures")
 
 
 def dtype(restorer: Any) -> str:
@@ -74,7 +76,7 @@ def slow(found: dict[str, Any]) -> str:
     return f"{share:.0%} of a picture's time is {what}{hint if name == 'denoise' else ''}"
 
 
-def _show(about: list[str], found: dict[str, Any], batch: int) -> None:
+def _show(about: list[str], found: dict[str, Any], batch: int, things: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -89,7 +91,7 @@ def _show(about: list[str], found: dict[str, Any], batch: int) -> None:
     for name in each:
         share = found[name] / found["whole"]
         table.add_row(name, f"{found[name] * 1e3:.0f} ms", f"{'█' * round(share * 30)} {share:.0%}")
-    table.add_row("[bold]whole[/]", f"[bold]{found['whole'] * 1e3:.0f} ms[/]", f"{batch / found['whole']:.3g} pictures/s")
+    table.add_row("[bold]whole[/]", f"[bold]{found['whole'] * 1e3:.0f} ms[/]", f"{batch / found['whole']:.3g} {things}/s")
     console = Console(highlight=False)
     console.print("\n".join(about) + "\n", markup=False)
     console.print(table)

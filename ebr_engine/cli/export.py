@@ -98,7 +98,7 @@ def export(
     restorer = Restorer.from_request(request, here=False)
     plan = restorer.plan_for(request)
     spec = restorer.backbone.spec
-    height, width = sides or spec.released_size or (spec.tile, spec.tile)
+    height, width = sides or spec.side or spec.released_size or (spec.tile, spec.tile)
     length = frames or (spec.chunk[0] if spec.knows_time else 1)
     fixed = bool(sides) if dynamic is None else not dynamic
     taken = ExportOptions((length, height, width), fixed, opset, workspace)

@@ -124,9 +124,9 @@ def _backbones() -> dict[str, dict[str, Any]]:
     return {name: {**spec.parameters(config, torch.bfloat16), "note": spec.note} for name, (spec, config) in found}
 
 
-def _memory() -> dict[str, dict[str, int]]:
+def _memory() -> dict[str, dict[str, Any]]:
     """Bytes that a run of every backbone's default size needs on a GPU, by the memory model: as it is, and at the least."""
-    from ebr_engine.backbones.registry import named_configs
+    from ebr_engine.backbones.registry import medium_of, named_configs
     from ebr_engine.engine.costs import costs
     from ebr_engine.engine.memory import Fallback, Work, fallbacks, last_with_view, peak
 
@@ -138,15 +138,17 @@ def _memory() -> dict[str, dict[str, int]]:
         ways = fallbacks(Fallback(spec.tile, spec.overlap, frames=frames), model)
         work = Work(1, frames, height, width)
         chosen = {"bytes": ways[0], "low_bytes": ways[last_with_view(ways)], "least_bytes": ways[-1]}
-        needs[name] = {"frames": frames, "height": height, "width": width}
+        needs[name] = {"medium": medium_of(spec.name), "frames": frames, "height": height, "width": width}
         needs[name] |= {key: peak(model, way, work) for key, way in chosen.items()}
     return needs
 
 
-def _needs(frames: int, height: int, width: int, bytes: int, low_bytes: int, least_bytes: int) -> str:
+def _needs(medium: str, frames: int, height: int, width: int, bytes: int, low_bytes: int, least_bytes: int) -> str:
     from ebr_engine.engine.memory import format_size
+    from ebr_engine.media import PICTURES
 
     size = f"{width} x {height}" + (f", {frames} frames" if frames > 1 else "")
+    size = size if medium == PICTURES else f"{frames} frames of {medium}"
     whole, low, least = map(format_size, (bytes, low_bytes, least_bytes))
     return f"{size}: {whole}; {low} with --low-memory, {least} at the least (--max-memory)"
 

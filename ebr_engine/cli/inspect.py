@@ -10,7 +10,7 @@ from ebr_engine.errors import EbrError
 
 
 def inspect(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Pictures and clips.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Pictures, clips and sounds.")],
     to: Annotated[
         str | None,
         typer.Option("--to", metavar="FORMAT", show_default="the file's own", help="Such as jpg, png, avif, mp4 or mkv."),
@@ -38,6 +38,7 @@ def collect(path: Path, to: str | None = None) -> dict[str, Any]:
     """A file's holdings with their fates in a format, as plain values."""
     from ebr_engine.media.holdings import FATES, format_of, inventory, outcomes
     from ebr_engine.media.holdings.images import kind_of_file
+    from ebr_engine.media.kinds import is_sound
 
     if path.is_dir():
         raise EbrError(f"{path}: is a folder; name files")
@@ -47,7 +48,8 @@ def collect(path: Path, to: str | None = None) -> dict[str, Any]:
     known = {name for fates in FATES.values() for name in fates}
     if format not in known:
         raise EbrError(f"--to {to or format}: not a format that is written; choose from {' '.join(sorted(known))}")
-    held = outcomes(inventory(path), format, clip=kind is None)
+    sound = is_sound(path) and kind is None
+    held = outcomes(inventory(path), format, clip=kind is None and not sound)
     holdings = [
         {
             "kind": each.holding.kind,
@@ -59,7 +61,7 @@ def collect(path: Path, to: str | None = None) -> dict[str, Any]:
         }
         for each in held
     ]
-    return {"file": str(path), "kind": kind or "video", "to": format, "holdings": holdings}
+    return {"file": str(path), "kind": kind or ("sound" if sound else "video"), "to": format, "holdings": holdings}
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ def restore(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="INPUT", help="Pictures and clips, folders of them, or patterns in quotes such as 'photos/**/*.jpg'."
+            metavar="INPUT", help="Pictures, clips or sounds, folders of them, or patterns in quotes such as 'photos/**/*.jpg'."
         ),
     ] = None,
     *,
@@ -52,13 +52,15 @@ def restore(
     """Restore pictures and clips: of any size, depth and length; what a file holds beside its pixels is kept, or told.
 
     Reads and writes PNG, JPEG, WebP, TIFF and AVIF, and the videos that FFmpeg knows, each file in its own format unless
-    OUT says otherwise.
+    OUT says otherwise. Sound is WAV and FLAC, with --backbone mini-audio.
 
     [bold]ebr-engine restore hazy.jpg -o clear.jpg --task haze[/]
 
     [bold]ebr-engine restore photos/ -o restored/ --task rain --compare[/]
 
     [bold]ebr-engine restore clip.mp4 -o clean.mp4 --backbone wan --task rain --fp8[/]
+
+    [bold]ebr-engine restore noisy.wav -o clean.wav --backbone mini-audio --task noise[/]
 
     [bold]ebr-engine restore in.png -o out.png --prompt rain.safetensors:0.7 haze.safetensors:0.3[/]
     """

@@ -1,4 +1,4 @@
-"""`ebr-engine train-backbone`: pre-train `mini` from nothing, on a CPU or a GPU."""
+"""`ebr-engine train-backbone`: pre-train a bundled backbone from nothing."""
 
 from enum import Enum
 from pathlib import Path
@@ -11,6 +11,7 @@ from ebr_engine.errors import EbrError
 
 class Trainable(str, Enum):
     mini = "mini"
+    mini_audio = "mini-audio"
 
 
 def train_backbone(
@@ -32,7 +33,7 @@ def train_backbone(
         typer.Option("--batch", min=1, help="Crops of 64×64 a step, or as many pixels in larger ones; 96, on a GPU 384."),
     ] = None,
     size_odds: Annotated[
-        str, typer.Option("--size-odds", metavar="A,B,C", help="How often crops are 64, 128 and 256 pixels a side.")
+        str, typer.Option("--size-odds", metavar="A,B,C", help="How often crops are of size 64, 128 and 256.")
     ] = "0.4,0.4,0.2",
     learning_rate: Annotated[float, typer.Option("--learning-rate", min=0.0, help="Of Muon; the rest has half of it.")] = 2e-3,
     decay: Annotated[float, typer.Option("--decay", min=0.01, max=1.0, help="Share of the run in which it falls to 0.")] = 0.35,
@@ -43,13 +44,16 @@ def train_backbone(
     ] = True,
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from FILE.ckpt if it is there.")] = True,
 ) -> None:
-    """Pre-train mini by flow matching on procedural images; a log is kept in FILE.log.jsonl, a checkpoint in FILE.ckpt.
+    """Pre-train a bundled backbone by flow matching on material that is made on the fly; a log is kept in FILE.log.jsonl.
 
-    A run that was interrupted goes on when it is called again.
-
-    With --from, weights over the block codec (files of mini's first format) are turned to the lapped codec to begin with.
+    mini learns from procedural images, crops of 64, 128 or 256 pixels a side. mini-audio learns from synthesised speech, music
+    and noises (espeak-ng has to be installed, and ebr-engine\\[audio,train]), crops of as many frames of 16 ms. A checkpoint is
+    kept in FILE.ckpt. With --from, mini's weights over the block codec (files of its first format) are turned to the lapped
+    codec to begin with.
 
     [bold]ebr-engine train-backbone mini -o mini.safetensors --minutes 90[/]
+
+    [bold]ebr-engine train-backbone mini-audio -o mini-audio.safetensors --minutes 50 --batch 24[/]
     """
     if out.suffix != ".safetensors":
         raise EbrError(f"{out}: a weights file's name ends in .safetensors")
@@ -61,12 +65,16 @@ def train_backbone(
     if len(odds) != 3 or not all(0 <= part < float("inf") for part in odds) or not sum(odds):
         raise EbrError(f"--size-odds takes three numbers such as 0.4,0.4,0.2, not {size_odds}")
 
+    from importlib import import_module
+
+    from ebr_engine.backbones.registry import spec
     from ebr_engine.training.pretrain import PretrainConfig, batch_for, line, pretrain
 
+    course = import_module(spec(backbone.value).learning.course).COURSE
     rates = {"learning_rate": learning_rate, "decay": decay, "ema": ema}
     crops = batch_for(device) if batch is None else {"batch": batch}
     config = PretrainConfig(minutes=minutes, seed=seed, size_odds=odds, compile=compile_blocks, **crops, **rates)
     typer.echo(f"pre-training {backbone.value} for {minutes:g} minutes; see {out.with_suffix('.log.jsonl')}", err=True)
-    where = {"device": device, "data": data, "scenes": scenes}
+    where = {"device": device, "data": data, "scenes": scenes, "course": course}
     pretrain(out, config, resume, start=start, **where, tell=lambda progress: typer.echo(line(progress), err=True))
     typer.echo(str(out))

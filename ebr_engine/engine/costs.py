@@ -67,6 +67,8 @@ def costs(
         temporal=codec.temporal,
         patch=config.patch[-1],
         multiple=codec.spatial * config.patch[-1],
+        pixel=spec.colours * FLOAT,
+        knows_time=spec.knows_time,
         cuda=device == "cuda",
     )
 

@@ -89,7 +89,7 @@ class Geometry:
         """
         length, shared = self.backbone.spec.chunk
         codec = self.backbone.codec
-        if self.backbone.fixed and codec.temporal > 1:
+        if self.backbone.fixed and self.backbone.spec.knows_time:
             length = self.backbone.fixed[0]
         length = length if frames is None else frames
         if (taken := codec.frames(length)) != length:

@@ -94,15 +94,18 @@ def synchronise(device: torch.device) -> None:
 
 
 def measured(restorer: "Restorer", task: str, size: int, runs: int, batch: int = 1) -> dict[str, Any]:
-    """Median seconds of the stages of restoring `batch` square pictures in one run, after a first run that stands by itself.
+    """Median seconds of the stages of restoring `batch` square pictures, or chunks of sound, in one run.
 
-    `bake` is that of the tables, which all pictures share; `whole` is a run without it; TFLOP/s are the transformer's.
+    They come after a first run that stands by itself. `bake` is that of the tables, which all share; `whole` is a run without it;
+    TFLOP/s are the transformer's.
     """
     started = time.perf_counter()
     plan = restorer.plan(task)
     synchronise(restorer.device)
     bake = time.perf_counter() - started
-    pixels = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    spec = restorer.backbone.spec
+    shape = (spec.chunk[0], *spec.side) if spec.side else (size, size)
+    pixels = torch.rand(batch, spec.colours, *shape, generator=torch.Generator().manual_seed(0))
     whole = []
     with watched(restorer) as seconds:
         for _ in range(runs + 1):

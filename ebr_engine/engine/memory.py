@@ -43,6 +43,8 @@ class Costs:
     temporal: int
     patch: int
     multiple: int  # pixels that a tile's side has to be a multiple of
+    pixel: int = PIXEL  # bytes of a pixel
+    knows_time: bool = False  # frames see each other, so that they run in chunks
     cuda: bool = False
     few_sizes: bool = False  # pictures are extended to one of a few sizes (`layout.few_sizes`)
     graphs: bool = False  # runs are recorded as CUDA graphs, whose memory stays
@@ -111,8 +113,8 @@ def peak(costs: Costs, way: Fallback, work: Work) -> int:
     count = math.prod(_tiles(side, way.tile, way.overlap) for side in (height, width)) if way.tile else 1
     whole = _phases(costs, way, batch, frames, height, width, min(way.at_once, count))
     part = _phases(costs, replace(way, tile=0), batch, frames, *_guide_size(costs, way, height, width), 1)
-    pixels = PIXEL * batch * frames * height * width
-    given = 0 if costs.cuda else PIXEL * math.prod((work.batch, work.frames, work.height, work.width)) + pixels
+    pixels = costs.pixel * batch * frames * height * width
+    given = 0 if costs.cuda else costs.pixel * math.prod((work.batch, work.frames, work.height, work.width)) + pixels
     if count == 1:
         run = whole
     elif way.blend == "pixel":
@@ -194,7 +196,7 @@ def last_with_view(ways: list[Fallback]) -> int:
 
 
 def _changes(start: Fallback, costs: Costs, blocks: bool, fixed: bool) -> Iterator[dict[str, Any]]:
-    if costs.temporal == 1:
+    if not costs.knows_time:
         yield {"frames": 1}  # they do not see each other
     for at_once in (2, 1):
         yield {"at_once": min(at_once, start.at_once)}
@@ -208,7 +210,7 @@ def _changes(start: Fallback, costs: Costs, blocks: bool, fixed: bool) -> Iterat
     yield {"blend": "pixel"}
     if fixed:
         return
-    chunks = [n for n in SMALLER_CHUNKS if n < start.frames] if costs.temporal > 1 else []
+    chunks = [n for n in SMALLER_CHUNKS if n < start.frames] if costs.knows_time else []
     tiles = [side for side in SMALLER_TILES if side % costs.multiple == 0 and (side < start.tile or not start.tile)]
     for i in range(max(len(chunks), len(tiles))):
         if i < len(chunks):
@@ -250,7 +252,7 @@ def _phases(costs: Costs, way: Fallback, batch: int, frames: int, height: int, w
     tokens = _latent_frames(costs, frames) * (side_h // span) * (side_w // span) + costs.text
     encode, decode = _coding(costs, way, batch, frames, height, width)
     waits = costs.codec if way.offload != "none" and costs.cuda else 0
-    out = PIXEL * batch * frames * height * width
+    out = costs.pixel * batch * frames * height * width
     sampling = max(9 * latent, 6 * latent + at_once * batch * tokens * costs.token) + costs.rotary * tokens
     pool = sampling + GRAPHS * 3 * latent if costs.graphs and way.offload != "blocks" else 0  # with their inputs and results
     return int(max(pool + waits + encode + 2 * latent, sampling, pool + waits + 3 * latent + decode + out))

@@ -13,7 +13,6 @@ from ebr_engine.backbones.views import View, seen, spun, views
 from ebr_engine.bridge.sampler import Steps, StepTable, Velocity, make_table, mean_velocity, place
 from ebr_engine.bridge.schedules import SCHEDULES
 from ebr_engine.errors import EngineError, check_choice
-from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.prompts.mixing import chosen_prompts, evaluations, mixed_weights
 from ebr_engine.prompts.prompt import Prompt
 from ebr_engine.request import RestoreRequest
@@ -124,7 +123,7 @@ def make_plan(backbone: Backbone, request: RestoreRequest) -> Plan:
     """The plan of a request, whose task is not auto; errors as those of `Restorer.restore`."""
     prompts = [(one, weight * request.strength) for one, weight in chosen_prompts(backbone, request.task, request.prompt)]
     if not prompts and request.t0 is None:
-        raise EngineError(f"say what to repair: a task ({', '.join(TASKS)}) or a prompt")
+        raise EngineError(f"say what to repair: a task ({', '.join(backbone.spec.tasks)}) or a prompt")
     looked_up = backbone.spec.released_timesteps if SCHEDULES[request.schedule].released else None
 
     def run_of(prompts: list[tuple[Prompt, float]], mix: str) -> Plan:

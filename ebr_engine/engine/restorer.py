@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ebr_engine.backbones.base import Backbone, Codec, ModelSource
 from ebr_engine.backbones.layers import quantised_as, quantised_for
-from ebr_engine.backbones.registry import load_backbone
+from ebr_engine.backbones.registry import load_backbone, medium_of
 from ebr_engine.bridge.sampler import Callback, StepTable
 from ebr_engine.engine import plan as planning
 from ebr_engine.engine.batches import AT_ONCE, groups, one_item
@@ -25,6 +25,7 @@ from ebr_engine.engine.run import Engine
 from ebr_engine.errors import EngineError, check_choice
 from ebr_engine.export.engine_file import load_engine, save_engine
 from ebr_engine.kernels import backend
+from ebr_engine.media import PICTURES
 from ebr_engine.media.arrays import to_tensor
 from ebr_engine.media.sizes import resized
 from ebr_engine.media.tiling import crop
@@ -229,6 +230,7 @@ class Restorer:
         Raises: `EbrError` (a ValueError) for anything the request gets wrong.
         """
         request = _asked(task, prompt, plan, options)
+        self._check_pictures()
         pixels, rebuild = to_tensor(_read(image))
         if plan is None:
             plan = self.plan_for(request.with_(task=self._seen(pixels)) if task == AUTO else request)
@@ -258,6 +260,7 @@ class Restorer:
         arguments are those of `restore`, and so are the errors; `callback(done, total)` counts images.
         """
         request = _asked(task, prompt, plan, options)
+        self._check_pictures()
         items = [one_item(_read(image)) for image in images]
         plans = self._plans([pixels for pixels, _ in items], request) if plan is None else [plan] * len(items)
         self.engine.begin()
@@ -358,6 +361,11 @@ class Restorer:
     def diagnose(self, pictures: Sequence[Tensor]) -> Diagnosis:
         """What is wrong with a picture [3, H, W] in [0, 1], or with all of several; see `classify.py`."""
         return diagnose(pictures)
+
+    def _check_pictures(self) -> None:
+        """`EngineError` for a backbone that restores none."""
+        if medium_of(self.backbone.name) != PICTURES:
+            raise EngineError(f"{self.backbone.name} restores no pictures but {medium_of(self.backbone.name)}; use restore_file")
 
     def _seen(self, pictures: Tensor) -> str:
         """The tasks that auto chooses for pictures [B, 3, H, W] in [0, 1]; `EngineError` for none."""

@@ -104,7 +104,7 @@ class Engine:
     def fallbacks(self, shape: Sequence[int], tile: int | None, overlap: int | None, blend: str) -> tuple[list[Fallback], Work]:
         """The ways to restore pixels [B, 3, F, H, W], from the one that is asked for down, and what there is to do."""
         batch, _, frames, height, width = shape
-        if self.backbone.codec.temporal == 1:  # a clip is a batch of pictures
+        if not self.backbone.spec.knows_time:  # a clip is a batch of pictures
             batch, frames = 1, batch * frames
         codec_tile = getattr(inner(self.backbone.codec), "asked_tile", None)
         sides = self.geometry.tile_size(tile, overlap)
@@ -142,14 +142,14 @@ class Engine:
     ) -> tuple[int, int]:
         """See `Restorer.chunk_size`."""
         length, shared = self.geometry.chunk_size(frames)
-        if by_input and self.backbone.codec.temporal == 1:
+        if by_input and not self.backbone.spec.knows_time:
             fitting = MAP_PIXELS // (size[0] * size[1]) if size else MAP_FRAMES
             length = max(length, min(MAP_FRAMES, fitting)) if frames is None else frames
             shared = min(NEIGHBOURS, length - 1)
         if by_input and size is not None:
             size, tile = self.geometry.small_size(*size), self.geometry.untiled
-        if size is not None and self.backbone.codec.temporal > 1 and not self.backbone.fixed:
-            ways, work = self.fallbacks((1, 3, length, *size), tile, tile_overlap, tile_blend)
+        if size is not None and self.backbone.spec.knows_time and not self.backbone.fixed:
+            ways, work = self.fallbacks((1, self.backbone.spec.colours, length, *size), tile, tile_overlap, tile_blend)
             length = ways[self.fitting.choose(ways, self.costs, work)].frames
         return length, min(shared, length - 1) if overlap is None else overlap
 
@@ -180,7 +180,7 @@ class Attempt:
     def run(self, pixels: Tensor, first: int = 0, callback: Callback | None = None) -> Tensor:
         """Clips [B, 3, F, H, W] that begin with frame `first` of theirs → restored ones, float32 on the CPU."""
         batch, _, frames, height, width = pixels.shape
-        if self.backbone.codec.temporal == 1 and (frames > 1 or batch > self.way.frames):
+        if not self.backbone.spec.knows_time and (frames > 1 or batch > self.way.frames):
             return self._frame_by_frame(pixels, callback)
         if frames > self.way.frames:
             shared = min(self.backbone.spec.chunk[1], self.way.frames - 1)
@@ -194,7 +194,9 @@ class Attempt:
             restored = self._whole(padded, noise, callback)
         else:
             restored = self._tiled(padded, noise, first, callback)
-        return crop(restored.clamp(0, 1), height, width)[:batch, :, :frames]
+        if bounds := self.backbone.spec.bounds:
+            restored = restored.clamp(*bounds)
+        return crop(restored, height, width)[:batch, :, :frames]
 
     def _frame_by_frame(self, pixels: Tensor, callback: Callback | None) -> Tensor:
         """Clips of a backbone that knows no time: pictures, as many together as the way allows, all with the same noise."""

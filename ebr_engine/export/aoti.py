@@ -39,9 +39,19 @@ def load_runner(path: Path, device: torch.device) -> AotiRunner:
     return AotiRunner(path, device)
 
 
-def write_package(path: Path, trunk: nn.Module, step: Step, latent: tuple[int, ...] | None, frames: bool = False) -> None:
-    """Compile a trunk on its own device into the file at `path`; needs a C++ compiler. `latent`, `frames`: see `trace.trace`."""
-    program = trace(TrunkGraph(trunk, step), step, latent, frames)
+def write_package(
+    path: Path,
+    trunk: nn.Module,
+    step: Step,
+    latent: tuple[int, ...] | None,
+    frames: bool = False,
+    side: tuple[int, int] | None = None,
+) -> None:
+    """Compile a trunk on its own device into the file at `path`; needs a C++ compiler.
+
+    `latent`, `frames`, `side`: see `trace.trace`.
+    """
+    program = trace(TrunkGraph(trunk, step), step, latent, frames, side)
     shapes = {name: list(table.shape) for name, table in step._asdict().items()}
     about = {"aot_inductor.metadata": {SHAPES: json.dumps(shapes)}}
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:

@@ -43,17 +43,17 @@ def export_trunk(path: Path, backbone: Backbone, plan: "Plan", format: str, opti
     if fp8 and format != "onnx":
         raise EngineError(f"fp8 layers scale their activations by token, which {format} is not given; use bf16 or fp16")
     path.parent.mkdir(parents=True, exist_ok=True)
-    frames = backbone.codec.temporal > 1
+    frames, cells = backbone.spec.knows_time, latent[-2:] if backbone.spec.side else None
     exact = latent if options.fixed else None
     if format == "onnx":
-        onnx.write_onnx(path, backbone.trunk, steps[0], exact, frames, options.opset)
+        onnx.write_onnx(path, backbone.trunk, steps[0], exact, frames, options.opset, cells)
     elif format == "aoti":
-        aoti.write_package(path, backbone.trunk, steps[0], exact, frames)
+        aoti.write_package(path, backbone.trunk, steps[0], exact, frames, cells)
     else:
         sizes = None if options.fixed else tensorrt.open_sizes(_shapes(backbone), _shapes(backbone, latent))
         with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             file = Path(folder) / "trunk.onnx"
-            onnx.write_onnx(file, backbone.trunk, steps[0], exact, frames, options.opset)
+            onnx.write_onnx(file, backbone.trunk, steps[0], exact, frames, options.opset, cells)
             tensorrt.write_plan(path, file, tensorrt.PlanOptions(options.workspace, sizes))
     clip = options.clip if options.fixed else None
     graph = Graph(format, str(backbone.dtype).removeprefix("torch."), exact, clip)
@@ -80,7 +80,7 @@ def latent_size(backbone: Backbone, clip: tuple[int, int, int]) -> tuple[int, ..
         height, width = (max(multiple, -(-side // multiple) * multiple) for side in sides)
         found = "x".join(map(str, sides))
         raise EngineError(f"{backbone.name} takes sizes in multiples of {multiple} pixels, not {found}; use {height}x{width}")
-    if codec.temporal == 1 and frames != 1:
+    if not backbone.spec.knows_time and frames != 1:
         raise EngineError(f"{backbone.name} takes one frame at a time, not {frames}")
     if codec.frames(frames) != frames:
         raise EngineError(f"{backbone.name} takes clips of 4n + 1 frames, not {frames}; use {codec.frames(frames)}")
@@ -91,6 +91,7 @@ def latent_size(backbone: Backbone, clip: tuple[int, int, int]) -> tuple[int, ..
 def _shapes(backbone: Backbone, latent: tuple[int, ...] | None = None) -> dict[str, tuple[int, ...]]:
     """Shapes, without a batch, of the inputs that depend on the size, for a latent; by default the smallest."""
     config = backbone.trunk.config
-    latent = latent or (backbone.codec.channels, *config.patch)
+    side = backbone.spec.side or config.patch[1:]
+    latent = latent or (backbone.codec.channels, config.patch[0], *side)
     table = tuple(rotary_grid(config, token_grid(config, (1, *latent)))[0].shape)
     return {"latent": latent, "cos": table, "sin": table}

@@ -60,11 +60,17 @@ def with_qdq(trunk: nn.Module) -> int:
 
 
 def write_onnx(
-    path: Path, trunk: nn.Module, step: Step, latent: tuple[int, ...] | None, frames: bool = False, opset: int | None = None
+    path: Path,
+    trunk: nn.Module,
+    step: Step,
+    latent: tuple[int, ...] | None,
+    frames: bool = False,
+    opset: int | None = None,
+    side: tuple[int, int] | None = None,
 ) -> None:
     """Write a trunk as `path`, and beside it as `path` + `.data` the weights if they are large; neither is left half-written.
 
-    `latent`, `frames`: see `trace.trace`. `opset` is 20 by default, 21 with fp8 layers. Raises `EngineError` for an opset
+    `latent`, `frames`, `side`: see `trace.trace`. `opset` is 20 by default, 21 with fp8 layers. Raises `EngineError` for an opset
     that is too low or that the installed onnx does not know, and when onnx's checker refuses the graph.
     """
     onnx = needed("onnx", "onnx")
@@ -74,7 +80,7 @@ def write_onnx(
     opset = max(OPSET, least) if opset is None else opset
     if not least <= opset <= onnx.defs.onnx_opset_version():
         raise EngineError(f"the opset must be {least} to {onnx.defs.onnx_opset_version()}, not {opset}")
-    program = trace(graph, step, latent, frames)
+    program = trace(graph, step, latent, frames, side)
     with quiet():
         exported = torch.onnx.export(
             program,

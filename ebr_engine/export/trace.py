@@ -42,35 +42,42 @@ class TrunkGraph(nn.Module):
         return self.trunk(latent, step)
 
 
-def trace(graph: TrunkGraph, step: Step, latent: Sequence[int] | None, frames: bool = False) -> ExportedProgram:
+def trace(
+    graph: TrunkGraph,
+    step: Step,
+    latent: Sequence[int] | None,
+    frames: bool = False,
+    side: tuple[int, int] | None = None,
+) -> ExportedProgram:
     """A trunk in torch's standard operators.
 
     `latent`: the only latent size that it takes, without the batch, which is 1; None leaves height, width and batch open, and
-    with `frames` the number of frames too. Raises `EngineError` where operations are forced through kernels of our own.
+    with `frames` the number of frames too; `side` is the height and width of a latent that has no others. Raises `EngineError`
+    where operations are forced through kernels of our own.
     """
     config = graph.trunk.config
     weight = next(graph.trunk.parameters())
     if backend.registered(weight):
         raise EngineError("a graph is made of plain torch operations; set EBR_KERNELS=torch to export")
-    shape = (1, *latent) if latent else (2, *_example(config, frames))  # 1 would be taken for a constant
+    shape = (1, *latent) if latent else (2, *_example(config, frames, side))  # 1 would be taken for a constant
     grid = token_grid(config, shape)
     cos, sin = (table.to(weight.device) for table in rotary_grid(config, grid))
     fields = [table.contiguous() for table in step]  # a compiled package takes the strides that it was traced with
     arguments = (torch.zeros(shape, device=weight.device), cos, sin, fields)
     with torch.no_grad(), quiet():
-        dims = None if latent else _dynamic(config, frames, len(step))
+        dims = None if latent else _dynamic(config, frames, side, len(step))
         return torch.export.export(graph.eval(), arguments, dynamic_shapes=dims, strict=False)
 
 
-def _example(config: Config, frames: bool) -> tuple[int, ...]:
+def _example(config: Config, frames: bool, cells: tuple[int, int] | None) -> tuple[int, ...]:
     """A latent size, without the batch, for tracing: any, but no 1 along what is to stay open."""
     time, *side = config.patch
-    return config.latent_channels, (5 if frames else 1) * time, 3 * side[0], 4 * side[1]
+    return config.latent_channels, (5 if frames else 1) * time, *(cells or (3 * side[0], 4 * side[1]))
 
 
-def _dynamic(config: Config, frames: bool, fields: int) -> tuple:
+def _dynamic(config: Config, frames: bool, side: tuple[int, int] | None, fields: int) -> tuple:
     """torch.export's description of the dimensions that stay open."""
-    dims = [Dim("frames") if frames else None, Dim("rows"), Dim("columns")]
+    dims = [Dim("frames") if frames else None, *(2 * (None,) if side else (Dim("rows"), Dim("columns")))]
     latent = {i + 2: patch * dim if patch > 1 else dim for i, (patch, dim) in enumerate(zip(config.patch, dims)) if dim}
     table = {i: dim for i, dim in enumerate(dims) if dim}
     return {0: Dim("batch"), **latent}, table, table, [None] * fields

@@ -1,4 +1,4 @@
-"""Which pictures and clips to read and where their results go: decided and checked as a whole before any work is done."""
+"""Which pictures, clips and sounds to read and where their results go: decided and checked as a whole before any work is done."""
 
 import fnmatch
 import glob
@@ -8,20 +8,24 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ebr_engine.backbones.registry import restores
 from ebr_engine.jobs.manifest import Row
+from ebr_engine.media import PICTURES, SOUND
 from ebr_engine.media.decoding import MediaError
 from ebr_engine.media.images import SUFFIXES, is_animation
-from ebr_engine.media.kinds import ANIMATED, is_clip, reason_to_leave, written_name
+from ebr_engine.media.kinds import ANIMATED, is_clip, is_sound, reason_to_leave, written_name
+from ebr_engine.media.sound import SUFFIXES as SOUND_SUFFIXES
 from ebr_engine.media.video import video_suffixes
 from ebr_engine.media.video.folder import frames_of, names_frames
 from ebr_engine.request import RestoreRequest
 
 ALL_SUFFIXES = (*SUFFIXES, *video_suffixes())
+LOOKED_FOR = {PICTURES: ALL_SUFFIXES, SOUND: SOUND_SUFFIXES}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A picture or clip to restore: read `source`, write `target`, and `compare` where a side by side is wanted."""
+    """A picture, clip or sound to restore: read `source`, write `target`, and `compare` where a side by side is wanted."""
 
     source: Path
     target: Path
@@ -33,6 +37,11 @@ class Job:
     def is_clip(self) -> bool:
         """Whether the source is a video, a folder of frames that is one clip, or an animation that becomes a clip."""
         return is_clip(self.source) or self.source.is_dir() or self.is_animation
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the source is sound."""
+        return is_sound(self.source)
 
     @property
     def is_animation(self) -> bool:
@@ -70,8 +79,9 @@ def pair_inputs(
     compare: bool = False,
     as_clip: bool = False,
     left_out: list[tuple[Path, str]] | None = None,
+    medium: str | None = PICTURES,
 ) -> list[Job]:
-    """Pair every picture and clip with its output.
+    """Pair every picture and clip, or of the medium sound every sound, with its output; None where either may be meant.
 
     Inputs are files; folders, which are walked (hidden files and folders, and `out` itself, left aside); and patterns
     such as `photos/**/*.jpg`. `out` is a file when the only input is one file and `out` names an image or a video;
@@ -85,7 +95,7 @@ def pair_inputs(
         return [_frames_job(inputs[0], out)]
     if as_clip:
         raise MediaError("one folder of frames is one clip; name a single folder")
-    found = [each for item in inputs for each in _gather(item, Path(out), [] if left_out is None else left_out)]
+    found = [each for item in inputs for each in _gather(item, Path(out), [] if left_out is None else left_out, medium)]
     if is_file_name(inputs, out):
         targets = [Path(out)]
     else:
@@ -124,7 +134,11 @@ def _frames_job(source: Path, out: str) -> Job:
 
 
 def pair_rows(
-    rows: Sequence[Row], folder: Path, compare: bool = False, left_out: list[tuple[Path, str]] | None = None
+    rows: Sequence[Row],
+    folder: Path,
+    compare: bool = False,
+    left_out: list[tuple[Path, str]] | None = None,
+    medium: str | None = PICTURES,
 ) -> list[Job]:
     """The jobs of a manifest: each row as `pair_inputs` would, its output below `folder`; errors name the row's line.
 
@@ -140,7 +154,7 @@ def pair_rows(
             target = str(folder / (Path(out).parent if is_file else out)) + (os.sep if is_file or out.endswith("/") else "")
             jobs += [
                 replace(job, request=row.request, named_task=row.task)
-                for job in pair_inputs([row.source], target, compare, left_out=left_out)
+                for job in pair_inputs([row.source], target, compare, left_out=left_out, medium=medium)
             ]
         except MediaError as error:
             raise MediaError(f"{row.where}: {error}") from error
@@ -167,11 +181,12 @@ def check_jobs(
         check_writable(folder)
 
 
-def _gather(item: Path, out: Path, left_out: list[tuple[Path, str]]) -> list[tuple[Path, Path]]:
-    """(picture, its path below `out`) for a file, or for every one in a folder or that a pattern matches, in a stable order."""
+def _gather(item: Path, out: Path, left_out: list[tuple[Path, str]], medium: str | None) -> list[tuple[Path, Path]]:
+    """(file, its path below `out`) for a file, or for every one in a folder or that a pattern matches, in a stable order."""
     if item.is_dir():
         files = list(walk(item, out))
     elif item.exists():
+        check_medium(item, medium)
         return [(item, Path(item.name))]
     elif _is_pattern(item):
         files = list(_matching(item, out))
@@ -179,14 +194,31 @@ def _gather(item: Path, out: Path, left_out: list[tuple[Path, str]]) -> list[tup
         raise MediaError(f"{item}: no such file or folder")
     found = []
     for path, relative in files:
-        if (reason := reason_to_leave(path)) is None:
+        if (reason := _reason(path, medium)) is None:
             found.append((path, relative))
         else:
             left_out.append((path, reason))
     if not found:
-        what = "no pictures or clips in this folder" if item.is_dir() else "no picture or clip matches this pattern"
-        raise MediaError(f"{item}: {what} (looked for {' '.join(ALL_SUFFIXES)})")
+        one, several = ("sound", "sounds") if medium == SOUND else ("picture or clip", "pictures or clips")
+        what = f"no {several} in this folder" if item.is_dir() else f"no {one} matches this pattern"
+        raise MediaError(f"{item}: {what} (looked for {' '.join(LOOKED_FOR[medium or PICTURES])})")
     return found
+
+
+def _reason(path: Path, medium: str | None) -> str | None:
+    """Why a file of a folder is no input, as `reason_to_leave` says it; None where it is one."""
+    if medium is not None:
+        return reason_to_leave(path, medium)
+    return None if reason_to_leave(path, SOUND) is None else reason_to_leave(path)
+
+
+def check_medium(path: Path, medium: str | None) -> None:
+    """MediaError for a file that is sound where pictures are restored, or none where sound is."""
+    if medium is None or is_sound(path) == (medium == SOUND):
+        return
+    if medium == SOUND:
+        raise MediaError(f"{path}: is no WAV or FLAC, and {' and '.join(restores(SOUND))} restores nothing else")
+    raise MediaError(f"{path}: is sound, which is restored with --backbone {' or '.join(restores(SOUND))}")
 
 
 def walk(
@@ -232,10 +264,11 @@ def is_file_name(inputs: Sequence[Path], out: str) -> bool:
     suffix = Path(out).suffix.lower()
     if len(inputs) == 1 and not inputs[0].is_dir() and not _is_pattern(inputs[0]):
         clip = is_clip(inputs[0]) or (suffix in video_suffixes() and is_animation(inputs[0]))
-        if suffix and suffix not in (known := video_suffixes(writable=True) if clip else SUFFIXES):
+        known = SOUND_SUFFIXES if is_sound(inputs[0]) else video_suffixes(writable=True) if clip else SUFFIXES
+        if suffix and suffix not in known:
             raise MediaError(f"{out}: cannot write {suffix}, only {' '.join(known)}; end a folder's name with /")
         return bool(suffix)
-    if suffix in ALL_SUFFIXES:
+    if suffix in (*ALL_SUFFIXES, *SOUND_SUFFIXES):
         raise MediaError(f"{out}: has to be a folder when the input is a folder or several files")
     return False
 
@@ -267,7 +300,7 @@ def _check_outputs(jobs: Sequence[Job], ours: Callable[[Job, Path], bool]) -> li
         for path in job.outputs:
             if path.suffix.lower() not in _writable(job):
                 kind = path.suffix or "a file without suffix"
-                example = "out.mp4" if job.is_clip else "out.png"
+                example = "out.wav" if job.is_sound else "out.mp4" if job.is_clip else "out.png"
                 raise MediaError(f"{job.source}: cannot write {kind}; name the output file, as in -o {example}")
             first = writers.setdefault(os.path.normcase(os.path.realpath(path)), job.source)
             if first is not job.source:
@@ -285,6 +318,8 @@ def _check_outputs(jobs: Sequence[Job], ours: Callable[[Job, Path], bool]) -> li
 
 def _writable(job: Job) -> tuple[str, ...]:
     """The suffixes that a job may write under."""
+    if job.is_sound:
+        return SOUND_SUFFIXES
     if not job.is_clip:
         return SUFFIXES
     return (*video_suffixes(writable=True), *ANIMATED) if job.is_animation else video_suffixes(writable=True)

@@ -18,6 +18,9 @@ class Outcome:
     height: int | None = None
     bits: int | None = None
     frames: int | None = None  # of a clip
+    rate: int | None = None  # of sound: samples a second, channels, and samples of each
+    channels: int | None = None
+    length: int | None = None
     note: str = ""  # more to tell of it: what auto chose
     error: str | None = None
     skipped: str | None = None  # why it was left out
@@ -33,6 +36,10 @@ class Outcome:
         if self.frames is not None:
             took = f"{self.frames} frames  {took}  {self.frames / max(self.seconds, 1e-9):.2g} fps"
         note = f"  {self.note}" if self.note else ""
+        if self.rate:
+            channels = {1: "mono", 2: "stereo"}.get(self.channels, f"{self.channels} channels")
+            held = f"{self.length / self.rate:.1f} s of sound  {self.rate} Hz  {channels}  {self.bits} bit"
+            return f"{self.job.source} -> {self.job.target}  {held}  {took}{note}"
         return f"{self.job.source} -> {self.job.target}  {self.width} x {self.height}  {self.bits} bit  {took}{note}"
 
     @property
@@ -53,6 +60,9 @@ class Outcome:
             "height": self.height,
             "bits": self.bits,
             "frames": self.frames,
+            "rate": self.rate,
+            "channels": self.channels,
+            "samples": self.length,
             "note": self.note or self.skipped,
             "holdings": [_listed(each) for each in self.holdings] or None,
             "error": self.error,

@@ -27,6 +27,8 @@ def write_preview(restorer: Any, jobs: "Sequence[Job]", recipes: Recipes, progre
     from ebr_engine.media.images import write_image
 
     job = jobs[0]
+    if job.is_sound:
+        raise EbrError(f"{job.source}: is sound, of which there is no preview; leave --preview out")
     path = job.target.with_name(f"{job.target.stem}_preview.png")
     if path.exists() and any(path.samefile(each.source) for each in jobs if each.source.exists()):
         raise EbrError(f"{path}: is an input; it is never overwritten, choose another output for the preview")

@@ -22,6 +22,7 @@ from ebr_engine.jobs.outcome import Outcome
 from ebr_engine.jobs.overlap import Behind, ahead
 from ebr_engine.jobs.progress import Progress
 from ebr_engine.jobs.recipe import NothingToRepair, Recipe, Recipes
+from ebr_engine.jobs.sounds import restore_sound
 from ebr_engine.jobs.work import Work, find_work
 from ebr_engine.request import LOAD, RUN
 
@@ -98,7 +99,7 @@ def sizes_of(jobs: "Sequence[Job]") -> "Iterator[tuple[Job, tuple[int, int]]]":
     from ebr_engine.media.images import size_of_image
 
     for job in jobs:
-        if not job.is_clip:
+        if not (job.is_clip or job.is_sound):
             try:
                 yield job, size_of_image(job.source)
             except (MediaError, OSError):  # told when its turn comes
@@ -125,9 +126,9 @@ class Run:
         self.full = False
 
     def read(self) -> "Iterator[tuple[Job, Any]]":
-        """Each job with its picture and how it is committed, or with the error in their place; nothing for a clip."""
+        """Each job with its picture and how it is committed, or with the error in their place; nothing for a clip or a sound."""
         for job in self.work.jobs:
-            if job.is_clip:
+            if job.is_clip or job.is_sound:
                 yield job, None
                 continue
             try:
@@ -146,9 +147,9 @@ class Run:
         try:
             if isinstance(source, Exception):
                 raise source
-            if job.is_clip:
+            if job.is_clip or job.is_sound:
                 self.writer.wait()
-                self._finished(self._clip(job, recipe))
+                self._finished((self._clip if job.is_clip else self._sound)(job, recipe))
                 return
             picture, commit = source
             recipe = self.recipes.seen(recipe, lambda: [picture.pixels])
@@ -170,6 +171,10 @@ class Run:
         if journal is not None and journal.vouches(job.target, job, recipe.digest):
             return compare_only(*shared)
         outcome = restore_clip(self.restorer, self.recipes, *shared)
+        return replace(outcome, note=self._with_note(replace(recipe, note=outcome.note)).note)
+
+    def _sound(self, job: "Job", recipe: Recipe) -> Outcome:
+        outcome = restore_sound(self.restorer, job, recipe, self.progress, self.interrupts, self._commit(job))
         return replace(outcome, note=self._with_note(replace(recipe, note=outcome.note)).note)
 
     def _with_note(self, recipe: Recipe) -> Recipe:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ebr_engine.backbones.registry import medium_of
 from ebr_engine.errors import EbrError, one_line
 from ebr_engine.jobs.files import Job, check_jobs, check_writable, pair_found, walk
 from ebr_engine.jobs.interrupts import Interrupts
@@ -136,6 +137,7 @@ class Watch:
     ) -> None:
         self.restorer, self.request, self.progress, self.overwrite = restorer, request, progress, overwrite
         self.folder = Folder(top, out, settle, lambda text: progress.error(text, "warning"), clock)
+        self.medium = medium_of(restorer.backbone.name)
         self.digest = request.digest(prompts_of(request))
         self.recipes = Recipes(restorer, {request: self.digest}, keep_parts=True)
         self.recipes.of(request)  # refuses what the backbone cannot do before any file comes
@@ -186,7 +188,7 @@ class Watch:
         """The job of a file; None for what is finished, none of ours, or cannot be done, which is told."""
         job = Job(path, path)
         try:
-            if (reason := reason_to_leave(path)) is not None:
+            if (reason := reason_to_leave(path, self.medium)) is not None:
                 self.folder.tried(path)
                 if reason:
                     self.progress.error(f"{path}: left out: {reason}", "note")

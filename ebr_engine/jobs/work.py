@@ -44,6 +44,7 @@ def find_work(
     """
     from ebr_engine.jobs.files import check_jobs, check_writable
     from ebr_engine.jobs.journal import Journal
+    from ebr_engine.jobs.sounds import check_options
     from ebr_engine.media.kinds import left_out_line
     from ebr_engine.media.video.parts import forget_finished
 
@@ -51,6 +52,9 @@ def find_work(
         raise EbrError("an engine file holds its own prompt; leave --task and --prompt out, or build another one")
     left_out: list[tuple[Path, str]] = []
     jobs, folder = _pair(inputs, out, manifest, request, left_out)
+    for job in jobs:
+        if job.is_sound:
+            check_options(job.request)
     digests = {one: one.digest(prompts_of(one)) for one in dict.fromkeys(job.request for job in jobs)}
     journal = None
     if resume and folder is not None:
@@ -99,10 +103,11 @@ def _pair(
     left_out: list[tuple[Path, str]],
 ) -> "tuple[list[Job], Path | None]":
     """The jobs, and the folder of their journal: None where the output is one file, whose folder is the user's own."""
+    from ebr_engine.backbones.registry import medium_of
     from ebr_engine.jobs.files import is_file_name, is_frames, pair_inputs, pair_rows
     from ebr_engine.jobs.manifest import read_manifest
 
-    compare = request.compare is not None
+    compare, medium = request.compare is not None, None if request.engine else medium_of(request.backbone)
     if manifest is None:
         if not inputs:
             raise EbrError(
@@ -111,7 +116,7 @@ def _pair(
         if out is None:
             raise EbrError("say where to write it: --out FILE or --out FOLDER")
         frames = len(inputs) == 1 and is_frames(inputs[0], out)
-        jobs = pair_inputs(inputs, out, compare, request.as_clip, left_out=left_out)
+        jobs = pair_inputs(inputs, out, compare, request.as_clip, left_out, medium)
         folder = None if request.as_clip or frames or is_file_name(inputs, out) else Path(out)
         return [replace(job, request=request) for job in jobs], folder
     if inputs:
@@ -124,4 +129,4 @@ def _pair(
         raise EbrError(f"{bare[0].where}: has no output; name a folder for all with --out")
     if request.engine and (named := [row for row in rows if row.task]):
         raise EbrError(f"{named[0].where}: an engine file holds its own prompt; leave the manifest's task column out")
-    return pair_rows(rows, folder, compare, left_out), folder
+    return pair_rows(rows, folder, compare, left_out, medium), folder

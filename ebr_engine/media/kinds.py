@@ -4,16 +4,20 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from ebr_engine.media import PICTURES, SOUND
 from ebr_engine.media.decoding import missing, reader_of
 from ebr_engine.media.encoding import SUFFIXES
 from ebr_engine.media.holdings.images import kind_of
 from ebr_engine.media.holdings.parts import Window
+from ebr_engine.media.holdings.sound import sound_kind
+from ebr_engine.media.sound import SUFFIXES as SOUND_SUFFIXES
 from ebr_engine.media.video import video_suffixes
 
 ANIMATED = (".gif", ".png", ".webp")  # the formats of pictures that hold animations too
 _WRITTEN_AS = {"jpeg": ".jpg", "tiff": ".tif", "bmp": ".png", "heic": ".png", "jxl": ".png"}  # other kinds go by their name
 _SOUND = (".m4a", ".m4b", ".m4r", ".mka", ".wma", ".aac", ".oga", ".f4a")  # containers of videos that hold none
 _RAW = (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw", ".x3f")
+_CODED = (".aac", ".aif", ".aiff", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wma")
 _SHOWN = 8  # kinds of files that a line names
 
 
@@ -40,6 +44,14 @@ def video_kind(path: Path) -> str | None:
     return ".mpg" if head.startswith(b"\0\0\1\xba") else None
 
 
+def is_sound(path: Path) -> bool:
+    """Whether a file is sound in a format that is restored: by its content, or by its name where that is nothing else."""
+    head = _head(path)
+    if path.suffix.lower() in SOUND_SUFFIXES:
+        return kind_of(head) is None and video_kind(path) is None
+    return sound_kind(head) is not None
+
+
 def _head(path: Path) -> bytes:
     if not path.is_file():  # opening a FIFO would wait for ever
         return b""
@@ -57,11 +69,16 @@ def is_clip(path: Path) -> bool:
     return path.suffix.lower() not in SUFFIXES and video_kind(path) is not None
 
 
-def reason_to_leave(path: Path) -> str | None:
+def reason_to_leave(path: Path, medium: str = PICTURES) -> str | None:
     """Why a file of a folder is no input: "" for another kind, or what is missing to read it; None where it is one.
 
-    A file whose name says that it is an input is one; if it is none, its own error says so.
+    `medium`: what inputs are, pictures and clips or sound. A file whose name says that it is an input is one; if it is none, its
+    own error says so.
     """
+    if medium == SOUND:
+        if path.suffix.lower() in _CODED:
+            return "of sound, WAV and FLAC are restored"
+        return None if is_sound(path) else ""
     if path.suffix.lower() in (*SUFFIXES, *video_suffixes()):
         return None
     if path.suffix.lower() in _RAW:  # TIFF by their first bytes, but with a small picture in front of the sensor's values
@@ -74,6 +91,10 @@ def reason_to_leave(path: Path) -> str | None:
 def written_name(source: Path, name: Path) -> Path:
     """The name of a source's restored form: `name`, with the suffix of what is written where it has another one."""
     suffix = name.suffix.lower()
+    if is_sound(source):
+        with source.open("rb") as file:
+            kind = sound_kind(file.read(12))
+        return name if suffix in SOUND_SUFFIXES or kind is None else name.with_name(f"{name.name}.{kind}")
     if is_clip(source):
         ours = suffix in video_suffixes()  # one that cannot be written is refused by its name
         return name if ours else name.with_name(name.name + (video_kind(source) or ".mkv"))

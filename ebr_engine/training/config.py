@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ebr_engine import request
-from ebr_engine.backbones.registry import BACKBONES, spec
+from ebr_engine.backbones.registry import BACKBONES, medium_of, spec
 from ebr_engine.errors import EbrError, check_choice
-from ebr_engine.prompts.catalogue import TASKS
+from ebr_engine.media import SOUND
 
 BRIDGES = ("ebr", "naive", "ddbm")
 LOSSES = ("pixel", "x0", "velocity")
@@ -22,6 +22,7 @@ OPTIMIZERS = ("adam", "adamw")
 BAD_DATA = ("refuse", "skip")
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 SCENE_SIDE = 256  # pixels of a procedural scene
+OF_PICTURES = ("data", "photos", "stored", "cache", "views", "validation", "validate_every")  # no settings of sound
 SEEDS = 1_000_000_000  # of training: `degradations.seeds("train")`
 
 
@@ -44,7 +45,7 @@ class LearnConfig:
     task: str = _setting(
         "",
         "prompt",
-        "What the prompt is for: haze, rain, snow, blur or lowlight; with pairs of your own any name.",
+        "What the prompt is for: haze, rain, snow, blur or lowlight; noise, clipping or reverb of sound; with pairs any name.",
         **_WHAT,
         short="-t",
         metavar="NAME",
@@ -96,7 +97,12 @@ class LearnConfig:
         by_backbone=True,
     )
     frames: int = _setting(
-        1, "data", "Frames of a crop; 1 takes single frames from clips (wan: 4n + 1).", **_DATA, metavar="N", by_backbone=True
+        1,
+        "data",
+        "Frames of a crop; 1 takes single frames from clips (wan: 4n + 1; mini-audio: of 16 ms).",
+        **_DATA,
+        metavar="N",
+        by_backbone=True,
     )
     stride: int = _setting(1, "data", "Largest temporal stride; 1 to so many is drawn for each clip.")
     flip: bool = _setting(True, "data", "Mirror half of the crops.")
@@ -109,7 +115,7 @@ class LearnConfig:
     bad_data: str = _setting(
         "refuse", "data", "A pair that cannot be used: refuse to go on, or skip it, naming it.", **_DATA, choices=BAD_DATA
     )
-    scenes: int = _setting(512, "data", "Procedural scenes held in memory.")
+    scenes: int = _setting(512, "data", "Procedural scenes or sounds held in memory.")
     photos: str = _setting("", "data", "Folder of clean photos to take crops of beside procedural scenes (mini).")
     photo_share: float = _setting(0.5, "data", "Share of the crops that is of photos, where there are any.")
     intact: float = _setting(0.0, "data", "Share of the crops of scenes and photos that is not degraded.")
@@ -177,13 +183,15 @@ class LearnConfig:
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_numbers(self)
-        model = spec(self.backbone)
+        model, sound = spec(self.backbone), medium_of(self.backbone) == SOUND
+        if sound and (given := [name for name in OF_PICTURES if getattr(self, name) != SETTINGS[name].default]):
+            raise EbrError(f"{self.backbone} is learned from synthesised sound: leave {', '.join(given)} out")
         if not self.data:
             if self.synthetic:
                 raise EbrError("synthetic needs data: a folder of clean pictures or clips")
             if not model.learning.scenes:
                 raise EbrError(f"{self.backbone} is learned from pairs: name a folder or a JSON list with --data")
-            if not all(32 <= side <= SCENE_SIDE for side in self.crop):
+            if not sound and not all(32 <= side <= SCENE_SIDE for side in self.crop):
                 raise EbrError(f"the crop size must lie between 32 and {SCENE_SIDE} for procedural scenes, got {self.size}")
         if self.loss not in model.learning.losses:
             raise EbrError(f"the pixel loss needs mini's orthonormal codec; use velocity or x0 for {self.backbone}")
@@ -210,7 +218,7 @@ def _check_choices(config: LearnConfig) -> None:
         if choices := one.metadata.get("choices"):
             check_choice(name, getattr(config, name), choices)
     if config.synthetic or not config.data:
-        check_choice("task", config.task, TASKS)
+        check_choice("task", config.task, spec(config.backbone).tasks)
     if not TASK_NAME.fullmatch(config.task):
         raise EbrError(f"{config.task!r} cannot name a task: use letters, digits, - and _")
 

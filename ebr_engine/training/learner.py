@@ -188,7 +188,7 @@ class Learner:
         """The mean square of errors [B, C, f, h, w], weighted as configured; `damage` of the degraded latents, if known."""
         if self.config.loss == "pixel":
             weight = 1 + self.config.tone * self.backbone.codec.tones
-            error = error * (self.backbone.codec.scale * weight.sqrt()).view(1, -1, 1, 1, 1)
+            error = error * self.backbone.codec.spread(self.backbone.codec.scale * weight.sqrt())
         if not self.config.even or damage is None:
             return error.square().mean()
         level = damage.square().mean((1, 2, 3, 4)) + SLIGHT

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from ebr_engine.backbones.base import Backbone, ModelSource
-from ebr_engine.backbones.registry import load_backbone
+from ebr_engine.backbones.registry import load_backbone, medium_of
 from ebr_engine.errors import EbrError
 from ebr_engine.evaluation.run import means
+from ebr_engine.media import PICTURES, SOUND
 from ebr_engine.prompts.prompt import Prompt
 from ebr_engine.training.config import LearnConfig, to_toml
 from ebr_engine.training.data import PairSamples, Samples, SceneSamples, pair_samples
@@ -24,6 +25,7 @@ from ebr_engine.training.learner import Learner
 from ebr_engine.training.mixing import MixedSamples
 from ebr_engine.training.report import facts_of, write_report
 from ebr_engine.training.scenes import still_pool
+from ebr_engine.training.sounds import SoundSamples, still_sounds
 from ebr_engine.training.trackers import Trackers, check_installed
 from ebr_engine.training.validation import SCORES, Validation
 
@@ -73,7 +75,7 @@ def learn(
                 learner.load(state)
                 if on_resume is not None:
                     on_resume(learner.iteration, files.checkpoints()[-1])
-            validates = world.leads and (config.validation or not config.data)
+            validates = world.leads and (config.validation or not config.data) and medium_of(config.backbone) == PICTURES
             validation = Validation.of(config, learner.backbone, files.folder) if validates else None
             files.begin(learner.iteration)
             with Trackers(config, files.folder, world.leads) as trackers:
@@ -105,6 +107,10 @@ def samples_of(config: LearnConfig) -> Iterator[Samples]:
     """What a run learns from."""
     if config.data:
         yield pair_samples(config, config.data)
+        return
+    if medium_of(config.backbone) == SOUND:
+        with still_sounds(config.scenes) as sounds:
+            yield SoundSamples(config, sounds)
         return
     with still_pool(config.scenes) as pool:
         mixed = config.photos or config.intact or config.stored

@@ -1,4 +1,6 @@
-"""Pre-training of `mini` from nothing, by flow matching on procedural images with captions; afterwards it is frozen.
+"""Pre-training of a bundled backbone from nothing, by flow matching on procedural material with captions; then it is frozen.
+
+What is learned from is `mini`'s images, or another `Course`: `pretrain_sound.py` has that of `mini-audio`.
 
 Objective: v = ε − x0 at x_t = (1−t)·x0 + t·ε (Lipman et al., arXiv 2210.02747). About half of the images are degraded, and the
 caption says so; captions are dropped at random so that the empty text works. No photo and no pair of a degraded and a clean
@@ -14,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,12 +74,26 @@ class PretrainConfig:
             raise EbrError(f"the seed must be one of training, from 0 to {degradations.seeds('train').stop - 1}, got {self.seed}")
 
 
+@dataclass(frozen=True)
+class Course:
+    """What a backbone is pre-trained on."""
+
+    model: WanConfig
+    vocabulary: list[str] | None  # of captions; None: `mini`'s
+    codec: Callable[[WanConfig], type]  # of a model's sizes
+    measured: Callable[[type, Any, torch.Generator], OrthonormalCodec]  # (codec, pool, generator) → it with its statistics
+    batch: Callable[..., tuple[Tensor, Tensor]]  # as `batch` below
+    save: Callable[[Path, Mini], None]
+    begin: Callable[[Path], Mini]  # a finished backbone to go on from
+    pool: Callable[[PretrainConfig, int], Any] | None = None  # (settings, run) → a context with the material; None: scenes
+
+
 class Pretrainee(nn.Module):
     """Text encoder, conditioner and trunk as one module under training."""
 
-    def __init__(self, config: WanConfig = MINI):
+    def __init__(self, config: WanConfig = MINI, vocabulary: list[str] | None = None):
         super().__init__()
-        self.text_encoder = MiniTextEncoder(VOCABULARY, config.text_dim)
+        self.text_encoder = MiniTextEncoder(vocabulary or VOCABULARY, config.text_dim)
         self.conditioner = WanConditioner(config)
         self.trunk = WanTrunk(config)
         self.initialise()
@@ -97,7 +114,7 @@ class Pretrainee(nn.Module):
 
     def begin_from(self, mini: Mini) -> None:
         """Take over a finished backbone's weights; `EbrError` when its captions have other words."""
-        if mini.text_encoder.vocabulary != VOCABULARY:
+        if mini.text_encoder.vocabulary != self.text_encoder.vocabulary:
             raise EbrError("these weights were trained with captions of other words; start from nothing")
         for part in ("text_encoder", "conditioner", "trunk"):
             getattr(self, part).load_state_dict(getattr(mini, part).state_dict())
@@ -129,34 +146,39 @@ def pretrain(
     out: Path,
     config: PretrainConfig,
     resume: bool = True,
-    sizes: WanConfig = MINI,
+    sizes: WanConfig | None = None,
     start: Path | None = None,
     *,
+    course: Course | None = None,
     device: str = "cpu",
     data: Path | None = None,
     scenes: Path | None = None,
     ahead: bool | None = None,
     tell: Callable[[Progress], None] = lambda _: None,
 ) -> None:
-    """Train a backbone of `sizes` and write `out` (safetensors); an interrupted run goes on from its checkpoint (`.ckpt`).
+    """Train a backbone and write `out` (safetensors); an interrupted run goes on from its checkpoint (`.ckpt`).
 
+    `course`: what it learns from, `mini`'s by default, and `sizes` of the model, if they are not the course's.
     `start`: weights to begin from in place of random ones, with a fresh optimizer; what is written tells both runs' training.
     `device`: `auto`, `cpu` or `cuda`. `data`: a folder of your own pictures and clips in place of procedural scenes. `scenes`: a
     file that keeps the first pool of scenes for the next run. `ahead`: whether processes make crops ahead, which a GPU needs and
     a CPU has no cores for (None: by the device). `tell` hears of every 50 steps, and of the last.
     """
+    course = course or COURSE
     place = resolve_device(device)
+    if course.pool and (data or scenes):
+        raise EbrError("pictures of your own, and scenes that are kept, are mini's; leave --data and --scenes out")
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    begun = begin(load_mini(start)) if start else None
-    model = Pretrainee(begun.trunk.config if begun else sizes)
+    begun = course.begin(start) if start else None
+    model = Pretrainee(begun.trunk.config if begun else sizes or course.model, course.vocabulary)
     if begun:
         model.begin_from(begun)
     model.to(place)
     average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     precision = training_precision(place)
     optimizers = make_optimizers(model, config, precision)
-    checkpoint = out.with_suffix(".ckpt")
+    checkpoint, kind = out.with_suffix(".ckpt"), course.codec(model.trunk.config)
     passed, iteration, runs = 0.0, 0, 0
     codec = begun.codec if begun else None
     if resume and checkpoint.exists():
@@ -165,7 +187,7 @@ def pretrain(
         average = saved["average"]
         for optimizer, state in zip(optimizers, saved["optimizers"]):
             optimizer.load_state_dict(state)
-        codec = CODECS[model.trunk.config.in_channels](saved["mean"].cpu(), saved["scale"].cpu())
+        codec = kind(saved["mean"].cpu(), saved["scale"].cpu())
         passed, iteration, runs = saved["minutes"], saved["iteration"], saved["runs"] + 1
         generator.manual_seed(config.seed + runs)  # crops differ from the run before; scenes go on where it stopped
 
@@ -179,7 +201,7 @@ def pretrain(
         checkpoint.with_suffix(".partial").replace(checkpoint)
         mine = {name: value.cpu() for name, value in average.items()}
         about = asdict(config) | {"minutes": round(passed, 1), "iterations": iteration} | history
-        save_mini(out, finished(model, mine, copy.deepcopy(codec).cpu(), about))
+        course.save(out, finished(model, mine, copy.deepcopy(codec).cpu(), about))
 
     if config.compile:
         # One graph a block and size, shared by all blocks: the whole model as one takes several times as long to compile.
@@ -194,13 +216,15 @@ def pretrain(
         log = stack.enter_context(out.with_suffix(".log.jsonl").open("a"))
         stack.enter_context(backend.in_place())
         pool = stack.enter_context(
-            ScenePool(config.pool, 256, first=runs * 10_000_000, workers=max(2, cores), **renewing, **own, **kept)
+            course.pool(config, runs)
+            if course.pool
+            else ScenePool(config.pool, 256, first=runs * 10_000_000, workers=max(2, cores), **renewing, **own, **kept)
         )
         if codec is None:
-            codec = measured_codec(CODECS[model.trunk.config.in_channels], *pool.crops(512, 64, generator)[:1])
+            codec = course.measured(kind, pool, generator)
         codec = codec.to(place)
         supply = None
-        if gpu if ahead is None else ahead:
+        if not course.pool and (gpu if ahead is None else ahead):
             places, workers = model.text_encoder.index, max(1, cores - cores // 4 - 1)
             seed = config.seed + 1000 * (runs + 1)
             supply = stack.enter_context(Supply(pool, config.recipe, places, CONTEXT_TOKENS, workers, place, seed))
@@ -215,7 +239,7 @@ def pretrain(
             size = config.recipe.size(generator)
             size = size if iteration >= len(config.sizes) else config.sizes[iteration]
             if supply is None:
-                latent, ids = (x.to(place) for x in batch(pool, codec, model.text_encoder, config, size, generator))
+                latent, ids = (x.to(place) for x in course.batch(pool, codec, model.text_encoder, config, size, generator))
             else:
                 images, ids = supply.draw(size, generator)
                 latent = codec.encode(images.unsqueeze(2))
@@ -331,11 +355,22 @@ def begin(mini: Mini) -> Mini:
 
 def finished(model: Pretrainee, average: dict[str, Tensor], codec: OrthonormalCodec, training: dict) -> Mini:
     """A frozen backbone from the averaged weights."""
-    copy = Pretrainee(model.trunk.config)
+    copy = Pretrainee(model.trunk.config, model.text_encoder.vocabulary)
     copy.load_state_dict(average)
     copy.requires_grad_(False)
     context = copy.text_encoder(copy.text_encoder.tokenize([()]))[0]
     return Mini(copy.conditioner, copy.trunk, codec, copy.text_encoder, context, training)
+
+
+COURSE = Course(
+    model=MINI,
+    vocabulary=None,
+    codec=lambda sizes: CODECS[sizes.in_channels],
+    measured=lambda kind, pool, generator: measured_codec(kind, *pool.crops(512, 64, generator)[:1]),
+    batch=lambda *arguments: batch(*arguments),
+    save=lambda out, mini: save_mini(out, mini),
+    begin=lambda start: begin(load_mini(start)),
+)
 
 
 def line(progress: Progress) -> str:

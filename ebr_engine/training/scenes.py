@@ -3,7 +3,7 @@
 import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -120,13 +120,23 @@ def still_pool(capacity: int) -> ScenePool:
 
 
 def _start(*arguments: object, **settings: object) -> multiprocessing.Process:
+    return start_process(_render_into, *arguments, **settings)
+
+
+def start_process(function: Callable[..., None], *arguments: object, **settings: object) -> multiprocessing.Process:
+    """A process that calls a function, begun; it ends with this one."""
     # Not forked: a forked child of a process whose thread pool runs can wait for ever.
-    process = multiprocessing.get_context("spawn").Process(target=_render_into, args=arguments, kwargs=settings, daemon=True)
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments, kwargs=settings, daemon=True)
     process.start()
     return process
 
 
 def _run(processes: list[multiprocessing.Process]) -> None:
+    wait_for(processes)
+
+
+def wait_for(processes: list[multiprocessing.Process]) -> None:
+    """Until all have ended; RuntimeError where one failed."""
     for process in processes:
         process.join()
     if any(process.exitcode for process in processes):

@@ -95,7 +95,7 @@ def test_an_unknown_name_is_answered_with_those_there_are(name, words):
     with pytest.raises(BackboneError, match="unknown configuration"):
         named_config(name)
     klein = {"flux2-klein-4b", "flux2-klein-9b", "flux2-dev"}
-    assert named_configs().keys() >= {"mini", "wan-1.3b", "wan-14b", "flux-dev", "flux-schnell", *klein}
+    assert named_configs().keys() >= {"mini", "mini-audio", "wan-1.3b", "wan-14b", "flux-dev", "flux-schnell", *klein}
 
 
 @pytest.mark.parametrize(

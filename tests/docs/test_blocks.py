@@ -1,7 +1,7 @@
 """The blocks of the README and the guide run as they stand, in their order, in an empty folder with the bundled photos.
 
-A block of a shell that needs more names it behind ```sh: `clip` and `pairs` are made here, `slow` runs with the slow tests, and
-`download` does not run. Commands run in this process; photos are small here, and learning is short.
+A block of a shell that needs more names it behind ```sh: `clip`, `pairs` and `sound` are made here, `slow` runs with the slow
+tests, and `download` does not run. Commands run in this process; photos are small here, and learning is short.
 """
 
 import re
@@ -10,7 +10,9 @@ import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -100,7 +102,10 @@ def test_the_guide_runs(folder):
         for number, photo in enumerate(sorted((catalogue.ASSETS / "demo").glob("*.jpg"))[:2]):
             side = min(SIZE) // 16 * 16
             Image.open(photo).resize((side + 16, side + 16)).save(folder / "pairs" / name / f"{number}.png")
-    for block in blocks("docs/guide.md", "", "clip", "pairs"):
+    (folder / "recordings").mkdir()
+    for path in (folder / "noisy.wav", folder / "recordings" / "one.wav"):
+        soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 3000), 16000)
+    for block in blocks("docs/guide.md", "", "clip", "pairs", "sound"):
         run(*block)
     assert len(list((folder / "frames").glob("*.png"))) == 3
     assert (folder / "scores" / "summary.md").is_file()
@@ -123,4 +128,4 @@ def test_make_demo_installs_what_is_tested_and_restores_the_photos():
 
 def test_what_is_downloaded_is_all_that_is_left_out():
     needs = {need for page in ("README.md", "docs/guide.md") for _, need, _ in BLOCK.findall((ROOT / page).read_text("utf-8"))}
-    assert needs == {"", "clip", "pairs", "slow", "download"}
+    assert needs == {"", "clip", "pairs", "sound", "slow", "download"}

@@ -144,10 +144,10 @@ def test_prompts_in_turn_are_one_run_after_the_other(restorer):
     assert torch.equal(restorer.restore(image, prompt=first, mix="turn"), restorer.restore(image, prompt=first))
 
 
-def test_one_after_the_other_is_what_auto_does_for_mini_alone(restorer):
+def test_one_after_the_other_is_what_auto_does_for_the_small_ones_alone(restorer):
     image, both = picture(), [make_prompt(0), make_prompt(1)]
     assert torch.equal(restorer.restore(image, prompt=both), restorer.restore(image, prompt=both, mix="turn"))
-    assert {name: spec(name).mix for name in BACKBONES} == {"mini": "turn"} | dict.fromkeys(set(BACKBONES) - {"mini"}, "residual")
+    assert {name for name in BACKBONES if spec(name).mix == "turn"} == {"mini", "mini-audio"}
 
 
 def test_a_file_holds_no_two_runs(restorer, tmp_path):

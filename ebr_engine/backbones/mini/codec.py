@@ -31,6 +31,10 @@ class OrthonormalCodec(nn.Module):
         """What the codec is made of again, by the names of its arguments: an engine file holds it."""
         return {"mean": self.mean, "scale": self.scale}
 
+    def spread(self, statistic: Tensor) -> Tensor:
+        """A number a channel [channels] as a latent has them, [1, channels, 1, 1, 1]."""
+        return statistic.view(1, -1, 1, 1, 1)
+
     @property
     def tones(self) -> Tensor:
         """Which channels hold a block's mean, the rest being its detail, [channels] bool."""

@@ -41,12 +41,12 @@ class LappedCodec(OrthonormalCodec):
     def encode(self, pixels: Tensor) -> Tensor:
         """[B, 3, F, H, W] in [0, 1] → [B, 192, F, H/8, W/8] float32; H and W must be multiples of 8."""
         check_pixels(pixels, self)
-        return (self.analyse(pixels) - _channels(self.mean)) / _channels(self.scale)
+        return (self.analyse(pixels) - self.spread(self.mean)) / self.spread(self.scale)
 
     def decode(self, latent: Tensor) -> Tensor:
         """[B, 192, F, h, w] → pixels [B, 3, F, 8h, 8w] float32, not clamped: the exact inverse of `encode`."""
         check_latent(latent, self)
-        return self.synthesise(latent.float() * _channels(self.scale) + _channels(self.mean))
+        return self.synthesise(latent.float() * self.spread(self.scale) + self.spread(self.mean))
 
     def analyse(self, pixels: Tensor) -> Tensor:
         """The transform alone: [B, 3, F, H, W] → [B, 192, F, H/8, W/8], orthonormal."""
@@ -89,7 +89,3 @@ def _filtered(x: Tensor, matrix: Tensor) -> Tensor:
         return x
     inner = x[..., half:-half].unflatten(-1, (-1, HOP)) @ matrix.T
     return torch.cat((x[..., :half], inner.flatten(-2), x[..., -half:]), -1)
-
-
-def _channels(statistic: Tensor) -> Tensor:
-    return statistic.view(1, -1, 1, 1, 1)

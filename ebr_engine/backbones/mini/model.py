@@ -1,6 +1,7 @@
 """`mini`: a small Wan-architecture transformer over a pixel codec, with its own small text encoder; ships in the package."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +87,7 @@ class Mini:
     training: dict  # how the weights were made
 
 
-def save_mini(path: Path, mini: Mini) -> None:
+def save_mini(path: Path, mini: Mini, format: str = FORMAT) -> None:
     """Write a backbone as one safetensors file: weights bf16, codec statistics and context float32."""
     state = diffusers_state_dict(mini.conditioner, mini.trunk)
     tensors = {f"transformer.{name}": tensor.bfloat16().contiguous() for name, tensor in state.items()}
@@ -94,7 +95,7 @@ def save_mini(path: Path, mini: Mini) -> None:
         tensors[f"text_encoder.{name}"] = tensor.detach().bfloat16().contiguous()
     tensors |= {"codec.mean": mini.codec.mean, "codec.scale": mini.codec.scale, "context": mini.context.contiguous()}
     metadata = {
-        "format": FORMAT,
+        "format": format,
         "config": json.dumps(mini.trunk.config.to_diffusers()),
         "vocabulary": json.dumps(mini.text_encoder.vocabulary),
         "training": json.dumps(mini.training),
@@ -102,19 +103,27 @@ def save_mini(path: Path, mini: Mini) -> None:
     write_tensors(path, tensors, metadata)
 
 
-def load_mini(path: Path = WEIGHTS, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Mini:
+def load_mini(
+    path: Path = WEIGHTS,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    formats: tuple[str, ...] = (FORMAT, BLOCK_FORMAT),
+    codecs: Mapping[int, type[OrthonormalCodec]] = CODECS,
+) -> Mini:
     """Read a backbone written by `save_mini`; the trunk in `dtype` on `device`, the rest float32 on the CPU.
 
-    Raises `BackboneError` when the file is missing, damaged or of another format.
+    `formats`: those that are read; `codecs`: theirs, by the channels that the transformer takes. Raises `BackboneError` when the
+    file is missing, damaged or of another format.
     """
+    kind = formats[0].split()[1]
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise BackboneError(f"cannot read the mini backbone from {path}: {error}") from error
-    if metadata.get("format") not in (FORMAT, BLOCK_FORMAT):
-        raise BackboneError(f"{path} is not a mini backbone ({FORMAT})")
+        raise BackboneError(f"cannot read the {kind} backbone from {path}: {error}") from error
+    if metadata.get("format") not in formats:
+        raise BackboneError(f"{path} is not a {kind} backbone ({formats[0]})")
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -123,7 +132,7 @@ def load_mini(path: Path = WEIGHTS, device: torch.device | str = "cpu", dtype: t
         config = WanConfig.from_diffusers(json.loads(metadata["config"]))
         text_encoder = MiniTextEncoder(json.loads(metadata["vocabulary"]), config.text_dim)
         text_encoder.load_state_dict(part("text_encoder."))
-        codec = CODECS[config.in_channels](tensors["codec.mean"], tensors["codec.scale"])
+        codec = codecs[config.in_channels](tensors["codec.mean"], tensors["codec.scale"])
         training = json.loads(metadata["training"])
         context = tensors["context"]
     except (KeyError, RuntimeError, json.JSONDecodeError) as error:

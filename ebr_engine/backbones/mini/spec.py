@@ -47,7 +47,7 @@ SPEC = Spec(
     mix="turn",  # measured to restore more
     licences={"mini": "Apache-2.0"},
     ran="its weights on CPUs",
-    learning=Learning(losses=("pixel", "x0", "velocity"), scenes=True, steps=FAST_STEPS),
+    learning=Learning(losses=("pixel", "x0", "velocity"), scenes=True, steps=FAST_STEPS, course="ebr_engine.training.pretrain"),
     token_bytes=TOKEN_BYTES,
     codec_costs=CodecCosts(24, 12, LappedCodec.spatial, 1),
     flop=run_flop,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ebr_engine.media.holdings.image_fates import IMAGE_FATES, IMAGE_FORMATS
 from ebr_engine.media.holdings.images import image_inventory
+from ebr_engine.media.holdings.sound import SOUND_FATES, SOUND_FORMATS, sound_inventory
 from ebr_engine.media.holdings.types import Fate, FateTable, Holding, Outcome
 from ebr_engine.media.holdings.video import video_inventory
 from ebr_engine.media.holdings.video_fates import AS_CLIP, CONTAINERS, FRAMES, VIDEO_FATES
@@ -22,17 +23,19 @@ _NAMES |= {"m2ts": "ts", "mts": "ts", "mpeg": "mpg"}
 
 # A kind may be in both tables: a clip's frames as pictures hold less than pictures do.
 FATES: FateTable = {
-    kind: {**VIDEO_FATES.get(kind, {}), **IMAGE_FATES.get(kind, {})} for kind in sorted({*IMAGE_FATES, *VIDEO_FATES})
+    kind: {**SOUND_FATES.get(kind, {}), **VIDEO_FATES.get(kind, {}), **IMAGE_FATES.get(kind, {})}
+    for kind in sorted({*IMAGE_FATES, *VIDEO_FATES, *SOUND_FATES})
 }
 
 
 def inventory(path: str | os.PathLike) -> list[Holding]:
-    """Everything that a picture or clip holds beside its pixels, from its container alone.
+    """Everything that a picture, clip or sound holds beside its pixels or samples, from its container alone.
 
     No pixel is decoded and no declared length is trusted; a damaged part is a holding that says so. OSError where the file
     cannot be read.
     """
     found = image_inventory(Path(path))
+    found = sound_inventory(Path(path)) if found is None else found
     return video_inventory(Path(path)) if found is None else found
 
 
@@ -69,7 +72,7 @@ def format_of(path: str | os.PathLike) -> str:
 
 
 def fates_table(formats: Sequence[str] | None = None) -> str:
-    """The table as Markdown, a row a kind, a column an output format; all of it without `formats`, in four parts."""
+    """The table as Markdown, a row a kind, a column an output format; all of it without `formats`, in five parts."""
     if formats is not None:
         return _markdown(FATES, formats)
     whole = {
@@ -77,6 +80,7 @@ def fates_table(formats: Sequence[str] | None = None) -> str:
         "Of clips": _markdown(VIDEO_FATES, CONTAINERS),
         "Of clips that become frames": _markdown(VIDEO_FATES, FRAMES),
         "Of frames and animations that become a clip": _markdown(VIDEO_FATES, (AS_CLIP,)),
+        "Of sound": _markdown(SOUND_FATES, SOUND_FORMATS),
     }
     return "\n".join(f"{title}:\n\n{table}" for title, table in whole.items())
 

@@ -1,0 +1,1 @@
+"""`mini-audio`, the small backbone for sound that comes with the package."""
