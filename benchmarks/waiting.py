@@ -13,7 +13,6 @@ from argparse import ArgumentParser, Namespace
 from contextlib import ExitStack
 from typing import Any
 
-from benchmarks import clock
 from benchmarks.report import ROOT, columns, spread
 
 WORKER = "import sys; from benchmarks.waiting import restore_in_turns; restore_in_turns(*sys.argv[1:])"
@@ -28,6 +27,7 @@ def restore_in_turns(size: str, task: str) -> None:
 
     import torch
 
+    from benchmarks import clock
     from ebr_engine import Restorer
 
     restorer, picture = Restorer("mini", compile="off"), torch.rand(1, 3, int(size), int(size))

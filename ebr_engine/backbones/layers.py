@@ -158,10 +158,11 @@ def quantize_trunk(trunk: nn.Module, kind: type[nn.Module] = Fp8Linear) -> int:
     return len(found)
 
 
-def quantised_as(trunk: nn.Module) -> str | None:
-    """The precision that layers of a trunk are quantised to, fp8 or int8; None where there are none."""
+def quantised_as(trunk: Any) -> str | None:
+    """The precision that layers of a trunk are quantised to, fp8 or int8; None where there are none, or it is an exported one."""
     kinds = {Fp8Linear: "fp8", Int8Linear: "int8"}
-    return next((kinds[type(layer)] for layer in trunk.modules() if type(layer) in kinds), None)
+    layers = trunk.modules() if isinstance(trunk, nn.Module) else ()
+    return next((kinds[type(layer)] for layer in layers if type(layer) in kinds), None)
 
 
 def use_fp8_attention(trunk: nn.Module, on: bool = True) -> None:

@@ -74,7 +74,7 @@ def test_affinity_counts_the_cores_that_the_process_may_use():
 
 def test_every_command_makes_the_settings_before_torch_is_imported():
     made = "print('torch' in sys.modules, 'GOMP_SPINCOUNT' in os.environ)"
-    code = f"import os, sys, ebr_engine.cli as cli; cli.app = lambda **_: {made}; cli.main()"
+    code = f"import os, sys, ebr_engine.cli as cli; cli.app = lambda **_: sys.exit({made}); cli.main()"
     kept = {name: value for name, value in os.environ.items() if name not in WAITING}
     done = subprocess.run([sys.executable, "-c", code], env=kept, check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["False", "True"]

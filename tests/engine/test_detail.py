@@ -14,7 +14,7 @@ from ebr_engine.prompts.prompt import load_prompt
 
 @pytest.fixture(scope="module")
 def restorer():
-    return Restorer(device="cpu")
+    return Restorer(device="cpu", precision="fp32")
 
 
 def photo(height, width, seed=0):

@@ -43,7 +43,7 @@ def test_tiles_leave_no_seam(restorer, kind, blend):
     restored = restorer.restore(scene(kind), task="haze", detail="model", tile=TILE, tile_overlap=64, tile_blend=blend)
     whole = restorer.restore(scene(kind), task="haze", detail="model", tile=0)  # on its own grid of patches
     tiles = restorer.engine.geometry.tiles(HEIGHT, WIDTH, TILE, 64, even=True).scaled(CELL)
-    assert seam(restored, tiles) < MOST * seam(whole, tiles)
+    assert seam(restored, tiles) < MOST * max(1.0, seam(whole, tiles))  # 1: as any other border of the codec's blocks
 
 
 @pytest.mark.parametrize("kind", ["smooth", "textured"])
@@ -52,7 +52,7 @@ def test_a_tile_a_twentieth_brighter_would_be_seen(restorer, kind):
     tiles = restorer.engine.geometry.tiles(HEIGHT, WIDTH, TILE, 64, even=True).scaled(CELL)
     restored = whole.clone()
     restored[:, :, tiles.lefts[1] :] += 0.05
-    assert seam(restored, tiles) > MOST * seam(whole, tiles)
+    assert seam(restored, tiles) > MOST * max(1.0, seam(whole, tiles))
 
 
 def test_both_ways_to_blend_agree(restorer):

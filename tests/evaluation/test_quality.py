@@ -127,7 +127,7 @@ def test_rows_are_restored_as_they_are_named(restorer):
     table = flow_table(power_times(5, naive.t0), naive.t0)
     expected = {
         "input": degraded,
-        "empty prompt": restorer.restore(degraded, t0=prompt.t0),
+        "empty prompt": restorer.restore(degraded, t0=prompt.t0, steps=prompt.steps),
         "naive prompt": restorer.run(degraded, restorer.bake([(naive, 1.0)], table)),
         "EBR prompt": restorer.restore(degraded, task="rain"),
     }

@@ -327,7 +327,8 @@ def test_a_seed_means_one_prompt(weights, pool):
 def test_what_does_not_fit_is_told(weights):
     with pytest.raises(EbrError, match="batch of 6 cannot be divided among 4 process"):
         start(weights, batch=6, world=World(0, 4))
-    wan = SimpleNamespace(name="wan", spec=spec("wan"), multiple=16, codec=SimpleNamespace(frames=lambda count: 5))
+    codec = SimpleNamespace(frames=lambda count: 5)
+    wan = SimpleNamespace(name="wan", spec=spec("wan"), multiple=16, codec=codec, check_start=lambda t0: None)
     with pytest.raises(EbrError, match="frames, not 2; use 5"):
         check_fits(replace(QUICK, backbone="wan", data="x", loss="x0", frames=2), wan, World())
     with pytest.raises(EbrError, match="multiples of 16, not 40"):
