@@ -70,8 +70,9 @@ def case_of(photo: str, task: str, size: int, strength: float) -> Case:
 
 
 def rows_of(restorer: Restorer, cases: list[Case], options: Namespace) -> Iterator[dict[str, Any]]:
-    """The input's row, and one for each prompt and number of evaluations."""
-    yield {"prompt": "input", "evaluations": 0} | scores([case.degraded for case in cases], cases)
+    """The input's row, unless it is the clean photo, and one for each prompt and number of evaluations."""
+    if not all(torch.equal(case.degraded, case.clean) for case in cases):
+        yield {"prompt": "input", "evaluations": 0} | scores([case.degraded for case in cases], cases)
     for label, where in options.prompts or [options.own]:
         file = where / f"{cases[0].task}.safetensors"
         for count in options.counts if file.exists() else ():
