@@ -73,6 +73,7 @@ template <typename T>
 void norm_all(const Norm& a) {
     const int64_t padded = (a.width + W - 1) / W * W, tables = padded * 3;
     float* table = static_cast<float*>(room(Use::tables, sizeof(float) * a.batch * tables));  // gate, weight, bias of every sample
+    std::memset(table, 0, sizeof(float) * a.batch * tables);  // what lies behind a row is multiplied by zeros, and added up
     for (int64_t b = 0; b < a.batch; ++b) {
         float* to = table + b * tables;
         if (a.gate.address) widen(a.gate, b * a.gate.batch, a.width, to);

@@ -111,6 +111,17 @@ def test_gated_residual_norm_is_the_reference(level, served, dtype, gated, batch
     assert served == [True]
 
 
+def test_what_an_earlier_row_left_is_not_added_up(level):
+    x, y = torch.randn(2, 5, 64), torch.randn(2, 5, 64)
+    spoiled = torch.full((2, 64), torch.nan)
+    assert gated_residual_norm(x, y, spoiled, spoiled, spoiled)[1].isnan().all()
+    x, y = x[..., :24].contiguous(), y[..., :24].contiguous()  # no multiple of a vector's 16
+    gate, weight, bias = (torch.rand(2, 24) for _ in range(3))
+    assert torch.allclose(
+        gated_residual_norm(x, y, gate, weight, bias)[1], gated_residual_norm_ref(x, y, gate, weight, bias, 1e-6)[1], atol=1e-5
+    )
+
+
 @DTYPES
 @pytest.mark.parametrize("per_head", [True, False])
 @pytest.mark.parametrize("length", [None, 0, 5])
