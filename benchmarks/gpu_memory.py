@@ -28,6 +28,7 @@ from benchmarks.gpu import SECTIONS
 from benchmarks.memory import Memory
 from benchmarks.roofline import GPUS, WAN_DISTINCT
 from ebr_engine.backbones import layers
+from ebr_engine.backbones.wan import live as wan_live
 from ebr_engine.backbones.wan import model as wan_model
 from ebr_engine.bridge import sampler
 from ebr_engine.bridge.sampler import make_table
@@ -138,7 +139,8 @@ def on_paper() -> Iterator[Alive]:
         stack.enter_context(patch.object(torch, "equal", lambda *_: False))
         stack.enter_context(patch.object(Tensor, "item", lambda _: 1.0))
         stack.enter_context(patch.object(Tensor, "__bool__", lambda _: True))
-        stack.enter_context(patch.object(wan_model, "merge_equal_rows", two_rows))
+        for module in (wan_model, wan_live):
+            stack.enter_context(patch.object(module, "merge_equal_rows", two_rows))
         stack.enter_context(patch.object(nn.Module, "_apply", applied))
         stack.enter_context(patch.object(backend, "FORCED", True))
         stack.enter_context(patch.object(backend, "has_fp8", lambda _: True))

@@ -18,14 +18,14 @@ class Outcome:
     height: int | None = None
     bits: int | None = None
     frames: int | None = None  # of a clip
-    rate: int | None = None  # of sound: samples a second, channels, and samples of each
-    channels: int | None = None
-    length: int | None = None
     note: str = ""  # more to tell of it: what auto chose
     error: str | None = None
     skipped: str | None = None  # why it was left out
     copied: bool = False  # left out, and copied as it is
     holdings: "tuple[HoldingOutcome, ...]" = ()  # what became of all that the input holds beside its pixels
+    rate: int | None = None  # of sound: samples a second, channels, and samples of each
+    channels: int | None = None
+    length: int | None = None
 
     @property
     def line(self) -> str:

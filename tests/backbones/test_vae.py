@@ -92,7 +92,7 @@ def test_wan_is_coded_as_by_diffusers(folders, wan, frames, size):
     latent = torch.randn_like(latent)
     decoded = wan.decode(latent)
     assert decoded.shape == pixels.shape
-    torch.testing.assert_close(decoded.clamp(0, 1), vae.decode(latent * std + mean).sample / 2 + 0.5, rtol=0, atol=1e-5)
+    torch.testing.assert_close(decoded.clamp(0, 1), vae.decode(latent * std + mean).sample / 2 + 0.5, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("frames", [1, 3])

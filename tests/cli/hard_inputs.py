@@ -139,7 +139,7 @@ raw("BMP", "x.png", lambda: encoded("BMP"), shape=(12, 18), exact=True)
 raw("icon", "x.png", lambda: encoded("ICO"), refused=["not a PNG"])
 raw("gzip", "x.png", lambda: gzip.compress(encoded()), refused=["not a PNG"])
 raw("script", "x.png", b"#!/bin/sh\necho\n", refused=["not a PNG"])
-raw("RIFF without WebP", "x.webp", b"RIFF\x24\0\0\0WAVEfmt ", refused=["not a PNG"])
+raw("RIFF without WebP", "x.webp", b"RIFF\x24\0\0\0WAVEfmt ", refused=["is sound"])
 
 raw("one pixel", "x.png", lambda: encoded(pixels=RGB[:1, :1]), shape=(1, 1))
 raw("one column", "x.png", lambda: encoded(pixels=np.zeros((20000, 1, 3), np.uint8)), shape=(20000, 1))

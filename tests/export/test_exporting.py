@@ -75,7 +75,7 @@ def test_tensorrt_builds_from_an_onnx_file_that_does_not_stay(make_tiny, tmp_pat
     files = export_trunk(path, backbone(model), plan_of(model.step(1)), "tensorrt", options, {"prompts": ["rain"]})
     assert files == [path, path.with_name("rain.plan.tables")]
     assert sorted(path.parent.iterdir()) == files
-    (_, _, latent, frames, opset), (graph, built) = asked
+    (_, _, latent, frames, opset, _), (graph, built) = asked
     assert (latent, frames, opset) == ((16, 2, 4, 6) if fixed else None, True, 19)
     assert not graph.exists()
     assert built.workspace == 2
