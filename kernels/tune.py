@@ -71,7 +71,7 @@ def timed(ways: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     return best
 
 
-def told() -> dict[str, dict[str, str]]:
+def summary() -> dict[str, dict[str, str]]:
     """What was chosen here with as many threads as torch has now, and by how much: operation → kind of call → words."""
     _read()
     here = f"{machine(torch.get_num_threads())}: "

@@ -44,7 +44,7 @@ def collect() -> dict[str, Any]:
         },
         "cuda": _cuda_devices(torch),
         "kernels": [{"name": b.name, "available": b.available, "reason": b.reason} for b in backend.backends()],
-        "choices": tune.told(),
+        "choices": tune.summary(),
         "backbones": _backbones(),
         "memory": _memory(),
         "tasks": _tasks(settings.prompt_dir()),

@@ -77,15 +77,15 @@ def compared(first: Path, second: Path) -> tuple[Table, Table, list[str]]:
 
 
 def _notes(summaries: list[dict], rows: list[dict], names: list[str], labels: list[str]) -> list[str]:
-    told = [
+    lines = [
         f"{len(side) - len(names)} file(s) are in {label} only" for side, label in zip(rows, labels) if len(side) > len(names)
     ]
     for key in ("protocol", "data", "restoration"):
         one, other = (_flat(summary.get(key), key) for summary in summaries)
         for name in one.keys() | other.keys():
             if one.get(name) != other.get(name):
-                told.append(f"{name}: {one.get(name)} in {labels[0]}, {other.get(name)} in {labels[1]}")
-    return sorted(told)
+                lines.append(f"{name}: {one.get(name)} in {labels[0]}, {other.get(name)} in {labels[1]}")
+    return sorted(lines)
 
 
 def _flat(value: Any, name: str) -> dict[str, Any]:

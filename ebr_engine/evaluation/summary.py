@@ -175,11 +175,11 @@ def _by_file(rows: Sequence[Row], metrics: Sequence[str], more: int) -> tuple[li
 
 def _in_words(rows: Sequence[Row], name: str, metrics: Sequence[str]) -> str:
     row = next(row for row in rows if row["name"] == name)
-    told = []
+    parts = []
     for way in ways_of(rows):
         scores = [f"{scores_of(row, way)[x]:.{METRICS[x].digits}f}" for x in metrics if x in scores_of(row, way)]
-        told.append(f"{way} {' / '.join(scores)}")
-    return ", ".join(told)
+        parts.append(f"{way} {' / '.join(scores)}")
+    return ", ".join(parts)
 
 
 def _mean_of(rows: Sequence[Row], way: str, metric: str) -> float | None:

@@ -66,10 +66,10 @@ def restored(
 
         clip = torch.from_numpy(chunk.pixels).movedim(-1, 0)[None]  # [1, 3, F, H, W]
         pixels = recoloured(restorer.run(clip, callback=on_step, first=chunk.start, **recipe.run), clip, recipe)
-        settled, tail = blend(chunk, pixels, tail)
+        finished, tail = blend(chunk, pixels, tail)
         del chunk, clip, pixels  # before the next ones are made
-        while settled:
-            frame = settled.popleft()
+        while finished:
+            frame = finished.popleft()
             yield replace(frame, pixels=np.clip(frame.pixels, 0, 1))
     for frame in tail:
         yield replace(frame, pixels=np.clip(frame.pixels, 0, 1))

@@ -49,12 +49,12 @@ def write(
     """
     from ebr_engine.media.images import write_image
 
-    told: list[HoldingOutcome] = []
+    fates: list[HoldingOutcome] = []
     for index, (path, picture) in enumerate(results.items()):
         path.parent.mkdir(parents=True, exist_ok=True)
         outcomes = write_image(path, picture, recipe.request.quality, commit, strict=recipe.request.strict and not index)
-        told = told if index else outcomes
-    return told
+        fates = fates if index else outcomes
+    return fates
 
 
 def compared(picture: "Picture", restored: "Picture", way: str) -> "Picture":

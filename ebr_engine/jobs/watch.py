@@ -46,7 +46,7 @@ class Seen:
     stamp: tuple[int, int, int]  # number, bytes, nanoseconds of the last change
     since: float
     tried: bool = False  # restored, refused or failed as it is
-    told: bool = False  # that it cannot be opened
+    reported: bool = False  # that it cannot be opened
 
 
 class Folder:
@@ -90,8 +90,8 @@ class Folder:
         try:
             path.open("rb").close()
         except OSError as error:  # another program holds it, or it is not ours to read
-            if not one.told and path.exists():
-                one.told = True
+            if not one.reported and path.exists():
+                one.reported = True
                 self._tell(f"{path}: cannot be opened yet: {error.strerror}")
             return False
         return True

@@ -30,7 +30,7 @@ class Chunk:
 
     frames: tuple[Frame, ...]
     start: int  # the first frame's number in the clip
-    skip: int  # leading frames that are context only: the chunk before has settled them
+    skip: int  # leading frames that are context only: the chunk before has finished them
     overlap: int  # frames after those that fade over from the chunk before; 0 at the start of a scene
     hold: int  # frames at the end that the chunk after may fade out
     padded: int  # repetitions at the end, to a length that the model takes
@@ -86,10 +86,10 @@ def cross_fade(restored: Iterable[tuple[Chunk, np.ndarray]]) -> Iterator[Frame]:
     """Blend chunks, each with its restoration [F, H, W, 3] (F counts the padding), into the frames of the clip, in order."""
     tail: list[Frame] = []
     for chunk, pixels in restored:
-        settled, tail = blend(chunk, pixels, tail)
+        finished, tail = blend(chunk, pixels, tail)
         del chunk, pixels  # before the next ones are made
-        while settled:
-            yield settled.popleft()
+        while finished:
+            yield finished.popleft()
     yield from tail
 
 
@@ -101,7 +101,7 @@ def blend(chunk: Chunk, pixels: np.ndarray, tail: Sequence[Frame]) -> tuple[dequ
     """
     if len(pixels) != len(chunk):
         raise ValueError(f"the chunk has {len(chunk)} frames, its restoration {len(pixels)}")
-    settled = deque([] if chunk.overlap else tail)
+    finished = deque([] if chunk.overlap else tail)
     held = []
     last = len(chunk.frames) - chunk.hold
     for index in range(chunk.skip, len(chunk.frames)):
@@ -112,10 +112,10 @@ def blend(chunk: Chunk, pixels: np.ndarray, tail: Sequence[Frame]) -> tuple[dequ
             picture = before + weight * (picture - before)
         frame = replace(chunk.frames[index], pixels=picture)
         if index < last:
-            settled.append(frame)
+            finished.append(frame)
         else:
             held.append(replace(frame, pixels=np.array(picture)))  # a view would keep the whole chunk
-    return settled, held
+    return finished, held
 
 
 def scenes(frames: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:

@@ -52,8 +52,8 @@ class Prompt:
                 f"the {backbone} backbone has width {width} and {blocks} blocks"
             )
         if self.backbone != backbone:
-            told = "this prompt was learned on another model, of the %s backbone: what it does with %s's is not known"
-            log.warning(told, self.backbone, backbone)
+            warning = "this prompt was learned on another model, of the %s backbone: what it does with %s's is not known"
+            log.warning(warning, self.backbone, backbone)
 
     def is_for(self, backbone: str) -> bool:
         """Whether the prompt is for a backbone of this name, or was learned on one that is related to it."""

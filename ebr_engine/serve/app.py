@@ -44,7 +44,7 @@ def make_app(hub: Hub) -> FastAPI:
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     app.get("/", include_in_schema=False)(lambda: FileResponse(PAGE / "index.html"))
 
-    def told(status: int, message: str, headers: dict[str, str] | None = None, code: str | None = None) -> JSONResponse:
+    def refusal(status: int, message: str, headers: dict[str, str] | None = None, code: str | None = None) -> JSONResponse:
         if status >= 400:
             hub.metrics.refused.labels(str(status)).inc()
         return JSONResponse(error_body(status, message, code), status, headers)
@@ -52,19 +52,19 @@ def make_app(hub: Hub) -> FastAPI:
     @app.exception_handler(EbrError)
     async def wrong(request: Request, error: EbrError) -> JSONResponse:
         if isinstance(error, QueueFull):
-            return told(429, str(error), {"Retry-After": str(RETRY)}, "queue_full")
+            return refusal(429, str(error), {"Retry-After": str(RETRY)}, "queue_full")
         if isinstance(error, StoreFull):
-            return told(507, str(error), {"Retry-After": str(RETRY)}, "store_full")
-        return told(400, " ".join(str(error).split()))
+            return refusal(507, str(error), {"Retry-After": str(RETRY)}, "store_full")
+        return refusal(400, " ".join(str(error).split()))
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        return told(error.status_code, str(error.detail), dict(error.headers or {}))
+        return refusal(error.status_code, str(error.detail), dict(error.headers or {}))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        return told(400, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
+        return refusal(400, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
 
     app.add_middleware(Guard, settings=hub.settings, refused=lambda status: hub.metrics.refused.labels(str(status)).inc())
     return app

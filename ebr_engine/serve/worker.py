@@ -91,9 +91,9 @@ class Worker(threading.Thread):
 
     def _restore(self, job: StoredJob) -> None:
         began = time.perf_counter()
-        told: list[warnings.WarningMessage] = []
+        warned: list[warnings.WarningMessage] = []
         try:
-            with warnings.catch_warnings(record=True) as told:
+            with warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always")
                 state, about = self._made(job)
         except KeyboardInterrupt:
@@ -109,7 +109,7 @@ class Worker(threading.Thread):
                 _log_bug(problem)
             state, error, about = FAILED, self._without_paths(line or "an error inside the server; its log has more", job), {}
         else:
-            error, lines = None, [self._without_paths(str(each.message), job) for each in told]
+            error, lines = None, [self._without_paths(str(each.message), job) for each in warned]
             about = {**about, "warnings": lines, "has_result": self.store.path(job, job.target).is_file()}
         seconds = time.perf_counter() - began
         self.store.finish(job.id, state, error, about)

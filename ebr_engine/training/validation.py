@@ -28,10 +28,10 @@ from ebr_engine.training.procedural import render
 class InPlace(Engine):
     """Fits runs into memory without moving the transformer, which is being learned on."""
 
-    def rungs(self, *how):
-        """See `Engine.rungs`."""
-        rungs, work = super().rungs(*how)
-        return [rung for rung in rungs if rung.offload == "none"], work
+    def fallbacks(self, *how):
+        """See `Engine.fallbacks`."""
+        ways, work = super().fallbacks(*how)
+        return [way for way in ways if way.offload == "none"], work
 
 
 @dataclass

@@ -52,7 +52,7 @@ def test_the_fastest_way_is_found_once_and_kept(fresh, ways, tmp_path):
     assert tune.chosen("sum", ("float32", 3), WORK, given) == "fast"
     assert runs == before
     assert json.loads((tmp_path / "cache" / tune.FILE).read_text())
-    assert tune.told()["sum"]["float32, 3"].startswith("fast (fast ")
+    assert tune.summary()["sum"]["float32, 3"].startswith("fast (fast ")
 
 
 def test_another_kind_is_timed_by_itself(ways):
@@ -93,7 +93,7 @@ def test_no_process_spends_more_than_its_budget(ways, monkeypatch):
 def test_another_number_of_threads_is_another_machine(ways, monkeypatch):
     tune.chosen("sum", (), WORK, ways[0])
     monkeypatch.setattr(tune.torch, "get_num_threads", lambda: 77)
-    assert tune.told() == {}
+    assert tune.summary() == {}
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', ""])

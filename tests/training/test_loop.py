@@ -3,11 +3,13 @@
 import hashlib
 import json
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ebr_engine.engine.restorer import Restorer
+from ebr_engine.engine.run import Engine
 from ebr_engine.errors import EbrError
 from ebr_engine.evaluation.collecting import collected
 from ebr_engine.evaluation.metrics import psnr, ssim
@@ -17,6 +19,7 @@ from ebr_engine.prompts.prompt import load_prompt
 from ebr_engine.training.config import LearnConfig, read_toml, resolve
 from ebr_engine.training.learner import shareable
 from ebr_engine.training.loop import learn
+from ebr_engine.training.validation import InPlace
 from tests.tiny import TINY
 
 pytestmark = pytest.mark.usefixtures("small_pool")
@@ -297,3 +300,9 @@ def test_a_tracker_that_is_missing_is_told_before_anything_is_done(quick, tmp_pa
     with pytest.raises(EbrError, match="pip install"):
         learn(replace(quick, **tracker), tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_validation_does_not_move_what_is_being_learned(monkeypatch):
+    ways = [SimpleNamespace(offload="none"), SimpleNamespace(offload="blocks")]
+    monkeypatch.setattr(Engine, "fallbacks", lambda self, *how: (ways, "work"))
+    assert object.__new__(InPlace).fallbacks((1, 3, 1, 64, 64), None, None, "latent") == (ways[:1], "work")

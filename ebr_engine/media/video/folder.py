@@ -47,8 +47,8 @@ class FolderReader:
             raise MediaError(f"{path}: no frames in this folder (looked for {' '.join(SUFFIXES)})")
         if fps <= 0:
             raise MediaError(f"{path}: the frame rate must be above 0, not {fps}")
-        told = read_times(path, len(files))
-        times = told or [index / fps for index in range(len(files) + 1)]
+        stated = read_times(path, len(files))
+        times = stated or [index / fps for index in range(len(files) + 1)]
         first = next((i for i, time in enumerate(times[:-1]) if time >= Fraction(start or 0) - _TOLERANCE), len(files))
         if first == len(files):
             raise MediaError(f"{path}: starting at {start:g} s is outside of its {float(times[-1]):g} s")
@@ -61,8 +61,8 @@ class FolderReader:
         self.info = VideoInfo(
             width=picture.width,
             height=picture.height,
-            fps=len(self._files) / seconds if told else fps,
-            time_base=Fraction(1, 1_000_000) if told else 1 / fps,
+            fps=len(self._files) / seconds if stated else fps,
+            time_base=Fraction(1, 1_000_000) if stated else 1 / fps,
             frames=len(self._files),
             duration=float(seconds),
             bits=picture.bits,
@@ -70,7 +70,7 @@ class FolderReader:
             codec=picture.format[1:],
             colour=colour_of(picture),
             pixel_aspect=aspect_of(picture),
-            variable_rate=told is not None,
+            variable_rate=stated is not None,
             light=light_of_picture(picture),
         )
         self.holdings = [part.holding for part in picture.parts]
@@ -116,9 +116,9 @@ class FolderWriter:
         self._parts = parts_of_frame(self.info, xmp) if keep else ()
         if self._pattern:
             check_can_hold(target, Picture(np.zeros((1, 1, 3), np.float32)))
-        told = source if keep and not isinstance(source, FolderReader) else self.info  # pictures tell of themselves
+        origin = source if keep and not isinstance(source, FolderReader) else self.info  # pictures tell of themselves
         format = format_of(name) if self._pattern else "png"
-        self.fates = Fates(self.path, format, told, None, True, strict, left_out)
+        self.fates = Fates(self.path, format, origin, None, True, strict, left_out)
         self.warnings: list[str] = []
 
     def __enter__(self) -> "FolderWriter":

@@ -71,7 +71,7 @@ class Choice:
 
     encoder: str
     options: Mapping[str, str] = field(default_factory=dict)
-    told: str = ""
+    note: str = ""
 
 
 def choose_encoder(container: str, info: VideoInfo, pix_fmt: str | None = None, crf: float | None = None) -> Choice:
@@ -86,7 +86,7 @@ def choose_encoder(container: str, info: VideoInfo, pix_fmt: str | None = None, 
         choices.insert(0, Choice(encoder, _profile(encoder, info)))
     if pix_fmt is not None or crf is not None:
         return next((each for each in choices if _fits(each.encoder, pix_fmt, crf)), plain)
-    return replace(choices[0], told=_told(choices[0].encoder, container, info))
+    return replace(choices[0], note=_told(choices[0].encoder, container, info))
 
 
 def _fits(encoder: str, pix_fmt: str | None, crf: float | None) -> bool:
@@ -156,16 +156,16 @@ def choose_format(path, encoder, info: VideoInfo, size: tuple[int, int], wanted:
             raise MediaError(f"{path}: {wanted} needs even sides, and {shown} are not; use a 4:4:4 format")
         return wanted, []
     source = layout_of(av.VideoFormat(info.pix_fmt))
-    told, target = [], source
+    notes, target = [], source
     if encoder.name not in MATCH_SOURCE and (info.pictures or source.grey):
         depth = 8 if info.bits == 8 else 10 if info.pictures or info.alpha else min(12, info.bits)
         target = layout_of(av.VideoFormat(f"yuv{'a' if info.alpha else ''}420p{'' if depth == 8 else f'{depth}le'}"))
     if odd and any(target.shifts):
         ending = "" if target.bits == 8 else f"{target.bits}le"
         target = layout_of(av.VideoFormat(f"yuv{'a' if target.alpha else ''}444p{ending}"))
-        told.append(f"{path}: {shown} are odd, so it is written as 4:4:4, which some players cannot show")
+        notes.append(f"{path}: {shown} are odd, so it is written as 4:4:4, which some players cannot show")
     if not offered:
-        return target.name, told
+        return target.name, notes
     layouts = {name: layout_of(f) for name, f in offered.items()}
     fitting = [name for name, layout in layouts.items() if not (odd and any(layout.shifts))]
     if not fitting:
@@ -176,8 +176,8 @@ def choose_format(path, encoder, info: VideoInfo, size: tuple[int, int], wanted:
         finer = min(fitting, key=lambda name: _distance(layouts[name], source, name))
         better = not layouts[finer].alpha and layouts[finer] != layouts[chosen] and not _lost(source, layouts[finer])
         way = f"--pix-fmt {finer}" if better else "--codec ffv1 in an .mkv"
-        told.append(f"{path}: {' and '.join(lost)}; {way} keeps {'it' if len(lost) == 1 else 'both'}")
-    return chosen, told
+        notes.append(f"{path}: {' and '.join(lost)}; {way} keeps {'it' if len(lost) == 1 else 'both'}")
+    return chosen, notes
 
 
 def _takes(encoder, name: str, size: tuple[int, int]) -> bool:

@@ -161,11 +161,11 @@ class Parts:
     def _load(self, path: Path) -> tuple[dict, bytes] | None:
         """Head and body of a file that is whole and of this key."""
         try:
-            first, told, body = path.read_bytes().split(b"\n", 2)
+            first, stated, body = path.read_bytes().split(b"\n", 2)
             check = hashlib.blake2b(first)
             check.update(body)
             head = json.loads(first)
-            return (head, body) if check.hexdigest().encode() == told and head["key"] == self._key else None
+            return (head, body) if check.hexdigest().encode() == stated and head["key"] == self._key else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

@@ -225,8 +225,8 @@ class VideoReader:
         declared = {"primaries": context.color_primaries, "transfer": context.color_trc}
         if self._dolby is not None and (base := self._dolby.colours) != tuple(declared.values()):
             if _UNSPECIFIED not in declared.values():
-                told = "its colour tags are not those of its Dolby Vision base layer"
-                self.warnings.append(f"{self.path}: {told} ({self._dolby.base}), which are taken")
+                reason = "its colour tags are not those of its Dolby Vision base layer"
+                self.warnings.append(f"{self.path}: {reason} ({self._dolby.base}), which are taken")
             declared = {"primaries": base[0], "transfer": base[1]}
         layout = layout_of(first.format)
         if layout.rgb:

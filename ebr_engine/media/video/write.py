@@ -71,7 +71,7 @@ class VideoWriter:
         self.height, self.width = size or (self.info.height, self.info.width)
         choice = choose_encoder(self._format, self.info, pix_fmt, crf)
         self.codec = codec or choice.encoder
-        told = [f"{path}: {choice.told}"] if choice.told and codec is None else []
+        notes = [f"{path}: {choice.note}"] if choice.note and codec is None else []
         preset = choice.options if codec is None and pix_fmt is None else {}
         self._options = {**preset, **{str(key): str(value) for key, value in options.items()}}
         self._crf = crf
@@ -80,12 +80,12 @@ class VideoWriter:
         self.codec_id = self._encoder.canonical_name  # FFmpeg's name of what is written
         name, lost = choose_format(path, self._encoder, self.info, (self.height, self.width), pix_fmt)
         self._pixel_format = pyav().VideoFormat(name, self.width, self.height)
-        self.warnings += told + lost
+        self.warnings += notes + lost
         self._keep = keep and self._reader is not None
         self._light = self.info.light if keep else Light()
         has_alpha, left_out = layout_of(self._pixel_format).alpha, [kind for kind, kept in self._copy.items() if not kept]
-        told = source if keep else self.info
-        self.fates = Fates(path, format_of(path), told, self.codec_id, has_alpha, strict, left_out)
+        origin = source if keep else self.info
+        self.fates = Fates(path, format_of(path), origin, self.codec_id, has_alpha, strict, left_out)
 
     def __enter__(self) -> "VideoWriter":
         # Not tempfile: it would make the result unreadable to others, whatever the umask says.
@@ -242,8 +242,8 @@ class VideoWriter:
             own |= {"log-level": "error"} | ({"lossless": "1"} if crf == 0 else {})
         if own:
             name = {"libx265": "x265-params", "libsvtav1": "svtav1-params"}.get(self.codec, "x264-params")
-            told = [f"{key}={value}" for key, value in own.items()]
-            options[name] = ":".join([*told, *filter(None, [self._options.get(name)])])
+            given = [f"{key}={value}" for key, value in own.items()]
+            options[name] = ":".join([*given, *filter(None, [self._options.get(name)])])
         return options
 
     def _find_encoder(self):
