@@ -315,6 +315,8 @@ def load_codec(
         raise BackboneError(f"{folder} is no VAE in diffusers' layout: config.json is missing or no JSON object") from error
     if found != codec.published:
         raise BackboneError(f"{folder} holds a model of class {found}, but {backbone} takes {codec.published}")
+    if not hasattr(diffusers, codec.published):
+        raise BackboneError(f"diffusers {diffusers.__version__} has no {codec.published}: pip install -U diffusers")
     try:
         vae, report = getattr(diffusers, codec.published).from_pretrained(
             folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -418,3 +419,10 @@ def test_without_diffusers_the_error_says_what_to_install(folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(BackboneError, match=r"pip install 'ebr-engine\[models\]'"):
         load_codec("wan", folders / "wan")
+
+
+def test_a_diffusers_without_the_vae_is_told(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKLFlux2"}')
+    monkeypatch.setitem(sys.modules, "diffusers", SimpleNamespace(__version__="0.35.2"))
+    with pytest.raises(BackboneError, match=r"diffusers 0\.35\.2 has no AutoencoderKLFlux2: pip install -U diffusers"):
+        load_codec("flux2", tmp_path)
