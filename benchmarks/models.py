@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from benchmarks.roofline import Workload, workload
 from ebr_engine.backbones.base import Backbone
 from ebr_engine.backbones.flux import weights as flux_weights
-from ebr_engine.backbones.flux.model import FluxConditioner, FluxConfig, FluxTrunk
+from ebr_engine.backbones.flux.config import FluxConfig
+from ebr_engine.backbones.flux.model import FluxConditioner, FluxTrunk
 from ebr_engine.backbones.registry import spec
 from ebr_engine.backbones.wan import weights as wan_weights
 from ebr_engine.backbones.wan.model import WanConditioner, WanConditioning, WanTrunk

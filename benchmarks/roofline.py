@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import columns, commit, write_json
-from ebr_engine.backbones.flux.model import FREQUENCIES, MLP_RATIO, FluxConfig
+from ebr_engine.backbones.flux.config import MLP_RATIO, FluxConfig
+from ebr_engine.backbones.flux.model import FREQUENCIES
 from ebr_engine.backbones.flux2.model import Flux2Config
 from ebr_engine.backbones.registry import named_configs
 from ebr_engine.backbones.wan.model import MODULATIONS, WanConfig

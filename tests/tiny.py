@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.flux.model import FluxConfig
+from ebr_engine.backbones.flux.config import FluxConfig
 from ebr_engine.backbones.flux2.model import Flux2Config
 from ebr_engine.backbones.mini.codec import PixelCodec
 from ebr_engine.backbones.mini.lapped import LappedCodec

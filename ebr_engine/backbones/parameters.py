@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -205,6 +205,30 @@ def assign(
             place.view(piece.shape).copy_(piece)
         owner, _, attribute = name.rpartition(".")
         setattr(module.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False))
+
+
+def load_halves(
+    config: Any,
+    halves: tuple[type[nn.Module], type[nn.Module]],
+    names: tuple[Callable, Callable, Callable],
+    source: Mapping[str, Tensor],
+    device: torch.device | str,
+    dtype: torch.dtype,
+    kept: torch.dtype | None = None,
+) -> tuple[Any, Any]:
+    """Conditioner and trunk (`halves`) of a state dict, frozen; trunk in `dtype` on `device`, conditioner on the CPU.
+
+    `names`: the inverse, which gives both halves as one state dict, and what yields the conditioner's and the trunk's parameters
+    from one; `kept`: the conditioner's dtype, None as stored. Raises `BackboneError` for missing or unexpected keys (the first
+    few are listed) and for shapes that do not fit `config`.
+    """
+    joined, conditioner_parameters, trunk_parameters = names
+    with torch.device("meta"):
+        conditioner, trunk = (half(config) for half in halves)
+    source = CheckedState(source, joined(conditioner, trunk))
+    assign(conditioner, conditioner_parameters(config, source), "cpu", kept)
+    assign(trunk, trunk_parameters(config, source), device, dtype)
+    return conditioner, trunk
 
 
 def pairs_to_halves(x: Tensor, head_dim: int) -> Tensor:

@@ -10,7 +10,7 @@ from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel, WanTransf
 from safetensors.torch import save_file
 
 from ebr_engine.backbones.checkpoint import find_model, load_halves
-from ebr_engine.backbones.flux.model import FluxConfig
+from ebr_engine.backbones.flux.config import FluxConfig
 from ebr_engine.backbones.flux.weights import diffusers_state_dict as flux_state_dict
 from ebr_engine.backbones.flux.weights import load_flux
 from ebr_engine.backbones.flux2.model import Flux2Config

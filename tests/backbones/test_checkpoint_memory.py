@@ -10,7 +10,7 @@ import torch
 from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 from safetensors.torch import save_file
 
-from ebr_engine.backbones.flux.model import FluxConfig
+from ebr_engine.backbones.flux.config import FluxConfig
 from ebr_engine.backbones.wan.model import WanConfig
 from tests.backbones.original_layouts import flux_original
 

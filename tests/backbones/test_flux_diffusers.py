@@ -7,7 +7,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch.nn import functional as F
 
-from ebr_engine.backbones.flux.model import FluxConditioner, FluxConfig, FluxTrunk
+from ebr_engine.backbones.flux.config import FluxConfig
+from ebr_engine.backbones.flux.model import FluxConditioner, FluxTrunk
 from ebr_engine.backbones.flux.weights import conditioner_parameters, diffusers_state_dict, load_flux, trunk_parameters
 from ebr_engine.backbones.registry import named_config
 from ebr_engine.errors import BackboneError

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ebr_engine.backbones.flux.model import FluxConfig
+from ebr_engine.backbones.flux.config import FluxConfig
 from ebr_engine.backbones.flux.weights import diffusers_state_dict, load_flux
 from ebr_engine.backbones.registry import spec
 from ebr_engine.bridge.sampler import mean_velocity, sample, step_table

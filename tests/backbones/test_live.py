@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from ebr_engine.backbones.base import Backbone
-from ebr_engine.backbones.flux.model import FluxConfig
+from ebr_engine.backbones.flux.config import FluxConfig
 from ebr_engine.backbones.flux.weights import load_flux
 from ebr_engine.backbones.registry import spec
 from ebr_engine.backbones.wan.model import WanConfig

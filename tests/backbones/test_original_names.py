@@ -5,7 +5,7 @@ import torch
 from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel, WanTransformer3DModel
 from safetensors.torch import save_file
 
-from ebr_engine.backbones.flux.model import FluxConfig
+from ebr_engine.backbones.flux.config import FluxConfig
 from ebr_engine.backbones.flux.weights import ORIGINAL as FLUX_NAMES
 from ebr_engine.backbones.flux.weights import flux_sizes
 from ebr_engine.backbones.flux2.model import Flux2Config

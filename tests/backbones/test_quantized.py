@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from ebr_engine.backbones.flux.model import FluxConfig, FluxTrunk
+from ebr_engine.backbones.flux.config import FluxConfig
+from ebr_engine.backbones.flux.model import FluxTrunk
 from ebr_engine.backbones.flux2.model import Flux2Conditioner
 from ebr_engine.backbones.layers import (
     Fp8Linear,

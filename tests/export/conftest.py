@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ebr_engine.backbones.flux.conditioning import FluxStep
-from ebr_engine.backbones.flux.model import FluxConfig, FluxTrunk
+from ebr_engine.backbones.flux.config import FluxConfig
+from ebr_engine.backbones.flux.model import FluxTrunk
 from ebr_engine.backbones.flux2.model import Flux2Config
 from ebr_engine.backbones.wan.model import WanConfig, WanStep, WanTrunk
 

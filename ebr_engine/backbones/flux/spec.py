@@ -10,8 +10,9 @@ from torch import Tensor
 from ebr_engine.backbones.base import PUBLISHED_PROMPTS, Checkpoints, CodecCosts, Encoder, Learning, Spec
 from ebr_engine.backbones.flux.codec import FluxCodec
 from ebr_engine.backbones.flux.conditioning import FluxConditioning, FluxStep
+from ebr_engine.backbones.flux.config import MLP_RATIO, PACK, FluxConfig
 from ebr_engine.backbones.flux.live import LiveFlux
-from ebr_engine.backbones.flux.model import MLP_RATIO, PACK, FluxConditioner, FluxConfig, FluxTrunk
+from ebr_engine.backbones.flux.model import FluxConditioner, FluxTrunk
 from ebr_engine.backbones.flux.weights import ORIGINAL, flux_sizes, load_flux
 from ebr_engine.backbones.pretrained import load_pretrained
 from ebr_engine.bridge.schedules import RELEASED_STEPS

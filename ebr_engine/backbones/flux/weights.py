@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.flux.model import FluxConditioner, FluxConfig, FluxTrunk
+from ebr_engine.backbones.flux.config import FluxConfig
+from ebr_engine.backbones.flux.model import FluxConditioner, FluxTrunk
 from ebr_engine.backbones.parameters import (
-    CheckedState,
     OriginalNames,
     State,
-    assign,
     count_blocks,
     halves_to_pairs,
+    load_halves,
     pairs_to_halves,
     shapes,
 )
@@ -174,12 +174,8 @@ def load_flux(
 
     Raises `BackboneError` for missing or unexpected keys (the first few are listed) and for shapes that do not fit `config`.
     """
-    with torch.device("meta"):
-        conditioner, trunk = FluxConditioner(config), FluxTrunk(config)
-    source = CheckedState(source, diffusers_state_dict(conditioner, trunk))
-    assign(conditioner, conditioner_parameters(config, source), "cpu", None)
-    assign(trunk, trunk_parameters(config, source), device, dtype)
-    return conditioner, trunk
+    halves, names = (FluxConditioner, FluxTrunk), (diffusers_state_dict, conditioner_parameters, trunk_parameters)
+    return load_halves(config, halves, names, source, device, dtype)
 
 
 def diffusers_state_dict(conditioner: FluxConditioner, trunk: FluxTrunk) -> dict[str, Tensor]:

@@ -17,13 +17,14 @@ from torch.nn import functional as F
 
 from ebr_engine.backbones.base import Prompts
 from ebr_engine.backbones.flux.conditioning import FluxConditioning
-from ebr_engine.backbones.flux.model import DOUBLE_MODULATIONS, EPS, SINGLE_MODULATIONS, FluxTrunk, rotary_tables, wide
+from ebr_engine.backbones.flux.config import TwoStreams, rotary_tables
+from ebr_engine.backbones.flux.model import DOUBLE_MODULATIONS, EPS, SINGLE_MODULATIONS, FluxTrunk, wide
 from ebr_engine.backbones.wan.model import sinusoid
 from ebr_engine.errors import BackboneError
 
 
 @dataclass(frozen=True)
-class Flux2Config:
+class Flux2Config(TwoStreams):
     """Sizes of a FLUX.2 transformer, under the names of diffusers' configuration file; those of klein 4B where none are said."""
 
     patch_size: int = 1
@@ -44,20 +45,8 @@ class Flux2Config:
     gated = True
 
     @property
-    def width(self) -> int:
-        return self.num_attention_heads * self.attention_head_dim
-
-    @property
     def hidden(self) -> int:
         return int(self.mlp_ratio * self.width)
-
-    @property
-    def blocks(self) -> int:
-        return self.num_layers + self.num_single_layers
-
-    @property
-    def head_dim(self) -> int:
-        return self.attention_head_dim
 
     @property
     def patch(self) -> tuple[int, int, int]:
@@ -93,11 +82,6 @@ class Flux2Config:
         if not (sizes.num_layers and sizes.num_single_layers):
             raise BackboneError("FLUX.2 configuration has no double-stream or no single-stream blocks")
         return sizes
-
-    def to_diffusers(self) -> dict:
-        """The diffusers config dict of these sizes."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return fields | {"axes_dims_rope": list(self.axes_dims_rope)}
 
     def rotary(self, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         """cos and sin [N, head_dim/2] float32 of a picture's tokens on a grid of (1, height, width): at (0, row, column, 0)."""

@@ -12,12 +12,11 @@ from ebr_engine.backbones.flux.model import FluxTrunk
 from ebr_engine.backbones.flux.weights import swapped_halves
 from ebr_engine.backbones.flux2.model import Flux2Conditioner, Flux2Config
 from ebr_engine.backbones.parameters import (
-    CheckedState,
     OriginalNames,
     State,
-    assign,
     count_blocks,
     halves_to_pairs,
+    load_halves,
     pairs_to_halves,
     shapes,
 )
@@ -144,12 +143,8 @@ def load_flux2(
 
     Raises `BackboneError` for missing or unexpected keys (the first few are listed) and for shapes that do not fit `config`.
     """
-    with torch.device("meta"):
-        conditioner, trunk = Flux2Conditioner(config), FluxTrunk(config)
-    source = CheckedState(source, diffusers_state_dict(conditioner, trunk))
-    assign(conditioner, conditioner_parameters(config, source), "cpu", None)
-    assign(trunk, trunk_parameters(config, source), device, dtype)
-    return conditioner, trunk
+    halves, names = (Flux2Conditioner, FluxTrunk), (diffusers_state_dict, conditioner_parameters, trunk_parameters)
+    return load_halves(config, halves, names, source, device, dtype)
 
 
 def diffusers_state_dict(conditioner: Flux2Conditioner, trunk: FluxTrunk) -> dict[str, Tensor]:

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from ebr_engine.backbones.parameters import (
-    CheckedState,
     OriginalNames,
     State,
-    assign,
     count_blocks,
     halves_to_pairs,
+    load_halves,
     pairs_to_halves,
     shapes,
 )
@@ -119,12 +118,8 @@ def load_wan(
 
     Raises `BackboneError` for missing or unexpected keys (the first few are listed) and for shapes that do not fit `config`.
     """
-    with torch.device("meta"):
-        conditioner, trunk = WanConditioner(config), WanTrunk(config)
-    source = CheckedState(source, diffusers_state_dict(conditioner, trunk))
-    assign(conditioner, conditioner_parameters(config, source), "cpu", torch.float32)
-    assign(trunk, trunk_parameters(config, source), device, dtype)
-    return conditioner, trunk
+    halves, names = (WanConditioner, WanTrunk), (diffusers_state_dict, conditioner_parameters, trunk_parameters)
+    return load_halves(config, halves, names, source, device, dtype, torch.float32)
 
 
 def diffusers_state_dict(conditioner: WanConditioner, trunk: WanTrunk) -> dict[str, Tensor]:
