@@ -1,6 +1,7 @@
 """Pictures and clips of any sizes as few batches: what is extended to one size runs together."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,3 +53,14 @@ def groups(shapes: Sequence[tuple[int, ...]], alone: Sequence[bool], at_once: in
         if len(group) == at_once:
             yield kept.pop(shape)
     yield from kept.values()
+
+
+def read(image: Any) -> Any:
+    """A picture's pixels where `image` is the path of one, else `image` itself."""
+    if not isinstance(image, (str, Path)):
+        return image
+    from ebr_engine.media.images import read_image
+
+    picture = read_image(Path(image).expanduser())
+    top = 255 if picture.bits == 8 else 65535
+    return (picture.pixels * top).round().astype("uint8" if picture.bits == 8 else "uint16")

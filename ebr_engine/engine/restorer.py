@@ -13,7 +13,7 @@ from ebr_engine.backbones.layers import quantised_as, quantised_for
 from ebr_engine.backbones.registry import load_backbone, medium_of
 from ebr_engine.bridge.sampler import Callback, StepTable
 from ebr_engine.engine import plan as planning
-from ebr_engine.engine.batches import AT_ONCE, groups, one_item
+from ebr_engine.engine.batches import AT_ONCE, groups, one_item, read
 from ebr_engine.engine.classify import Diagnosis, diagnose
 from ebr_engine.engine.devices import choose_device
 from ebr_engine.engine.execute import Runner
@@ -231,7 +231,7 @@ class Restorer:
         """
         request = _asked(task, prompt, plan, options)
         self._check_pictures()
-        pixels, rebuild = to_tensor(_read(image))
+        pixels, rebuild = to_tensor(read(image))
         if plan is None:
             plan = self.plan_for(request.with_(task=self._seen(pixels)) if task == AUTO else request)
         self.engine.begin()
@@ -261,7 +261,7 @@ class Restorer:
         """
         request = _asked(task, prompt, plan, options)
         self._check_pictures()
-        items = [one_item(_read(image)) for image in images]
+        items = [one_item(read(image)) for image in images]
         plans = self._plans([pixels for pixels, _ in items], request) if plan is None else [plan] * len(items)
         self.engine.begin()
         results: list[Any] = [None] * len(items)
@@ -417,14 +417,3 @@ def _asked(task: str | None, prompt: Any, plan: Plan | None, options: dict[str, 
 
 
 PLAN_DEFAULTS = RestoreRequest().part(PLAN)
-
-
-def _read(image: Any) -> Any:
-    """A picture's pixels where `image` is the path of one, else `image` itself."""
-    if not isinstance(image, (str, Path)):
-        return image
-    from ebr_engine.media.images import read_image
-
-    picture = read_image(Path(image).expanduser())
-    top = 255 if picture.bits == 8 else 65535
-    return (picture.pixels * top).round().astype("uint8" if picture.bits == 8 else "uint16")
