@@ -27,7 +27,7 @@ from torch.nn import Parameter
 CHOICES = ("auto", "torch", "triton", "cuda")
 ASKED = os.environ.get("EBR_KERNELS", "auto")
 CPU_LEVEL = os.environ.get("EBR_CPU_LEVEL", "auto")
-CPU_LEVELS = ("auto", "baseline", "avx2", "avx512", "amx")
+CPU_LEVELS = ("auto", "baseline", "avx2", "avx512", "avx512_bf16", "amx")
 TUNE = os.environ.get("EBR_CPU_TUNE", "on")
 TUNES = ("off", "on", "again")
 VERIFY_CHOICES = {"off": "never compared", "first": "compared on first use", "always": "compared at every call"}  # as told

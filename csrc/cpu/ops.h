@@ -85,7 +85,7 @@ struct Table {
     bool (*gelu)(const Gelu&);
 };
 
-extern const Table baseline, avx2, avx512, amx;
+extern const Table baseline, avx2, avx512, avx512_bf16, amx;
 
 // Runs part(data, i) for i in [0, parts) on up to `threads` of torch's own OpenMP threads.
 void spread(int64_t parts, int threads, void (*part)(void*, int64_t), void* data);
