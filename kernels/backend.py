@@ -119,6 +119,12 @@ def native(*tensors: Tensor | None) -> ModuleType | None:
     return None if learned else module
 
 
+def return_memory() -> None:
+    """Give memory that was freed in this process back to the system, where native code is built; a few milliseconds."""
+    if (module := _native()) is not None:
+        module.return_memory()
+
+
 def native_level() -> str:
     """The level of instructions that native code runs at, as `info` tells it; `no native code` where there is none."""
     module = _native()

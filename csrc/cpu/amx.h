@@ -118,9 +118,7 @@ INLINE void store_sums(float* o) {
 // Likelihoods of two keys from their logits, by pairs; the sum is of what was rounded: likelihoods that are alike are all
 // rounded to the same side.
 INLINE void likely(const float* s, float scale, const V (&largest)[2], V (&sums)[2], bf16* p) {
-    alignas(64) static const uint16_t by_pairs[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                      8,  24, 9,  25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    const __m512i interleave = _mm512_load_si512(by_pairs), ones = _mm512_set1_epi16(0x3f80);
+    const __m512i interleave = by_pairs(), ones = _mm512_set1_epi16(0x3f80);
     for (int j = 0; j < 2; ++j) {
         const V p0 = exp2<false>(load(s + j * W) * scale - largest[j]);
         const V p1 = exp2<false>(load(s + QUERIES + j * W) * scale - largest[j]);

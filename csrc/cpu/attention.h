@@ -62,9 +62,7 @@ INLINE V likelihood(V first, V second, float scale, V largest, V& sum) {
 #if defined(__AVX512BF16__)
     if constexpr (PAIRS<T>) {
         const V q = exp2<false>(second * scale - largest);
-        const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)p));
-        const __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)q)), 16);
-        const __m512i both = _mm512_or_si512(low, high);
+        const __m512i both = _mm512_permutexvar_epi16(by_pairs(), (__m512i)_mm512_cvtne2ps_pbh((__m512)q, (__m512)p));
         sum = (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)both, (__m512bh)_mm512_set1_epi16(0x3f80));
         return (V)both;
     }

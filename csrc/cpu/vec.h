@@ -156,6 +156,15 @@ INLINE void transpose(__m512i (&r)[16]) {
 }
 #endif
 
+#if defined(__AVX512BF16__)
+// The order that makes pairs of two vectors of bf16 that lie after each other.
+INLINE __m512i by_pairs() {
+    alignas(64) static const uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                   8,  24, 9,  25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return _mm512_load_si512(order);
+}
+#endif
+
 // Transposes W x W numbers.
 INLINE void transpose(V (&r)[W]) {
 #if defined(__AVX512F__)
