@@ -30,7 +30,7 @@ from benchmarks.models import PRECISIONS, random_model, work_of
 from benchmarks.report import columns, cpu_instructions, spread, version
 from benchmarks.steps import load_task
 from ebr_engine.backbones.base import Backbone
-from ebr_engine.backbones.layers import cpu_has_bf16, pack_trunk
+from ebr_engine.backbones.layers import Int8Linear, cpu_has_bf16, pack_trunk, quantize_trunk
 from ebr_engine.backbones.mini.model import load_mini
 from ebr_engine.backbones.mini.spec import SPEC
 from ebr_engine.bridge.sampler import make_table
@@ -48,8 +48,15 @@ CASES = {
 SIDES = {"mini-256": 256, "mini-512": 512}
 WAN_LATENT = (16, 5, 32, 32)
 WARM = 2  # evaluations before the clock counts
-COMPILED = "ours, compiled"
-EBR_KERNELS = {"ours": "auto", COMPILED: "auto", "ours, plain torch": "torch"}  # what the engine's forms are run with
+COMPILED, INT8 = "ours, compiled", "ours, int8"
+EBR_KERNELS = {
+    "ours": "auto",
+    COMPILED: "auto",
+    INT8: "auto",
+    "ours, plain torch": "torch",
+}  # what the engine's forms are run with
+# What holds libraries to older instructions, and is told in a result.
+HELD = ("EBR_CPU_LEVEL", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
 INSTALL = "pip install 'ebr-engine[runtimes]'"
 
 
@@ -79,11 +86,13 @@ def evaluation(case: str, dtype: torch.dtype, quick: bool) -> Evaluation:
     return Evaluation(backbone.trunk, latent.float(), tables[0])
 
 
-def ours(case: str, dtype: torch.dtype, quick: bool, compiled: bool) -> Callable[[], Tensor]:
-    """The engine's transformer as a run has it: weights packed, compiled on request."""
+def ours(case: str, dtype: torch.dtype, quick: bool, form: str) -> Callable[[], Tensor]:
+    """The engine's transformer as a run has it: weights packed, compiled or in int8 on request."""
     one = evaluation(case, dtype, quick)
+    if form == INT8:
+        quantize_trunk(one.trunk, Int8Linear)
     pack_trunk(one.trunk)
-    trunk = compile_trunk(one.trunk) if compiled else one.trunk
+    trunk = compile_trunk(one.trunk) if form == COMPILED else one.trunk
     return lambda: trunk(one.latent, one.step)
 
 
@@ -124,7 +133,7 @@ def work(connection: Connection, runtime: str, case: str, precision: str, graph:
         if runtime in RUNTIMES:
             run = RUNTIMES[runtime](graph, dtype)
         else:
-            run = ours(case, dtype, quick, runtime == COMPILED)
+            run = ours(case, dtype, quick, runtime)
         for _ in range(WARM):
             result = run()
         connection.send(result.float())
@@ -197,6 +206,8 @@ def compare(case: str, precision: str, options: Namespace, folder: Path) -> dict
     skipped = {}
     if (options.quick or options.no_compile) and COMPILED in names:
         names.remove(COMPILED)
+    if not options.runtime and (case in SIDES or precision != "fp32"):  # int8 is for wide layers
+        names.remove(INT8)
     if precision == "bf16" and "ONNX Runtime" in names:
         names.remove("ONNX Runtime")
         skipped["ONNX Runtime"] = "has no bf16 on a CPU"
@@ -240,7 +251,8 @@ def measure(options: Namespace) -> dict[str, Any]:
         names = options.case or CASES
         cases = [compare(case, precision, options, Path(folder)) for case in names for precision in precisions]
     versions = {name: version(name) for name in ("openvino", "onnxruntime", "onnx")}
-    return {"runtimes": cases, "instructions": cpu_instructions(), "versions": versions}
+    held = {name: os.environ[name] for name in HELD if name in os.environ}
+    return {"runtimes": cases, "instructions": cpu_instructions(), "held to": held, "versions": versions}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -261,4 +273,5 @@ def table(result: dict[str, Any]) -> str:
         skipped = [f"skipped {name}: {reason}" for name, reason in case["skipped"].items()]
         tables.append("\n".join([title, "", columns(header, rows), *skipped]))
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items() if number)
-    return "\n\n".join([*tables, f"instructions: {' '.join(result['instructions'])}\n{versions}"])
+    held = "".join(f", {name}={value}" for name, value in result.get("held to", {}).items())
+    return "\n\n".join([*tables, f"instructions: {' '.join(result['instructions'])}{held}\n{versions}"])
