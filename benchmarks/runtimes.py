@@ -35,7 +35,8 @@ from ebr_engine.backbones.mini.model import load_mini
 from ebr_engine.backbones.mini.spec import SPEC
 from ebr_engine.bridge.sampler import make_table
 from ebr_engine.engine.execute import compile_trunk
-from ebr_engine.export.graph import rotary_grid, token_grid
+from ebr_engine.errors import EngineError
+from ebr_engine.export.graph import ExportedTrunk, Graph, Runner, rotary_grid, token_grid
 from ebr_engine.export.onnx import write_onnx
 from ebr_engine.export.onnx_runtime import OnnxRunner
 
@@ -101,13 +102,12 @@ def graph_inputs(path: Path) -> dict[str, Tensor]:
     return torch.load(path.with_suffix(".inputs"), weights_only=True)
 
 
-def onnx_runtime(path: Path, dtype: torch.dtype) -> Callable[[], Tensor]:
+def onnx_runtime(path: Path, dtype: torch.dtype) -> Runner:
     """ONNX Runtime over torch's memory."""
-    runner, inputs = OnnxRunner(path, torch.device("cpu")), graph_inputs(path)
-    return lambda: runner(inputs)
+    return OnnxRunner(path, torch.device("cpu"))
 
 
-def openvino(path: Path, dtype: torch.dtype) -> Callable[[], Tensor]:
+def openvino(path: Path, dtype: torch.dtype) -> Runner:
     """OpenVINO's CPU plugin in the precision that is compared, with as many threads as torch has."""
     import openvino
 
@@ -117,10 +117,13 @@ def openvino(path: Path, dtype: torch.dtype) -> Callable[[], Tensor]:
         "PERFORMANCE_HINT": "LATENCY",
     }
     request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
-    inputs = {name: value.numpy() for name, value in graph_inputs(path).items()}
     names = {name for entry in request.model_inputs for name in entry.names}
-    inputs = {name: value for name, value in inputs.items() if name in names}
-    return lambda: torch.from_numpy(next(iter(request.infer(inputs, share_inputs=True).values())).copy())
+
+    def run(inputs: dict[str, Tensor]) -> Tensor:
+        given = {name: value.float().contiguous().numpy() for name, value in inputs.items() if name in names}
+        return torch.from_numpy(next(iter(request.infer(given, share_inputs=True).values())).copy())
+
+    return run
 
 
 RUNTIMES = {"OpenVINO": openvino, "ONNX Runtime": onnx_runtime}
@@ -131,7 +134,8 @@ def work(connection: Connection, runtime: str, case: str, precision: str, graph:
     dtype = PRECISIONS[precision]
     with torch.inference_mode():
         if runtime in RUNTIMES:
-            run = RUNTIMES[runtime](graph, dtype)
+            runner, inputs = RUNTIMES[runtime](graph, dtype), graph_inputs(graph)
+            run = lambda: runner(inputs)  # noqa: E731
         else:
             run = ours(case, dtype, quick, runtime)
         for _ in range(WARM):
@@ -141,6 +145,16 @@ def work(connection: Connection, runtime: str, case: str, precision: str, graph:
             wall, cpu = time.perf_counter(), time.process_time()
             run()
             connection.send((time.perf_counter() - wall, time.process_time() - cpu))
+
+
+def exported(name: str, trunk: Any, step: Any, latent: tuple[int, ...], dtype: torch.dtype, folder: Path) -> ExportedTrunk:
+    """A transformer's graph, for latents of one size, run by a runtime in this process; `EngineError` where it cannot be."""
+    path = folder / "trunk.onnx"
+    if not path.exists():
+        write_onnx(path, trunk, step, latent)
+    if name == "OpenVINO" and find_spec("openvino") is None:
+        raise EngineError(f"is not installed: {INSTALL}")
+    return ExportedTrunk(RUNTIMES[name](path, dtype), trunk.config, Graph("onnx", "float32", latent, None))
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from ebr_engine.bridge.sampler import Callback, Velocity, sample
 from ebr_engine.engine.devices import synchronise
 from ebr_engine.engine.layout import tiled
 from ebr_engine.engine.plan import Plan
+from ebr_engine.engine.warm import compile_seconds
 from ebr_engine.errors import EngineError, warn
 from ebr_engine.kernels.backend import return_memory
 from ebr_engine.media.tiling import Tiles
@@ -226,7 +227,8 @@ class Runner:
         if cells not in self._worth:
             self._plain[cells] = self._evaluation_seconds(cells, plan)
             seconds = self.expected[cells] * self._plain[cells] * len(plan.table) * len(plan.stages)
-            self._worth[cells] = self.compile_seconds <= COMPILE_SHARE * seconds
+            kept = compile_seconds(self.backbone, cells)
+            self._worth[cells] = (self.compile_seconds if kept is None else kept) <= COMPILE_SHARE * seconds
             if self._worth[cells] and self.compiled is None:
                 self.compiled = self._compiled()
         return self._worth[cells] and self.compiled is not None
