@@ -24,11 +24,17 @@ from torch import Tensor
 
 
 class Whole:
-    """One device has all tokens: nothing is cut and nothing is exchanged. See `Shards` for the functions."""
+    """One device has all tokens: nothing is cut and nothing is exchanged. See `Ulysses` and `Shards`."""
 
     def over(self, *counts: int) -> "Whole":
         """For a sequence of so many tokens; of several parts where each is cut by itself."""
         return self
+
+    def mine(self, count: int) -> range:
+        return range(count)
+
+    def summed(self, x: Tensor) -> Tensor:
+        return x
 
     def shard(self, x: Tensor, dim: int = 1, part: int = 0) -> Tensor:
         return x
@@ -60,6 +66,14 @@ class Ulysses:
     def over(self, *counts: int) -> "Shards":
         """For a sequence of so many tokens; of several parts where each is cut by itself."""
         return Shards(self.rank, self.size, self.group, counts)
+
+    def mine(self, count: int) -> range:
+        """Which of `count` equal pieces of work are this device's."""
+        return range(self.rank, count, self.size)
+
+    def summed(self, x: Tensor) -> Tensor:
+        """The sum over all devices."""
+        return _there(torch.ops._c10d_functional.all_reduce(x, "sum", self.group))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from ebr_engine.cli.options import named, takes
 from ebr_engine.errors import EbrError
 from ebr_engine.jobs.texts import is_prompt, prompts_of_texts
 from ebr_engine.request import FIELDS, RestoreRequest
+from ebr_engine.settings import several_processes
 
 
 @takes(*FIELDS)
@@ -66,6 +67,11 @@ def restore(
     """
     from ebr_engine.cli.progress import Display
     from ebr_engine.jobs.work import find_work
+
+    if several_processes():
+        from ebr_engine.engine.parallel import torchrun
+
+        request = torchrun(request)  # returns to rank 0 only
 
     # Prompt files may follow one --prompt, where the parser can only see more inputs.
     words = inputs or []

@@ -164,13 +164,13 @@ class FluxTrunk(nn.Module):
             x, normed = residual_normed_for(readers[i], x, branch, gate, scale, shift, EPS)
         return self.unpack(shards.gather(self.image_out(normed), part=1), grid).float()
 
-    def shard(
-        self, shards: Whole | Shards, step: FluxStep, cos: Tensor, sin: Tensor
-    ) -> tuple[FluxStep, Tensor, Tensor]:
+    def shard(self, shards: Whole | Shards, step: FluxStep, cos: Tensor, sin: Tensor) -> tuple[FluxStep, Tensor, Tensor]:
         """What this device reads of a step's text and of the position tables of text and image."""
         if shards is WHOLE:
             return step, cos, sin
-        parts = ((shards.shard(text, 0), shards.shard(image, 0, 1)) for text, image in (x.split(shards.counts) for x in (cos, sin)))
+        parts = (
+            (shards.shard(text, 0), shards.shard(image, 0, 1)) for text, image in (x.split(shards.counts) for x in (cos, sin))
+        )
         rows = (shards.rows(x) for x in (step.double_rows, step.single_rows))
         step = step._replace(text=shards.shard(step.text, 0), **dict(zip(("double_rows", "single_rows"), rows)))
         return step, *(torch.cat(pair) for pair in parts)
