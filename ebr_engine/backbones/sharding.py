@@ -15,7 +15,8 @@ and they have gradients.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,6 +148,16 @@ class Shards:
         """[B, h, count, d] with copies of the last token, [B, h, P·length, d]."""
         missing = self.size * length - x.shape[2]
         return torch.cat((x, x[:, :, -1:].expand(-1, -1, missing, -1)), dim=2) if missing else x
+
+
+@contextmanager
+def exchanging(part: Any, exchange: Whole | Ulysses) -> Iterator[None]:
+    """A transformer or codec works with other devices; before and after, it is its own device's."""
+    part.exchange = exchange
+    try:
+        yield
+    finally:
+        part.exchange = WHOLE
 
 
 def exchanged(x: Tensor, shards: Shards) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ebr_engine import settings
 from ebr_engine.backbones.base import Backbone
-from ebr_engine.backbones.sharding import WHOLE
+from ebr_engine.backbones.sharding import exchanging
 from ebr_engine.backbones.vae import VaeCodec
 from ebr_engine.backbones.views import View
 from ebr_engine.bridge.sampler import Callback, StepTable
@@ -148,24 +148,14 @@ class LeadingCodec:
 
 def run_shared(runner: Runner, ranks: Ranks, plan: Plan, *arguments: Any) -> Tensor:
     """`Runner.run` with tokens over the ranks."""
-    with exchanging(runner.backbone.trunk, ranks):
+    with exchanging(runner.backbone.trunk, ranks.exchange):
         return runner.run(plan, *arguments)
 
 
 def code_shared(codec: Any, ranks: Ranks, do: str, x: Tensor) -> Tensor:
     """`encode` or `decode` with tiles over the ranks."""
-    with exchanging(inner(codec), ranks):
+    with exchanging(inner(codec), ranks.exchange):
         return getattr(codec, do)(x)
-
-
-@contextmanager
-def exchanging(part: Any, ranks: Ranks) -> Iterator[None]:
-    """A transformer or codec works with the other ranks; before and after it is this process's own."""
-    part.exchange = ranks.exchange
-    try:
-        yield
-    finally:
-        part.exchange = WHOLE
 
 
 def led(ranks: Ranks, backbone: Backbone, runner: Runner, offloads: bool) -> tuple[Backbone, Runner, Safety]:

@@ -41,11 +41,11 @@ def devices_of(devices: str | None, device: str) -> list[str]:
     """
     if not devices:
         return [device]
+    if devices == TORCHRUN and device in ("auto", "cpu", "cuda"):
+        local = settings.process()[1]
+        return [f"cuda:{local}" if torch.cuda.is_available() and device != "cpu" else "cpu"]
     if device != "auto":
         raise EngineError(f"devices {devices} and device {device} contradict each other; leave device out")
-    if devices == TORCHRUN:
-        local = settings.process()[1]
-        return [f"cuda:{local}" if torch.cuda.is_available() else "cpu"]
     chosen = [choose_device(name.strip()) for name in devices.split(",")]
     names = [str(torch.device("cuda", one.index or 0)) if one.type == "cuda" else "cpu" for one in chosen]
     if len({one.type for one in chosen}) > 1:

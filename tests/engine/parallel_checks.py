@@ -149,6 +149,7 @@ def compiled(ranks, backend="aot_eager"):
         trunk, bake = made(name)
         trunk.exchange, latent = ranks, torch.randn(LATENTS[name])
         plan = bake([prompt_of(trunk)])
+        trunk.prepare(latent, plan[0])
         graph = torch.compile(trunk, fullgraph=True, dynamic=False, backend=backend)
         with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
             found[name] = max(error(graph(latent, plan[i]), trunk(latent, plan[i])) for i in range(2))
