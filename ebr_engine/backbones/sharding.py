@@ -111,9 +111,13 @@ class Shards:
         return torch.cat((own, last.expand(*x.shape[:dim], missing, *x.shape[dim + 1 :])), dim)
 
     def rows(self, x: Tensor, dim: int = 1) -> Tensor:
-        """What lies on this device of rows [..., L, ...] along `dim` that belong to the first L tokens of the first part."""
+        """What lies on this device of rows [..., L, ...] along `dim` that are added to the first L tokens of the first part.
+
+        Where rows are learned and none lies here, one that is zero: all devices have to take part in the backward pass.
+        """
         start = min(self.rank * self.lengths[0], x.shape[dim])
-        return x.narrow(dim, start, min(self.lengths[0], x.shape[dim] - start))
+        own = x.narrow(dim, start, min(self.lengths[0], x.shape[dim] - start))
+        return 0 * x.narrow(dim, 0, 1) if x.requires_grad and not own.shape[dim] else own
 
     def gather(self, x: Tensor, part: int = 0) -> Tensor:
         """All tokens of a part, [B, count, C], from shards [B, length, C]; the same on every device."""

@@ -1,5 +1,6 @@
 """`ebr-engine restore`: pictures in, restored pictures out."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -95,12 +96,12 @@ def restore(
         from ebr_engine.jobs.recipe import Recipes
         from ebr_engine.jobs.run import run_work
 
-        restorer = Restorer.from_request(request)
-        recipes = Recipes(restorer, work.digests, keep_parts=resume)
-        if preview:
-            write_preview(restorer, work.jobs, recipes, progress)
-            if not progress.go_on(len(work.jobs), yes):
-                return
-        failed = run_work(restorer, work, progress, recipes, fail_fast)
+        with closing(Restorer.from_request(request)) as restorer:
+            recipes = Recipes(restorer, work.digests, keep_parts=resume)
+            if preview:
+                write_preview(restorer, work.jobs, recipes, progress)
+                if not progress.go_on(len(work.jobs), yes):
+                    return
+            failed = run_work(restorer, work, progress, recipes, fail_fast)
     if failed:
         raise typer.Exit(1)

@@ -6,6 +6,7 @@ one writes what each check found.
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -16,7 +17,8 @@ from ebr_engine.backbones.flux.config import FluxConfig
 from ebr_engine.backbones.flux.model import FluxConditioner, FluxTrunk
 from ebr_engine.backbones.flux2.model import Flux2Conditioner
 from ebr_engine.backbones.layers import quantize_trunk
-from ebr_engine.backbones.sharding import WHOLE, Ulysses
+from ebr_engine.backbones.sharding import WHOLE, Ulysses, exchanging
+from ebr_engine.backbones.vae import load_codec
 from ebr_engine.backbones.wan.model import WanConditioner, WanConfig, WanTrunk
 from ebr_engine.bridge.sampler import make_table, trajectory
 from tests.tiny import TINY_FLUX, TINY_FLUX2
@@ -166,7 +168,31 @@ def inductor(ranks):
     return compiled(ranks, "inductor")
 
 
-CHECKS = {one.__name__: one for one in (trunks, wide, gradients, sent, compiled, inductor)}
+@torch.no_grad()
+def codecs(ranks):
+    """Tiles over the ranks: of more tiles than ranks, and of fewer."""
+    import diffusers
+
+    small = {"block_out_channels": [4, 4, 8, 8], "latent_channels": 16, "norm_num_groups": 2}
+    small |= {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+    flux = diffusers.AutoencoderKL(**small, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1, scaling_factor=0.4)
+    wan = diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    found = {}
+    for name, vae, frames in (("flux", flux, 1), ("wan", wan, 5)):
+        with tempfile.TemporaryDirectory() as folder:
+            vae.save_pretrained(folder)
+            codec = load_codec(name, folder, tile=64, overlap=32)
+        for width in (96, 192):  # two tiles, six
+            pixels = torch.rand(1, 3, frames, 64 if width == 96 else 96, width)
+            latent = codec.encode(pixels)
+            whole = codec.decode(latent)
+            with exchanging(codec, ranks):
+                found[f"{name}, encode, {width}"] = error(codec.encode(pixels), latent)
+                found[f"{name}, decode, {width}"] = error(codec.decode(latent), whole)
+    return found
+
+
+CHECKS = {one.__name__: one for one in (trunks, wide, gradients, sent, compiled, inductor, codecs)}
 GROUPS = {}
 
 
