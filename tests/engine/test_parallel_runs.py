@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from ebr_engine import Restorer
 from ebr_engine.engine.ranks import devices_of
-from ebr_engine.errors import DeviceLost, EngineError
+from ebr_engine.errors import DeviceLost, EngineError, EngineWarning
 from tests.tiny import make_prompt, picture, save_tiny
 
 OPTIONS = {"precision": "fp32", "compile": "off"}
@@ -63,15 +66,6 @@ def test_a_run_that_is_stopped_stops_everywhere_and_another_can_follow(alone, bo
     assert (both.restore(pixels, plan=plan) - alone.restore(pixels, prompt=prompts())).abs().max() < 1e-5
 
 
-def test_what_is_not_finite_is_made_again_on_all_devices(alone, both, monkeypatch):
-    """The safer precision, by the same road, from a run that says it overflowed."""
-    runner, finite = both.engine.runner, both.restore(picture(), prompt=prompts())
-    assert torch.equal(finite, both.restore(picture(), prompt=prompts()))
-    order = runner._placed(both.plan(prompt=prompts()))[0]
-    assert order["plan"]["times"][-1] == 0
-    json.dumps(order)
-
-
 def test_there_is_one_group_at_a_time(both, weights4):
     with pytest.raises(EngineError, match="group of processes already"):
         Restorer(model=weights4, devices="cpu,cpu", **OPTIONS)
@@ -107,6 +101,23 @@ def test_a_rank_that_dies_ends_the_run_in_one_line(weights4, both, alone):
         both.restore(picture(), prompt=prompts())
     both.close()
     assert (alone.restore(picture(), prompt=prompts())).isfinite().all()
+
+
+@pytest.mark.slow
+def test_what_overflows_is_made_again_in_another_precision_on_all_devices(weights4, tmp_path, alone):
+    tensors = load_file(weights4)
+    with safe_open(weights4, "pt") as file:
+        metadata = file.metadata()
+    for name in [name for name in tensors if "blocks.0.attn2.to_q" in name]:  # too large for fp16, and a norm follows
+        tensors[name] = tensors[name] * (3e4 / tensors[name].abs().max())
+    save_file(tensors, tmp_path / "large.safetensors", metadata)
+    one = Restorer(model=tmp_path / "large.safetensors", device="cpu", precision="fp32", compile="off")
+    with closing(Restorer(model=tmp_path / "large.safetensors", devices="cpu,cpu", precision="fp16", compile="off")) as two:
+        for _ in range(2):
+            with pytest.warns(EngineWarning, match="not finite in fp16; it was made again in fp32"):
+                result = two.restore(picture(), prompt=prompts())
+    expected = one.restore(picture(), prompt=prompts())
+    assert (result - expected).norm() / expected.norm() < 1e-2  # the weights stay what fp16 made of them
 
 
 @pytest.fixture
@@ -181,8 +192,9 @@ def test_a_killed_rank_leaves_a_whole_journal_and_the_same_command_goes_on(comma
     assert "finished before" in output + errors
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_of_them(command, tmp_path):
-    process = started(command("two", "--devices=cpu,cpu", "--steps", "2000"))
+    process = started(command("two", "--devices=cpu,cpu", "--steps", "400"))
     until = time.monotonic() + 120
     while not list(tmp_path.glob("two/0.png")) and time.monotonic() < until and process.poll() is None:
         time.sleep(0.02)
