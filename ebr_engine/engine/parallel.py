@@ -252,7 +252,7 @@ def follow(request: RestoreRequest, ranks: Ranks) -> None:
     engine = Restorer.from_request(request).engine
     if engine.join(ranks):
         Following(engine, ranks).serve()
-    ranks.end()
+        ranks.end()
 
 
 def torchrun(request: RestoreRequest) -> RestoreRequest:

@@ -151,14 +151,17 @@ class Ranks:
             time.sleep(LOOK)
 
     def tell(self, order: dict[str, Any], tensors: Sequence[Tensor] = ()) -> None:
-        """Give the other ranks an order, with tensors."""
+        """Give the other ranks an order, with tensors; `DeviceLost` where one of them has ended."""
         self.check()
         shapes = [(list(x.shape), str(x.dtype).removeprefix("torch.")) for x in tensors]
         words = torch.frombuffer(bytearray(json.dumps([order, shapes]).encode()), dtype=torch.uint8)
-        self._send(torch.tensor([len(words)]))
-        self._send(words)
-        for x in tensors:
-            self._send(x.to(self.device).contiguous().flatten().view(torch.uint8))
+        whole = (x.to(self.device).contiguous().flatten().view(torch.uint8) for x in tensors)
+        try:
+            for message in (torch.tensor([len(words)]), words, *whole):
+                self._send(message)
+        except RuntimeError as error:
+            self._blame(error)
+            raise
 
     def hear(self) -> tuple[dict[str, Any], list[Tensor]]:
         """The next order, with its tensors on this rank's device."""

@@ -61,10 +61,12 @@ class Engine:
         Raises `EngineError` for a transformer whose tokens cannot be shared, and `DeviceLost` where a process has ended.
         """
         ranks.join(heads_of(self.backbone))
-        if ranks.size > 1 and not ranks.idle:
-            self.ranks = ranks
-            self._place(self.backbone, self.offload, self.runner.compile)
-        return self.ranks is not None
+        if ranks.idle or ranks.size == 1:  # no two can share the heads: the first one works alone
+            ranks.end()
+            return False
+        self.ranks = ranks
+        self._place(self.backbone, self.offload, self.runner.compile)
+        return True
 
     @property
     def costs(self) -> Costs:

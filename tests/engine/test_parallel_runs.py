@@ -66,6 +66,29 @@ def test_a_run_that_is_stopped_stops_everywhere_and_another_can_follow(alone, bo
     assert (both.restore(pixels, plan=plan) - alone.restore(pixels, prompt=prompts())).abs().max() < 1e-5
 
 
+@pytest.mark.slow
+def test_heads_that_no_two_can_share_leave_one_device_at_work(tmp_path):
+    path = save_tiny(tmp_path / "three.safetensors", num_attention_heads=3)
+    with pytest.warns(EngineWarning, match="3 heads cannot be shared evenly by 2 devices: 1 compute, 1 stay idle"):
+        one = Restorer(model=path, devices="cpu,cpu", **OPTIONS)
+    assert one.engine.ranks is None
+    assert one.restore(picture(), prompt=make_prompt(width=36)).isfinite().all()
+
+
+@pytest.mark.slow
+def test_an_engine_file_runs_over_two_devices(weights4, alone, tmp_path):
+    alone.build(tmp_path / "x.ebr", alone.plan(prompt=prompts()))
+    with closing(Restorer.from_engine(tmp_path / "x.ebr", devices="cpu,cpu", compile="off")) as two:
+        assert (two.restore(picture()) - alone.restore(picture(), prompt=prompts())).abs().max() < 1e-5
+
+
+@pytest.mark.slow
+def test_a_model_that_a_rank_cannot_load_is_told_in_one_line(weights4, monkeypatch):
+    monkeypatch.setenv("EBR_CPU_LEVEL", "nothing")  # read by the other process alone: this one has read it
+    with pytest.raises(DeviceLost, match=r"rank 1 on cpu has ended \(exit status 1\): unknown EBR_CPU_LEVEL"):
+        Restorer(model=weights4, devices="cpu,cpu", **OPTIONS)
+
+
 def test_there_is_one_group_at_a_time(both, weights4):
     with pytest.raises(EngineError, match="group of processes already"):
         Restorer(model=weights4, devices="cpu,cpu", **OPTIONS)
@@ -186,7 +209,7 @@ def test_a_killed_rank_leaves_a_whole_journal_and_the_same_command_goes_on(comma
     finished = [json.loads(line) for line in journal.read_text().splitlines()]
     assert finished
     again = started(words)
-    output, errors = again.communicate(timeout=120)
+    _, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors
     assert len(pictures(tmp_path / "two")) == 3
     assert json.loads(journal.read_text().splitlines()[0]) == finished[0]
