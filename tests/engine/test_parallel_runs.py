@@ -203,7 +203,7 @@ def test_a_killed_rank_leaves_a_whole_journal_and_the_same_command_goes_on(comma
     children = f"/proc/{process.pid}/task/{process.pid}/children"
     with open(children) as file:
         os.kill(int(file.read().split()[0]), signal.SIGKILL)
-    output, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors.count("\n")) == (1, 1), errors
     assert "rank 1 on cpu has ended (killed by signal 9); the run ends with it" in errors
     finished = [json.loads(line) for line in journal.read_text().splitlines()]
