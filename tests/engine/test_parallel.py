@@ -35,7 +35,7 @@ def found_by(file, processes, *checks):
         )
         for rank in range(processes)
     ]
-    errors = [process.communicate(timeout=600)[1] for process in started]
+    errors = [process.communicate(timeout=1800)[1] for process in started]
     assert not any(process.returncode for process in started), "\n".join(errors)
     return json.loads(file.read_text())
 
