@@ -43,6 +43,13 @@ def restore(
         named("Files", "--resume/--no-resume", "Leave out what an earlier run with the same settings finished; go on in clips."),
     ] = True,
     fail_fast: Annotated[bool, named("Files", "--fail-fast", "End at the first file that fails.")] = False,
+    cluster: Annotated[
+        str | None,
+        named("Computing", "--cluster WHERE", "Many workers on Ray: local, auto or ray://HOST:PORT; needs the extra cluster."),
+    ] = None,
+    cluster_cores: Annotated[
+        int, named("Computing", "--cluster-cores N", "Cores of each worker, where it has no GPU of its own.", min=1)
+    ] = 1,
     quiet: Annotated[bool, named("Files", "--quiet -q", "Print errors only.")] = False,
     json: Annotated[
         bool, named("Files", "--json", "Print a JSON object a file, and one for the whole, in place of lines.")
@@ -82,6 +89,16 @@ def restore(
             progress.error(work.left_out, "note")
         if not work.jobs:
             progress.summary(0, [], work.skipped, 0, 0.0)
+            return
+
+        if cluster:
+            from ebr_engine.cluster.restore import restore_on
+
+            if preview:
+                raise EbrError("--preview shows one file before all others; make it without --cluster")
+            failed = restore_on(cluster, cluster_cores, request, work, progress, keep_parts=resume, fail_fast=fail_fast)
+            if failed:
+                raise typer.Exit(1)
             return
 
         from ebr_engine.engine.restorer import Restorer
