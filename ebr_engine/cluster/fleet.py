@@ -1,6 +1,6 @@
 """A restorer whose work is done by a pool of workers: to `jobs` it is like a loaded one, though no model is loaded here."""
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property, lru_cache
@@ -12,7 +12,6 @@ from ebr_engine.cluster.connect import Share
 from ebr_engine.cluster.pool import Pool
 from ebr_engine.cluster.worker import Facts, FileUnit, Made, Planned, RestoreWorker
 from ebr_engine.errors import EbrError, EngineError
-from ebr_engine.jobs.work import Work
 from ebr_engine.request import RestoreRequest
 from ebr_engine.version import __version__
 
@@ -28,25 +27,32 @@ LIGHT = 1 << 30  # bytes up to which the first worker stays as it is, and need n
 
 
 class Fleet:
-    """`work`: all that is to be restored, for the prompts and sizes in it; `share`: what of the cluster a worker takes.
+    """`requests`: all of a run; `jobs`: what of it is known, for sizes; `share`: what of the cluster a worker takes.
 
     The first worker is asked how much memory it needs for the largest picture; that is what all state to Ray.
     """
 
     smaller = ""  # each file says it for itself
 
-    def __init__(self, request: RestoreRequest, work: Work, share: Share, tell: Callable[[str], None] = lambda text: None):
+    def __init__(
+        self,
+        request: RestoreRequest,
+        requests: Iterable[RestoreRequest],
+        jobs: "Sequence[Job]",
+        share: Share,
+        tell: Callable[[str], None] = lambda text: None,
+    ):
         from ebr_engine.jobs.run import sizes_of
 
-        sizes = Counter(size for _, size in sizes_of(work.jobs))
-        prompts = prompts_named({job.request for job in work.jobs} | {request})
+        sizes = {size for _, size in sizes_of(jobs)}
+        prompts = prompts_named({request, *requests})
         pool = Pool(RestoreWorker, (request, prompts, share.cores), share, most=1, tell=tell)
         self.pool, self.loaded = pool, request
         try:
             self.facts: Facts = self._ask("facts")
             if self.facts.version != __version__:
                 raise EngineError(f"the cluster's nodes have ebr-engine {self.facts.version}, this machine {__version__}")
-            self.memory = self._ask("need", list(sizes), any(job.is_clip for job in work.jobs))
+            self.memory = self._ask("need", list(sizes), any(job.is_clip for job in jobs))
             pool.grow(self.memory, restart=self.memory > LIGHT)
         except BaseException:
             pool.stop()

@@ -195,7 +195,7 @@ def test_a_node_that_dies_in_the_middle_costs_nothing_but_time(nodes, model, tmp
     out = tmp_path / "many"
     work = find_work([folder], str(out), request)
     killer = Killer(lambda: cluster.remove_node(made[0], allow_graceful=False))
-    with work.locked(), Fleet(request, work, Share()) as fleet:
+    with work.locked(), Fleet(request, work.digests, work.jobs, Share()) as fleet:
         until = time.monotonic() + 60
         while fleet.pool.ready < 2 and time.monotonic() < until:
             time.sleep(0.05)
