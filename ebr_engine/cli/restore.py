@@ -53,6 +53,10 @@ def restore(
     cluster_cores: Annotated[
         int, named("Computing", "--cluster-cores N", "Cores of each worker, where it has no GPU of its own.", min=1)
     ] = 1,
+    cluster_workers: Annotated[
+        int | None,
+        named("Computing", "--cluster-workers N", "So many at most.", min=1, show_default="all that there is room for"),
+    ] = None,
     quiet: Annotated[bool, named("Files", "--quiet -q", "Print errors only.")] = False,
     json: Annotated[
         bool, named("Files", "--json", "Print a JSON object a file, and one for the whole, in place of lines.")
@@ -114,7 +118,9 @@ def restore(
             from ebr_engine.cluster.run import FleetRun
 
             jobs = work.first() if far else work.jobs
-            restorer = stack.enter_context(fleet_on(cluster, cluster_cores, request, work.digests, jobs, progress))
+            restorer = stack.enter_context(
+                fleet_on(cluster, cluster_cores, cluster_workers, request, work.digests, jobs, progress)
+            )
             kind = FleetRun
         else:
             from ebr_engine.engine.restorer import Restorer

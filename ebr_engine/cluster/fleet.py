@@ -27,11 +27,13 @@ LIGHT = 1 << 30  # bytes up to which the first worker stays as it is, and need n
 
 
 class Fleet:
-    """`requests`: all of a run; `jobs`: what of it is known, for sizes; `share`: what of the cluster a worker takes.
+    """`requests`: all of a run; `jobs`: what of it is known, for sizes; `share`: what of the cluster each
+    worker takes; `most`: so many at most.
 
     The first worker is asked how much memory it needs for the largest picture; that is what all state to Ray.
     """
 
+    worker = RestoreWorker
     smaller = ""  # each file says it for itself
 
     def __init__(
@@ -40,20 +42,21 @@ class Fleet:
         requests: Iterable[RestoreRequest],
         jobs: "Sequence[Job]",
         share: Share,
+        most: int | None = None,
         tell: Callable[[str], None] = lambda text: None,
     ):
         from ebr_engine.jobs.run import sizes_of
 
         sizes = {size for _, size in sizes_of(jobs)}
         prompts = prompts_named({request, *requests})
-        pool = Pool(RestoreWorker, (request, prompts, share.cores), share, most=1, tell=tell)
+        pool = Pool(self.worker, (request, prompts, share.cores), share, most=1, tell=tell)
         self.pool, self.loaded = pool, request
         try:
             self.facts: Facts = self._ask("facts")
             if self.facts.version != __version__:
                 raise EngineError(f"the cluster's nodes have ebr-engine {self.facts.version}, this machine {__version__}")
             self.memory = self._ask("need", list(sizes), any(job.is_clip for job in jobs))
-            pool.grow(self.memory, restart=self.memory > LIGHT)
+            pool.grow(self.memory, restart=self.memory > LIGHT, most=most)
         except BaseException:
             pool.stop()
             raise

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 def fleet_on(
     where: str,
     cores: int,
+    most: int | None,
     request: RestoreRequest,
     requests: Iterable[RestoreRequest],
     jobs: "Sequence[Job]",
     progress: Progress,
 ) -> Iterator[Fleet]:
-    """A fleet of workers of so many cores on a cluster (see `connect.connected`); other arguments are those of `Fleet`."""
+    """A fleet of `most` workers of so many cores each on a cluster (see `connected`); other arguments are those of `Fleet`."""
     with connected(where) as ray:
         share = share_of(ray, request.device, cores)
-        with Fleet(request, requests, jobs, share, lambda text: progress.error(text, "note")) as fleet:
+        with Fleet(request, requests, jobs, share, most, lambda text: progress.error(text, "note")) as fleet:
             yield fleet

@@ -41,7 +41,8 @@ def nodes():
     """A cluster whose head computes nothing and whose two other nodes have a core each; this process is its driver."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    own = {"_system_config": {"worker_niceness": 0}}  # not 15, which waits for all else that a machine has to do
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **own})
     made = [cluster.add_node(num_cpus=1) for _ in range(2)]
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     yield cluster, made
