@@ -46,13 +46,8 @@ def restore(
         named("Files", "--resume/--no-resume", "Leave out what an earlier run with the same settings finished; go on in clips."),
     ] = True,
     fail_fast: Annotated[bool, named("Files", "--fail-fast", "End at the first file that fails.")] = False,
-    cluster: Annotated[
-        str | None,
-        named("Computing", "--cluster WHERE", "Many workers on Ray: local, auto or ray://HOST:PORT; needs the extra cluster."),
-    ] = None,
-    cluster_cores: Annotated[
-        int, named("Computing", "--cluster-cores N", "Cores of each worker, where it has no GPU of its own.", min=1)
-    ] = 1,
+    cluster: options.cluster("Computing") = None,
+    cluster_cores: options.cores("Computing") = 1,
     cluster_workers: Annotated[
         int | None,
         named("Computing", "--cluster-workers N", "So many at most.", min=1, show_default="all that there is room for"),

@@ -1,17 +1,17 @@
 """A restorer whose work is done by a pool of workers: to `jobs` it is like a loaded one, though no model is loaded here."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import cached_property, lru_cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ebr_engine.cluster.connect import Share
+from ebr_engine.cluster.contents import prompts_named
 from ebr_engine.cluster.pool import Pool
 from ebr_engine.cluster.worker import Facts, FileUnit, Made, Planned, RestoreWorker
-from ebr_engine.errors import EbrError, EngineError
+from ebr_engine.errors import EngineError
 from ebr_engine.request import RestoreRequest
 from ebr_engine.version import __version__
 
@@ -146,12 +146,3 @@ class Fleet:
 
     def _ask(self, name: str, *arguments: Any) -> Any:
         return self.pool.submit(name, *arguments, first=True).result()
-
-
-def prompts_named(requests: Iterable[RestoreRequest]) -> Mapping[str, bytes]:
-    """The content of all prompt files that requests name, by path; a worker need not have them."""
-    paths = {str(path) for request in requests for path, _ in request.prompt if isinstance(path, str | Path)}
-    try:
-        return {path: Path(path).read_bytes() for path in paths}
-    except OSError as error:
-        raise EbrError(f"{error.filename}: {error.strerror}") from error

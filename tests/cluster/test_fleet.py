@@ -78,10 +78,7 @@ def fill(folder, pictures=4, frames=8):
 
 def restore(folder, out, model, *more):
     words = ["restore", folder, "-o", out, "--model", model["model"], "--prompt", model["prompt"], *HOW.split(), *more]
-    result = CliRunner().invoke(app, [str(word) for word in words], prog_name="ebr-engine")
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+    return run(*words)
 
 
 def lines(out):
@@ -111,6 +108,60 @@ def test_a_folder_becomes_what_one_process_makes_of_it_and_is_resumed(nodes, mod
         str(folder / name) for name in ("damaged.png", "1.png")
     }
     assert (tmp_path / "many" / "1.png").read_bytes() == (tmp_path / "alone" / "1.png").read_bytes()
+
+
+def run(*words):
+    result = CliRunner().invoke(app, [str(word) for word in words], prog_name="ebr-engine")
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def pairs(folder):
+    """Two pairs, of which one is cut short."""
+    for name, seed in (("input", 0), ("target", 9)):
+        (folder / name).mkdir(parents=True)
+        for index in range(2):
+            write_image(folder / name / f"{index}.png", Picture(pixels(32, 40, seed=seed + index)))
+    whole = (folder / "input" / "1.png").read_bytes()
+    (folder / "input" / "1.png").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def test_files_are_measured_as_one_process_measures_them(nodes, model, tmp_path):
+    folder = pairs(tmp_path / "pairs")
+    words = ["eval", "--input", folder / "input", "--target", folder / "target", "--no-empty", "--device", "cpu"]
+    words += ["--precision", "fp32", "--model", model["model"], "--prompt", model["prompt"], "--out"]
+    alone, many = run(*words, tmp_path / "alone"), run(*words, tmp_path / "many", "--cluster", "auto")
+    assert (alone.exit_code, many.exit_code) == (1, 1)
+    assert many.stderr == alone.stderr  # the damaged one, by its own path
+    scores = [(tmp_path / name / "scores.csv").read_text() for name in ("alone", "many")]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.slow
+def test_latents_are_encoded_to_the_same_files(nodes, model, tmp_path):
+    folder = pairs(tmp_path / "pairs")
+    words = ["cache-latents", "--data", folder, "--model", model["model"], "--size", "24", "--views", "2", "--device", "cpu"]
+    words += ["--set", "bad_data=skip", "-o"]
+    assert run(*words, tmp_path / "alone").exit_code == 0
+    result = run(*words, tmp_path / "many", "--cluster", "auto")
+    assert (result.exit_code, "2 made, 0 there, 1 pair(s) skipped" in result.stdout) == (0, True)
+    files = [{path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.safetensors")} for name in ("alone", "many")]
+    assert len(files[0]) == 2
+    assert files[0] == files[1]
+    assert "0 made, 2 there" in run(*words, tmp_path / "many", "--cluster", "auto").stdout
+
+
+def test_a_fleet_takes_what_lies_behind_addresses(nodes, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("EBR_CACHE_DIR", str(tmp_path / "cache"))
+    folder = fill(tmp_path / "in", pictures=2)
+    alone = restore(folder, tmp_path / "alone", model)
+    many = restore(f"file://{folder}", f"file://{tmp_path}/many", model, "--cluster", "auto")
+    assert (alone.exit_code, many.exit_code) == (1, 1)
+    assert [line for line in many.stderr.splitlines() if "damaged" in line] == alone.stderr.splitlines()
+    for name in ("0.png", "1.png", "c.mkv"):
+        assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
 @pytest.fixture
