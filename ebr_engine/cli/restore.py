@@ -1,6 +1,6 @@
 """`ebr-engine restore`: pictures in, restored pictures out."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +11,7 @@ from ebr_engine.cli.options import named, takes
 from ebr_engine.errors import EbrError
 from ebr_engine.jobs.texts import is_address, is_prompt, prompts_of_texts
 from ebr_engine.request import FIELDS, RestoreRequest
+from ebr_engine.settings import several_processes
 
 
 @takes(*FIELDS)
@@ -78,6 +79,13 @@ def restore(
     from ebr_engine.cli.progress import Display
     from ebr_engine.jobs.work import find_work
 
+    if cluster and (several_processes() or request.devices):
+        raise EbrError("--cluster gives each worker one device; leave torchrun and --devices out")
+    if several_processes():
+        from ebr_engine.engine.parallel import torchrun
+
+        request = torchrun(request)  # returns to rank 0 only
+
     # Prompt files may follow one --prompt, where the parser can only see more inputs.
     words = inputs or []
     if more := [word for word in words if is_prompt(word)]:
@@ -120,7 +128,7 @@ def restore(
         else:
             from ebr_engine.engine.restorer import Restorer
 
-            restorer, kind = Restorer.from_request(request), Run
+            restorer, kind = stack.enter_context(closing(Restorer.from_request(request))), Run
         recipes = Recipes(restorer, work.digests, keep_parts=resume)
         if preview:
             from ebr_engine.jobs.preview import write_preview

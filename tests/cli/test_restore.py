@@ -88,6 +88,7 @@ def test_settings_reach_the_engine(cli, engine):
         "tile_overlap": 8,
         "tile_blend": "latent",
         "detail": "input",
+        "temporal_window": None,
         "mix": "velocity",
         "strength": 0.5,
     }
