@@ -3,11 +3,11 @@
     python -m benchmarks.fleet [--pictures 40] [--size 256] [--rounds 3] [--json FILE]
 
 All run `ebr-engine restore`'s own code on a folder of PNG files, mini in float32, uncompiled, one thread, file to file. Models
-are loaded, workers ready and warm before the clock runs; what the start takes is told apart. Each worker, and the process of
-`plain`, is bound to a core of its own; driver and Ray have no core to themselves: on a machine of two they take what they need
+are loaded, workers ready and warm before the clock runs; what the start takes is told apart. What computes, of each worker and
+of `plain`, is bound to a core of its own; driver and Ray have no core to themselves: on a machine of two they take what they need
 from the workers. The three ways take turns. Beside the clock stands the processor's time of driver and workers, which tells more
-where others want the machine too; what Ray's own processes took of it stands beside it. Workers have the priority of any
-process, not Ray's lower one (nice 15), which would leave them behind `plain` wherever the machine has other work.
+where others want the machine too; what Ray's own processes took of it stands beside it. Workers have the driver's
+priority, not Ray's lower one (nice 15), which would leave them behind `plain` wherever the machine has other work.
 """
 
 import argparse
@@ -42,14 +42,14 @@ class Bound(RestoreWorker):
     """A worker that is bound to the first core that no other of `folder` has taken."""
 
     def __init__(self, folder: Path, *arguments: Any) -> None:
+        super().__init__(*arguments)
         for core in sorted(os.sched_getaffinity(0)):
             try:
                 (folder / str(core)).touch(exist_ok=False)
             except FileExistsError:
                 continue
-            os.sched_setaffinity(0, {core})
+            self._run(os.sched_setaffinity, 0, {core})  # the thread that computes; files are read and written in others
             break
-        super().__init__(*arguments)
 
     def cpu(self) -> tuple[int, float]:
         """This process, and the processor's time that it has had."""
@@ -87,7 +87,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         begun = time.perf_counter()
         ray = needed_ray()
         how = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-        ray.init(address="local", num_cpus=3, _system_config={"worker_niceness": 0}, **how)
+        ray.init(address="local", num_cpus=3, _system_config={"worker_niceness": os.nice(0)}, **how)
         stack.callback(ray.shutdown)
         starts["Ray"] = time.perf_counter() - begun
         jobs = find_work([folder / "warm"], f"{folder}/none", request, resume=False).jobs
@@ -200,7 +200,7 @@ def table(result: dict[str, Any]) -> str:
     head = ("way", "seconds", "pictures/s", "times plain", "cpu seconds", "of plain's", "Ray's own")
     started = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["starts"].items())
     same = "the same bytes in all" if result["same_bytes"] else "NOT the same bytes"
-    return "\n".join([columns([head, *rows]), f"start: {started}; {same}; load before: {result['processes_before']:.1f}"])
+    return "\n".join([columns(head, rows), f"start: {started}; {same}; load before: {result['processes_before']:.1f}"])
 
 
 if __name__ == "__main__":
