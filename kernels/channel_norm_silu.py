@@ -169,16 +169,18 @@ def channel_norm_silu(
     eps: float = 1e-12,
     silu: bool = True,
     before: Tensor | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
     """Normalise frames over their channels, by RMS (`groups` 0) or in groups of them, and activate them.
 
     Args: `x` [frames, D, H, W]; `weight` and `bias` [D]; `eps` the least length of a pixel, or what is added to a group's
-    variance; `before` [n, D, H, W]: frames that are put before the result, which is then written behind them at once.
+    variance; `before` [n, D, H, W]: frames that are put before the result, which is then written behind them at once;
+    `overwrite`: `x` is needed no more, and the result may take its place.
     Returns: [n + frames, D, H, W] in `x.dtype`, channels side by side. No gradient: `ValueError` if one is asked for.
     """
     refuse_gradient("channel_norm_silu", x, weight, bias)
     cpu = backend.native(x, weight, bias, before) if before is None else None
-    if cpu and (out := cpu.channel_norm_silu(x, weight, bias, groups, eps, silu)) is not None:
+    if cpu and (out := cpu.channel_norm_silu(x, weight, bias, groups, eps, silu, overwrite)) is not None:
         return out
     run = channel_norm_silu_op if backend.registered(x) else channel_norm_silu_ref
     before = None if before is None else _rows(before)

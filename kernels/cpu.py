@@ -6,7 +6,8 @@ layout; the caller then takes torch's way. `backend.native` decides whether they
 Operations run on torch's own threads, at the level of instructions that the CPU has (`levels`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ from ebr_engine.kernels.rows import batch_stride, dense
 
 DTYPES = {getattr(torch, name): index for index, name in enumerate(_cpu.DTYPES)}
 NONE = _cpu.Rows(0, 0, 0, 0)
+KEPT, GIVEN_BACK = 64 << 20, 4 << 20  # bytes from which on memory that is freed goes back to the system: usually, and in codecs
 FEW_PIXELS = 32 * 16  # below it transforming a convolution's weights takes longer than its products
-_cpu.keep_memory()
+_cpu.keep_memory(KEPT)
 
 
 def levels() -> tuple[str, ...]:
@@ -37,6 +39,16 @@ def takes(*tensors: Tensor | None) -> bool:
     if not _cpu.POOLED and torch.get_num_threads() > 1:
         return False
     return all(x is None or (x.dtype in DTYPES and x.is_cpu and x.numel()) for x in tensors)
+
+
+@contextmanager
+def memory_given_back() -> Iterator[None]:
+    """Within it, freed tensors go back to the system: large ones of many sizes and ages would leave holes between them."""
+    _cpu.keep_memory(GIVEN_BACK)
+    try:
+        yield
+    finally:
+        _cpu.keep_memory(KEPT)
 
 
 def table(x: Tensor, batch: int = 0, token: int = 0) -> _cpu.Rows:
@@ -161,11 +173,11 @@ def prompt_attention(
 
 
 def channel_norm_silu(
-    x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, eps: float, silu: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, eps: float, silu: bool, overwrite: bool
 ) -> Tensor | None:
     if not takes(x, weight, bias) or not side_by_side(x):
         return None
-    out = torch.empty_like(x, memory_format=torch.channels_last)
+    out = x if overwrite else torch.empty_like(x, memory_format=torch.channels_last)
     frames, channels, height, width = x.shape
     weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     tables = (NONE if t is None else table(t) for t in (weight, bias))

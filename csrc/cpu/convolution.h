@@ -15,6 +15,7 @@ constexpr int POINTS = 6, TILE = 4, PLACES = POINTS * POINTS;
 constexpr int PANEL = 2 * W;                  // outputs that a product's registers hold side by side
 constexpr int DEEP = W == 16 ? 12 : 6;        // tiles that they hold one below the other
 constexpr int64_t BLOCK = 48;                 // tiles of a part: their transforms stay in a cache
+constexpr int64_t LARGE = 4 << 20;            // transformed weights that are not kept until the next call
 constexpr float P = 0.75f, Q = 1.5f, PP = P * P, QQ = Q * Q;
 
 INLINE void transform_input(const V* d, int64_t step, V* t) {  // Bᵀ d
@@ -169,6 +170,7 @@ bool convolution(const Convolution& a) {
         for (int64_t i = 0; i < count; ++i)
             scatter(a, sums + i * a.outputs, (first + i) / across * TILE, (first + i) % across * TILE);
     });
+    if (PLACES * panels * depth * PANEL > LARGE) leave(Use::packed);
     return true;
 }
 

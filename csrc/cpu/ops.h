@@ -116,13 +116,14 @@ extern const Table baseline, avx2, avx512, amx;
 
 // Runs part(data, i) for i in [0, parts) on up to `threads` of torch's own OpenMP threads.
 void spread(int64_t parts, int threads, void (*part)(void*, int64_t), void* data);
-void keep_memory();
+void keep_memory(int64_t below);
 bool pooled();  // whether torch's OpenMP runtime was found; if not, everything runs on one thread
 
 // Memory that this thread keeps between calls, by its use, aligned to a cache line. In pool.cpp: a template of the standard
 // library that a level used would be linked once for all levels, perhaps the newest one's.
 enum class Use : int { part, tables, packed };
 void* room(Use use, size_t bytes);
+void leave(Use use);  // give it back
 
 template <typename F>
 void spread(int64_t parts, int threads, F&& body) {

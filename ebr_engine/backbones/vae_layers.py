@@ -5,7 +5,7 @@ causal network is given `cache`, by layer the last frames of its input: it reads
 a tensor, so that a copy of the dict is a state to go back to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,9 @@ class RmsNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, *[1] * dims))
         self.silu = silu
 
-    def forward(self, x: Tensor, before: Tensor | None = None) -> Tensor:
-        """[T, C, H, W] → the same, behind `before` if that is given."""
-        return channel_norm_silu(x, self.gamma.flatten(), silu=self.silu, before=before)
+    def forward(self, x: Tensor, before: Tensor | None = None, overwrite: bool = False) -> Tensor:
+        """[T, C, H, W] → the same, behind `before` if that is given, perhaps in the place of x."""
+        return channel_norm_silu(x, self.gamma.flatten(), silu=self.silu, before=before, overwrite=overwrite)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -37,9 +37,9 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(groups, channels, eps=1e-6)
         self.silu = silu
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[T, C, H, W] → the same."""
-        return channel_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, self.silu)
+    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """[T, C, H, W] → the same, perhaps in the place of x."""
+        return channel_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, self.silu, overwrite=overwrite)
 
 
 class Convolution(nn.Module):
@@ -55,8 +55,9 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """[T, C, H, W], and what is added to the result → [T, outputs, H, W], twice as high and wide if doubled."""
         weight = self.weight.unsqueeze(2)
-        parts = [(frame, None if added is None else added[i : i + 1]) for i, frame in enumerate(_steps(x))]
-        return joined([convolution([frame], weight, self.bias, more, self.doubled) for frame, more in parts])
+        more = [None] * len(x) if added is None else pieces_of(added)
+        parts = zip(pieces_of(x), more)
+        return joined([convolution([frame], weight, self.bias, one, self.doubled) for frame, one in parts])
 
 
 class Halving(nn.Conv2d):
@@ -67,7 +68,7 @@ class Halving(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, C, H, W] → [T, C, H/2, W/2]."""
-        return joined([F.conv2d(F.pad(frame, (0, 1, 0, 1)), self.weight, self.bias, stride=2) for frame in _steps(x)])
+        return joined([F.conv2d(F.pad(frame, (0, 1, 0, 1)), self.weight, self.bias, stride=2) for frame in pieces_of(x)])
 
 
 class Pointwise(nn.Module):
@@ -98,12 +99,19 @@ class CausalConvolution(nn.Module):
         self.bias = nn.Parameter(torch.empty(outputs))
         _start(self)
 
-    def forward(self, x: Tensor, cache: Cache, norm: nn.Module | None = None, added: Tensor | None = None) -> Tensor:
-        """[T, C, H, W] → [T, outputs, H, W]; `added` like the result."""
+    def forward(
+        self,
+        x: Tensor,
+        cache: Cache,
+        norm: RmsNorm | None = None,
+        added: Tensor | None = None,
+        overwrite: bool = False,
+    ) -> Tensor:
+        """[T, C, H, W] → [T, outputs, H, W]; `added` like the result; `overwrite`: x is needed no more."""
         before = cache.get(self.number, ())
         if len(x) > 1:
             return self._several(x, cache, before, norm, added)
-        x = x if norm is None else norm(x)
+        x = x if norm is None else norm(x, overwrite=overwrite)
         frames = [*before, x]
         cache[self.number] = tuple(frames[-2:])
         return convolution([None] * (3 - len(frames)) + frames, self.weight, self.bias, added)
@@ -138,9 +146,9 @@ def linear(frames: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) ->
     return y.view(shape[0], *shape[2:], -1).permute(0, 3, 1, 2)
 
 
-def joined(frames: list[Tensor]) -> Tensor:
+def joined(frames: Sequence[Tensor]) -> Tensor:
     """Frames one behind the other; a single one as it is."""
-    return frames[0] if len(frames) == 1 else torch.cat(frames)
+    return frames[0] if len(frames) == 1 else torch.cat(list(frames))
 
 
 def laid_out(x: Tensor) -> Tensor:
@@ -153,9 +161,25 @@ def put_back(x: Tensor) -> Tensor:
     return x.transpose(0, 1)[None]
 
 
-def _steps(x: Tensor) -> Sequence[Tensor]:
+def pieces_of(x: Tensor) -> Sequence[Tensor]:
     """Frames one by one on a CPU, where that keeps what is in work small; all of them at once elsewhere."""
     return x.split(1) if x.is_cpu and len(x) > 1 else (x,)
+
+
+def through(x: Tensor, blocks: Sequence[Callable[[Tensor, Cache], Sequence[Tensor]]], cache: Cache) -> Tensor:
+    """What blocks make of frames [T, …]: each gives pieces, and a piece goes through all that follow before the next one.
+
+    A block that waits for another frame gives none.
+    """
+    waiting, done = [(piece, 0) for piece in reversed(pieces_of(x))], []
+    del x
+    while waiting:
+        piece, place = waiting.pop()
+        if place == len(blocks):
+            done.append(piece)
+        else:
+            waiting += [(made, place + 1) for made in reversed(blocks[place](piece, cache))]
+    return joined(done)
 
 
 def _start(layer: nn.Module) -> None:

@@ -65,7 +65,7 @@ class Encoder(nn.Module):
 
     def coarse(self, x: Tensor) -> Tensor:
         """Features → moments [T, 2·latent_channels, h, w], before `quant_conv`."""
-        return self.conv_out(self.conv_norm_out(self.mid_block(x)))
+        return self.conv_out(self.conv_norm_out(self.mid_block(x), overwrite=True))
 
 
 class Decoder(nn.Module):
@@ -92,7 +92,7 @@ class Decoder(nn.Module):
         """Features → pixels [T, channels, H, W]."""
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(self.conv_norm_out(x))
+        return self.conv_out(self.conv_norm_out(x, overwrite=True))
 
 
 class Residual(nn.Module):
@@ -106,9 +106,9 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, channels, H, W] → [T, outputs, H, W]."""
-        y = self.conv1(self.norm1(x))
-        y = self.norm2(y)
-        return self.conv2(y, added=self.conv_shortcut(x))
+        beside = self.conv_shortcut(x)
+        y = self.conv1(self.norm1(x, overwrite=beside is not x))
+        return self.conv2(self.norm2(y, overwrite=True), added=beside)
 
 
 class Stage(nn.Module):

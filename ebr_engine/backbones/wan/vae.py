@@ -21,6 +21,7 @@ from ebr_engine.backbones.vae_layers import (
     RmsNorm,
     joined,
     linear,
+    through,
 )
 
 MEAN = (
@@ -89,11 +90,11 @@ class Encoder(nn.Module):
 
     def fine(self, x: Tensor, cache: Cache) -> Tensor:
         """Frames [T, channels, H, W] of a group → features [1, C, h, w]."""
-        return joined([y for part in pieces_of(x) for y in through(self.conv_in(part, cache), self.down_blocks, cache)])
+        return through(x, [lambda part, cache: [self.conv_in(part, cache)], *self.down_blocks], cache)
 
     def coarse(self, x: Tensor, cache: Cache) -> Tensor:
         """Features → moments [1, 2·z_dim, h, w], before `quant_conv`."""
-        return self.conv_out(self.mid_block(x, cache), cache, self.norm_out)
+        return self.conv_out(self.mid_block(x, cache), cache, self.norm_out, overwrite=True)
 
 
 class Decoder(nn.Module):
@@ -122,7 +123,8 @@ class Decoder(nn.Module):
 
     def fine(self, x: Tensor, cache: Cache) -> Tensor:
         """Features → frames [T, channels, H, W] of the group."""
-        return joined([self.conv_out(part, cache, self.norm_out) for part in through(x, self.up_blocks, cache)])
+        blocks = [part for block in self.up_blocks for part in block.parts()]
+        return through(x, [*blocks, lambda part, cache: [self.conv_out(part, cache, self.norm_out, overwrite=True)]], cache)
 
 
 class Residual(nn.Module):
@@ -134,9 +136,10 @@ class Residual(nn.Module):
         self.norm2, self.conv2 = RmsNorm(outputs), CausalConvolution(outputs, outputs)
         self.conv_shortcut = Pointwise(channels, outputs, 3) if channels != outputs else nn.Identity()
 
-    def forward(self, x: Tensor, cache: Cache) -> Tensor:
-        """[T, channels, H, W] → [T, outputs, H, W]."""
-        return self.conv2(self.conv1(x, cache, self.norm1), cache, self.norm2, added=self.conv_shortcut(x))
+    def forward(self, x: Tensor, cache: Cache) -> Sequence[Tensor]:
+        """[T, channels, H, W] → one piece [T, outputs, H, W]."""
+        y = self.conv1(x, cache, self.norm1)
+        return [self.conv2(y, cache, self.norm2, added=self.conv_shortcut(x), overwrite=True)]
 
 
 class FrameAttention(Attention):
@@ -162,7 +165,8 @@ class Middle(nn.Module):
 
     def forward(self, x: Tensor, cache: Cache) -> Tensor:
         """[T, C, H, W] → the same."""
-        return self.resnets[1](self.attentions[0](self.resnets[0](x, cache)), cache)
+        (x,) = self.resnets[0](x, cache)
+        return self.resnets[1](self.attentions[0](x), cache)[0]
 
 
 class TimeConvolution(nn.Module):
@@ -189,18 +193,18 @@ class Downsample(nn.Module):
         self.resample = nn.Sequential(nn.Identity(), Halving(channels))
         self.time_conv = TimeConvolution(channels, channels) if time else None
 
-    def forward(self, x: Tensor, cache: Cache) -> Tensor:
-        """[T, C, H, W] → [t, C, H/2, W/2]; none where a second frame is still to come."""
+    def forward(self, x: Tensor, cache: Cache) -> Sequence[Tensor]:
+        """[T, C, H, W] → [t, C, H/2, W/2] in one piece, or none where a second frame is still to come."""
         x = self.resample(x)
         if self.time_conv is None:
-            return x
+            return [x]
         if self.number not in cache:
             cache[self.number] = (x,)
-            return x
+            return [x]
         frames = [*cache[self.number], *x.split(1)]
         made = [self.time_conv(frames[i : i + 3]) for i in range(0, len(frames) - 2, 2)]
         cache[self.number] = kept(frames[2 * len(made) :], x)
-        return joined(made) if made else x[:0]
+        return [joined(made)] if made else []
 
 
 class Upsample(nn.Module):
@@ -217,8 +221,8 @@ class Upsample(nn.Module):
         """Whether what comes next is a clip's first frame, which stays one."""
         return self.time_conv is not None and self.number not in cache
 
-    def forward(self, x: Tensor, cache: Cache) -> Tensor:
-        """[T, C, H, W] → [t, outputs, 2H, 2W]."""
+    def forward(self, x: Tensor, cache: Cache) -> Sequence[Tensor]:
+        """[T, C, H, W] → [t, outputs, 2H, 2W], in pieces."""
         if self.starts(cache):
             cache[self.number] = ()  # the second frame does not see it
         elif self.time_conv is not None:
@@ -226,8 +230,9 @@ class Upsample(nn.Module):
             frames = [*before, *x.split(1)]
             windows = [frames[max(0, i - 2) : i + 1] for i in range(len(before), len(frames))]
             cache[self.number] = kept(frames[-2:], x)
-            x = joined([self.time_conv(window, slice(i, i + half)) for window in windows for i in (0, half)])
-        return self.resample(x)
+            pieces = [self.time_conv(window, slice(i, i + half)) for window in windows for i in (0, half)]
+            return [self.resample(piece) for piece in (pieces if x.is_cpu else [joined(pieces)])]
+        return [self.resample(x)]
 
 
 class Up(nn.Module):
@@ -239,11 +244,9 @@ class Up(nn.Module):
         self.resnets = nn.ModuleList(Residual(*pair) for pair in itertools.pairwise(inner))
         self.upsamplers = nn.ModuleList([Upsample(outputs, outputs // 2, time)] if up else [])
 
-    def forward(self, x: Tensor, cache: Cache) -> Tensor:
-        """[T, channels, H, W] → [t, outputs or half of them, …]."""
-        for block in (*self.resnets, *self.upsamplers):
-            x = block(x, cache)
-        return x
+    def parts(self) -> list[nn.Module]:
+        """What frames go through, one after the other."""
+        return [*self.resnets, *self.upsamplers]
 
 
 class ShortcutUp(nn.Module):
@@ -256,16 +259,21 @@ class ShortcutUp(nn.Module):
         self.upsampler = Upsample(outputs, outputs, time) if up else None
         self.outputs, self.frames = outputs, 2 if time else 1
 
-    def forward(self, x: Tensor, cache: Cache) -> Tensor:
-        """[T, channels, H, W] → [t, outputs, …]."""
+    def parts(self) -> list[nn.Module]:
+        """What frames go through, one after the other."""
+        return [self]
+
+    def forward(self, x: Tensor, cache: Cache) -> Sequence[Tensor]:
+        """[T, channels, H, W] → [t, outputs, …], in pieces."""
         y = x
         for block in self.resnets:
-            y = block(y, cache)
+            (y,) = block(y, cache)
         if self.upsampler is None:
-            return y
+            return [y]
         first = self.upsampler.starts(cache)
-        y = self.upsampler(y, cache)
-        return y.add_(self._repeated(x)[self.frames - 1 if first else 0 :])
+        pieces = self.upsampler(y, cache)
+        beside = self._repeated(x)[self.frames - 1 if first else 0 :]
+        return [piece.add_(one) for piece, one in zip(pieces, beside.split(len(pieces[0])))]
 
     def _repeated(self, x: Tensor) -> Tensor:
         x = x.repeat_interleave(self.outputs * self.frames * 4 // x.shape[1], dim=1)
@@ -285,34 +293,21 @@ class ShortcutDown(nn.Module):
         self.downsampler = Downsample(outputs, time) if down else None
         self.outputs, self.frames, self.side = outputs, 2 if time else 1, 2 if down else 1
 
-    def forward(self, x: Tensor, cache: Cache) -> Tensor:
-        """[T, channels, H, W] → [t, outputs, …]; none where a second frame is still to come."""
+    def forward(self, x: Tensor, cache: Cache) -> Sequence[Tensor]:
+        """[T, channels, H, W] → [t, outputs, …] in one piece, or none where a second frame is still to come."""
         y = x
         for block in self.resnets:
-            y = block(y, cache)
-        if self.downsampler is not None:
-            y = self.downsampler(y, cache)
+            (y,) = block(y, cache)
+        made = [y] if self.downsampler is None else self.downsampler(y, cache)
         frames = [*cache.get(self.number, (torch.zeros_like(x[:1]),) * (self.frames - 1)), *x.split(1)]
         groups = [frames[i : i + self.frames] for i in range(0, len(frames) - self.frames + 1, self.frames)]
         cache[self.number] = kept(frames[len(groups) * self.frames :], x)
-        return y + joined([self._mean(group) for group in groups]) if groups else y
+        return [y + joined([self._mean(group) for group in groups]) for y in made]
 
     def _mean(self, frames: Sequence[Tensor]) -> Tensor:
         """Frames [1, C, H, W] → [1, outputs, h, w]."""
-        x = joined(list(frames)).unflatten(3, (-1, self.side)).unflatten(2, (-1, self.side))  # [t, C, h, rows, w, columns]
+        x = joined(frames).unflatten(3, (-1, self.side)).unflatten(2, (-1, self.side))  # [t, C, h, rows, w, columns]
         return x.permute(1, 0, 3, 5, 2, 4).flatten(0, 3).unflatten(0, (self.outputs, -1)).mean(1)[None]
-
-
-def through(x: Tensor, blocks: Sequence[nn.Module], cache: Cache) -> list[Tensor]:
-    """What blocks make of frames: a piece goes through all of them before the next one; some wait for a second frame."""
-    if not len(blocks) or not len(x):
-        return [x] if len(x) else []
-    return [y for part in pieces_of(x) for y in through(blocks[0](part, cache), blocks[1:], cache)]
-
-
-def pieces_of(x: Tensor) -> Sequence[Tensor]:
-    """Frames one by one on a CPU, all at once elsewhere."""
-    return x.split(1) if x.is_cpu else (x,)
 
 
 def kept(frames: Sequence[Tensor], x: Tensor) -> tuple[Tensor, ...]:
