@@ -36,14 +36,16 @@ def convolution(
     bias: Tensor | None = None,
     added: Tensor | None = None,
     doubled: bool = False,
+    over_added: bool = False,
 ) -> Tensor:
     """Args: `frames`, each [B, C, h, w], the oldest first, None for zeros, the last one never; `weight` [O, C, frames, 3, 3];
-    `bias` [O]; `added` like the result; `doubled`: frames are magnified twice first, every pixel to 2 × 2.
+    `bias` [O]; `added` like the result; `doubled`: frames are magnified twice first, every pixel to 2 × 2; `over_added`: the result may take the place of
+    `added`, which is needed no more.
 
     Returns: [B, O, h, w], or [B, O, 2h, 2w] if doubled. Fast where channels lie side by side, in `weight` too.
     """
     cpu = backend.native(frames[-1], weight, bias, added)
-    if cpu and (out := cpu.convolution(frames, weight, bias, added, doubled)) is not None:
+    if cpu and (out := cpu.convolution(frames, weight, bias, added, doubled, over_added)) is not None:
         return out
     return convolution_ref(frames, weight, bias, added, doubled)
 

@@ -189,7 +189,12 @@ def channel_norm_silu(
 
 
 def convolution(
-    frames: Sequence[Tensor | None], weight: Tensor, bias: Tensor | None, added: Tensor | None, doubled: bool
+    frames: Sequence[Tensor | None],
+    weight: Tensor,
+    bias: Tensor | None,
+    added: Tensor | None,
+    doubled: bool,
+    over_added: bool,
 ) -> Tensor | None:
     given = [frame for frame in frames if frame is not None]
     x, (outputs, channels, taps) = frames[-1], weight.shape[:3]
@@ -203,9 +208,9 @@ def convolution(
         return None
     if not weight.permute(2, 0, 3, 4, 1).is_contiguous() or (bias is not None and not bias.is_contiguous()):
         return None
-    out = torch.empty((1, outputs, height, width), memory_format=torch.channels_last)
-    if added is not None and (added.shape != out.shape or not side_by_side(added)):
+    if added is not None and (added.shape != (1, outputs, height, width) or not side_by_side(added)):
         return None
+    out = added if over_added else torch.empty((1, outputs, height, width), memory_format=torch.channels_last)
     addresses = [0 if frame is None else frame.data_ptr() for frame in frames]
     others = (0 if t is None else t.data_ptr() for t in (bias, added))
     served = _cpu.convolution(

@@ -6,7 +6,7 @@
 // taken there, so that every output is transformed once.
 #pragma once
 
-#include "vec.h"
+#include "rows.h"
 
 namespace ebr::cpu {
 namespace {
@@ -50,19 +50,23 @@ INLINE void transform_weight(const V* g, int64_t step, V* t) {  // G g
     t[5] = g[2 * step];
 }
 
+INLINE int64_t panels_of(const Convolution& a) { return (a.outputs + PANEL - 1) / PANEL; }
+INLINE int64_t padded(const Convolution& a) { return (a.channels + W - 1) / W * W; }
+
 // The weights [frames, outputs, 3, 3, channels] transformed: [36, panels, frames, channels, PANEL].
 void pack(const Convolution& a, float* packed) {
-    const int64_t panels = a.outputs / PANEL, depth = a.frames * a.channels, place = panels * depth * PANEL;
+    const int64_t panels = panels_of(a), depth = a.frames * a.channels, place = panels * depth * PANEL;
     const float* weight = reinterpret_cast<const float*>(a.weight);
     spread(panels * a.frames, a.threads, [&](int64_t part) {
         const int64_t panel = part / a.frames, frame = part % a.frames;
         if (!a.frame[frame]) return;
         for (int64_t c = 0; c < a.channels; ++c) {
             for (int half = 0; half < PANEL; half += W) {
-                const float* from = weight + (frame * a.outputs + panel * PANEL + half) * 9 * a.channels + c;
-                V g[9], rows[3 * POINTS], t[POINTS];
+                const int64_t first = panel * PANEL + half, count = a.outputs - first < W ? a.outputs - first : W;
+                const float* from = weight + (frame * a.outputs + first) * 9 * a.channels + c;
+                V g[9] = {}, rows[3 * POINTS], t[POINTS];
                 for (int k = 0; k < 9; ++k)
-                    for (int o = 0; o < W; ++o) g[k][o] = from[(o * 9 + k) * a.channels];
+                    for (int64_t o = 0; o < count; ++o) g[k][o] = from[(o * 9 + k) * a.channels];
                 for (int row = 0; row < 3; ++row) transform_weight(g + 3 * row, 1, rows + POINTS * row);
                 float* to = packed + ((panel * a.frames + frame) * a.channels + c) * PANEL + half;
                 for (int column = 0; column < POINTS; ++column) {
@@ -74,7 +78,7 @@ void pack(const Convolution& a, float* packed) {
     });
 }
 
-// One frame's part of a tile whose first input is at (y, x), to [36, BLOCK, channels].
+// One frame's part of a tile whose first input is at (y, x), to [36, BLOCK, padded channels].
 INLINE void gather(const Convolution& a, const float* frame, int64_t y, int64_t x, float* to) {
     const int64_t stored = a.width >> a.doubled;  // of a row
     const float* pixel[PLACES];
@@ -84,13 +88,13 @@ INLINE void gather(const Convolution& a, const float* frame, int64_t y, int64_t 
             const bool inside = v >= 0 && v < a.height && u >= 0 && u < a.width;
             pixel[row * POINTS + column] = inside ? frame + ((v >> a.doubled) * stored + (u >> a.doubled)) * a.channels : nullptr;
         }
-    const int64_t place = BLOCK * a.channels;
-    for (int64_t c = 0; c < a.channels; c += W) {
+    const int64_t place = BLOCK * padded(a);
+    along(a.channels, [&](int64_t c, auto whole) {
         V rows[PLACES], d[POINTS], t[POINTS];
         for (int row = 0; row < POINTS; ++row) {
             for (int column = 0; column < POINTS; ++column) {
                 const float* from = pixel[row * POINTS + column];
-                d[column] = from ? load(from + c) : V{};
+                d[column] = !from ? V{} : whole ? load(from + c) : some(from + c, a.channels - c);
             }
             transform_input(d, 1, rows + row * POINTS);
         }
@@ -98,21 +102,22 @@ INLINE void gather(const Convolution& a, const float* frame, int64_t y, int64_t 
             transform_input(rows + column, POINTS, t);
             for (int row = 0; row < POINTS; ++row) store(to + (row * POINTS + column) * place + c, t[row]);
         }
-    }
+    });
 }
 
-// out [DEEP, PANEL] of rows of `outputs`, plus = inputs [DEEP, channels] · weights [channels, PANEL] of each frame.
+// out [DEEP, PANEL] = inputs [DEEP, channels] · weights [channels, PANEL] of each frame.
 INLINE void product(const Convolution& a, const float* inputs, const float* weights, float* out) {
+    const int64_t input = padded(a), output = panels_of(a) * PANEL;
     V sums[DEEP][2] = {};
     for (int64_t frame = 0; frame < a.frames; ++frame) {
         if (!a.frame[frame]) continue;
-        const float* x = inputs + frame * PLACES * BLOCK * a.channels;
+        const float* x = inputs + frame * PLACES * BLOCK * input;
         const float* w = weights + frame * a.channels * PANEL;
         for (int64_t c = 0; c < a.channels; ++c, w += PANEL) {
             const V first = load(w), second = load(w + W);
 #pragma GCC unroll 16
             for (int row = 0; row < DEEP; ++row) {
-                const V value = all(x[row * a.channels + c]);
+                const V value = all(x[row * input + c]);
                 sums[row][0] += value * first;
                 sums[row][1] += value * second;
             }
@@ -120,55 +125,56 @@ INLINE void product(const Convolution& a, const float* inputs, const float* weig
     }
 #pragma GCC unroll 16
     for (int row = 0; row < DEEP; ++row) {
-        store(out + row * a.outputs, sums[row][0]);
-        store(out + row * a.outputs + W, sums[row][1]);
+        store(out + row * output, sums[row][0]);
+        store(out + row * output + W, sums[row][1]);
     }
 }
 
-// The tile of outputs that begins at (y, x), from [36, BLOCK, outputs].
+// The tile of outputs that begins at (y, x), from [36, BLOCK, panels · PANEL].
 INLINE void scatter(const Convolution& a, const float* from, int64_t y, int64_t x) {
     const float *bias = reinterpret_cast<const float*>(a.bias), *added = reinterpret_cast<const float*>(a.added);
     float* out = reinterpret_cast<float*>(a.out);
-    const int64_t place = BLOCK * a.outputs;
-    for (int64_t o = 0; o < a.outputs; o += W) {
+    const int64_t place = BLOCK * panels_of(a) * PANEL;
+    along(a.outputs, [&](int64_t o, auto whole) {
+        const int64_t left = a.outputs - o;
         V rows[POINTS * TILE], m[POINTS], t[TILE];
         for (int row = 0; row < POINTS; ++row) {
             for (int column = 0; column < POINTS; ++column) m[column] = load(from + (row * POINTS + column) * place + o);
             transform_output(m, 1, rows + row * TILE);
         }
-        const V start = bias ? load(bias + o) : V{};
+        const V start = !bias ? V{} : whole ? load(bias + o) : some(bias + o, left);
         for (int column = 0; column < TILE && x + column < a.width; ++column) {
             transform_output(rows + column, TILE, t);
             for (int row = 0; row < TILE && y + row < a.height; ++row) {
                 const int64_t at = ((y + row) * a.width + x + column) * a.outputs + o;
-                store(out + at, t[row] + (added ? start + load(added + at) : start));
+                const V y = t[row] + (!added ? start : start + (whole ? load(added + at) : some(added + at, left)));
+                whole ? store(out + at, y) : put(out + at, y, left);
             }
         }
-    }
+    });
 }
 
 bool convolution(const Convolution& a) {
-    if (a.channels % W || a.outputs % PANEL) return false;
     const int64_t across = (a.width + TILE - 1) / TILE, tiles = across * ((a.height + TILE - 1) / TILE);
-    const int64_t panels = a.outputs / PANEL, depth = a.frames * a.channels;
+    const int64_t panels = panels_of(a), depth = a.frames * a.channels, input = padded(a), output = panels * PANEL;
     float* packed = static_cast<float*>(room(Use::packed, sizeof(float) * PLACES * panels * depth * PANEL));
     pack(a, packed);
     spread((tiles + BLOCK - 1) / BLOCK, a.threads, [&](int64_t part) {
         const int64_t first = part * BLOCK, count = tiles - first < BLOCK ? tiles - first : BLOCK;
-        float* inputs = static_cast<float*>(room(Use::part, sizeof(float) * PLACES * BLOCK * (depth + a.outputs)));
-        float* sums = inputs + PLACES * BLOCK * depth;
+        float* inputs = static_cast<float*>(room(Use::part, sizeof(float) * PLACES * BLOCK * (a.frames * input + output)));
+        float* sums = inputs + PLACES * BLOCK * a.frames * input;
         for (int64_t frame = 0; frame < a.frames; ++frame)
             for (int64_t i = 0; a.frame[frame] && i < count; ++i) {
                 const int64_t y = (first + i) / across * TILE - 1, x = (first + i) % across * TILE - 1;
-                gather(a, reinterpret_cast<const float*>(a.frame[frame]), y, x, inputs + (frame * PLACES * BLOCK + i) * a.channels);
+                gather(a, reinterpret_cast<const float*>(a.frame[frame]), y, x, inputs + (frame * PLACES * BLOCK + i) * input);
             }
         for (int place = 0; place < PLACES; ++place)
             for (int64_t panel = 0; panel < panels; ++panel)
                 for (int64_t i = 0; i < count; i += DEEP)
-                    product(a, inputs + (place * BLOCK + i) * a.channels, packed + (place * panels + panel) * depth * PANEL,
-                            sums + (place * BLOCK + i) * a.outputs + panel * PANEL);
+                    product(a, inputs + (place * BLOCK + i) * input, packed + (place * panels + panel) * depth * PANEL,
+                            sums + (place * BLOCK + i) * output + panel * PANEL);
         for (int64_t i = 0; i < count; ++i)
-            scatter(a, sums + i * a.outputs, (first + i) / across * TILE, (first + i) % across * TILE);
+            scatter(a, sums + i * output, (first + i) / across * TILE, (first + i) % across * TILE);
     });
     if (PLACES * panels * depth * PANEL > LARGE) leave(Use::packed);
     return true;

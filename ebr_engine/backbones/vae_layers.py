@@ -52,12 +52,15 @@ class Convolution(nn.Module):
         self.doubled = doubled
         _start(self)
 
-    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
-        """[T, C, H, W], and what is added to the result → [T, outputs, H, W], twice as high and wide if doubled."""
+    def forward(self, x: Tensor, added: Tensor | None = None, over_added: bool = False) -> Tensor:
+        """[T, C, H, W], and what is added to the result → [T, outputs, H, W], twice as high and wide if doubled.
+
+        `over_added`: what is added is needed no more, and the result may take its place.
+        """
         weight = self.weight.unsqueeze(2)
         more = [None] * len(x) if added is None else pieces_of(added)
         parts = zip(pieces_of(x), more)
-        return joined([convolution([frame], weight, self.bias, one, self.doubled) for frame, one in parts])
+        return joined([convolution([frame], weight, self.bias, one, self.doubled, over_added) for frame, one in parts])
 
 
 class Halving(nn.Conv2d):

@@ -1,7 +1,7 @@
 """The VAE of FLUX.1, and of FLUX.2 but for its normalisation, with diffusers' names of weights: pictures, one by one."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -58,10 +58,7 @@ class Encoder(nn.Module):
 
     def fine(self, x: Tensor) -> Tensor:
         """[T, channels, H, W] → features [T, C, h, w]."""
-        x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x)
-        return x
+        return chained(x, [self.conv_in, *(part for block in self.down_blocks for part in block.parts())])
 
     def coarse(self, x: Tensor) -> Tensor:
         """Features → moments [T, 2·latent_channels, h, w], before `quant_conv`."""
@@ -90,9 +87,8 @@ class Decoder(nn.Module):
 
     def fine(self, x: Tensor) -> Tensor:
         """Features → pixels [T, channels, H, W]."""
-        for block in self.up_blocks:
-            x = block(x)
-        return self.conv_out(self.conv_norm_out(x, overwrite=True))
+        parts = [part for block in self.up_blocks for part in block.parts()]
+        return chained(x, [*parts, lambda x: self.conv_out(self.conv_norm_out(x, overwrite=True))])
 
 
 class Residual(nn.Module):
@@ -108,7 +104,7 @@ class Residual(nn.Module):
         """[T, channels, H, W] → [T, outputs, H, W]."""
         beside = self.conv_shortcut(x)
         y = self.conv1(self.norm1(x, overwrite=beside is not x))
-        return self.conv2(self.norm2(y, overwrite=True), added=beside)
+        return self.conv2(self.norm2(y, overwrite=True), added=beside, over_added=beside is not x)
 
 
 class Stage(nn.Module):
@@ -122,11 +118,9 @@ class Stage(nn.Module):
         if sampler is not None:
             setattr(self, name, nn.ModuleList([nn.ModuleDict({"conv": sampler})]))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[T, channels, H, W] → [T, outputs, …]."""
-        for block in self.resnets:
-            x = block(x)
-        return x if self.sampler is None else getattr(self, self.sampler)[0]["conv"](x)
+    def parts(self) -> list[nn.Module]:
+        """What pictures go through, one after the other."""
+        return [*self.resnets, *([] if self.sampler is None else [getattr(self, self.sampler)[0]["conv"]])]
 
 
 class PictureAttention(Attention):
@@ -144,6 +138,13 @@ class PictureAttention(Attention):
         q, k, v = (linear([normed], [layer.weight], layer.bias) for layer in (self.to_q, self.to_k, self.to_v))
         out = self.to_out[0]
         return x + linear([self.attend(x, q, k, v)], [out.weight], out.bias)
+
+
+def chained(x: Tensor, parts: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+    """One part after the other; what one is given is not kept for longer than that."""
+    for part in parts:
+        x = part(x)
+    return x
 
 
 class Middle(nn.Module):
