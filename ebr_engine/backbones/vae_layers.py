@@ -109,15 +109,17 @@ class CausalConvolution(nn.Module):
         norm: RmsNorm | None = None,
         added: Tensor | None = None,
         overwrite: bool = False,
+        over_added: bool = False,
     ) -> Tensor:
-        """[T, C, H, W] → [T, outputs, H, W]; `added` like the result; `overwrite`: x is needed no more."""
+        """[T, C, H, W] → [T, outputs, H, W]; `added` like the result; `overwrite`, `over_added`: x, or what is added, is
+        needed no more, and its place may be taken."""
         before = cache.get(self.number, ())
         if len(x) > 1:
             return self._several(x, cache, before, norm, added)
         x = x if norm is None else norm(x, overwrite=overwrite)
         frames = [*before, x]
         cache[self.number] = tuple(frames[-2:])
-        return convolution([None] * (3 - len(frames)) + frames, self.weight, self.bias, added)
+        return convolution([None] * (3 - len(frames)) + frames, self.weight, self.bias, added, over_added=over_added)
 
     def _several(self, x: Tensor, cache: Cache, before: tuple, norm: nn.Module | None, added: Tensor | None) -> Tensor:
         """Of frames that lie one behind the other, those before them in front: one convolution of the library."""

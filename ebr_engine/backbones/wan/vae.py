@@ -113,7 +113,8 @@ class Decoder(nn.Module):
             if config.is_residual:
                 self.up_blocks.append(ShortcutUp(channels, outputs, config.num_res_blocks, time, up))
             else:
-                self.up_blocks.append(Up(channels if i == 0 else channels // 2, outputs, config.num_res_blocks, time, up))
+                inner = channels if i == 0 else channels // 2
+                self.up_blocks.append(Up(inner, outputs, config.num_res_blocks, time, up, first=i == 0))
         self.norm_out = RmsNorm(widths[-1])
         self.conv_out = CausalConvolution(widths[-1], config.out_channels)
 
@@ -128,18 +129,20 @@ class Decoder(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two convolutions beside a shortcut."""
+    """Two convolutions beside a shortcut; `last`: nobody else has what it is given, whose place the result may take."""
 
-    def __init__(self, channels: int, outputs: int):
+    def __init__(self, channels: int, outputs: int, last: bool = False):
         super().__init__()
+        self.last = last
         self.norm1, self.conv1 = RmsNorm(channels), CausalConvolution(channels, outputs)
         self.norm2, self.conv2 = RmsNorm(outputs), CausalConvolution(outputs, outputs)
         self.conv_shortcut = Pointwise(channels, outputs, 3) if channels != outputs else nn.Identity()
 
     def forward(self, x: Tensor, cache: Cache) -> Sequence[Tensor]:
         """[T, channels, H, W] → one piece [T, outputs, H, W]."""
-        y = self.conv1(x, cache, self.norm1)
-        return [self.conv2(y, cache, self.norm2, added=self.conv_shortcut(x), overwrite=True)]
+        beside, y = self.conv_shortcut(x), self.conv1(x, cache, self.norm1)
+        over = self.last or beside is not x
+        return [self.conv2(y, cache, self.norm2, added=beside, overwrite=True, over_added=over)]
 
 
 class FrameAttention(Attention):
@@ -236,12 +239,12 @@ class Upsample(nn.Module):
 
 
 class Up(nn.Module):
-    """A stage of the decoder."""
+    """A stage of the decoder; `first` of them."""
 
-    def __init__(self, channels: int, outputs: int, count: int, time: bool, up: bool):
+    def __init__(self, channels: int, outputs: int, count: int, time: bool, up: bool, first: bool):
         super().__init__()
-        inner = [channels] + [outputs] * (count + 1)
-        self.resnets = nn.ModuleList(Residual(*pair) for pair in itertools.pairwise(inner))
+        inner = itertools.pairwise([channels] + [outputs] * (count + 1))
+        self.resnets = nn.ModuleList(Residual(*pair, last=i > 0 or not first) for i, pair in enumerate(inner))
         self.upsamplers = nn.ModuleList([Upsample(outputs, outputs // 2, time)] if up else [])
 
     def parts(self) -> list[nn.Module]:
