@@ -105,9 +105,7 @@ def rms_pixels_launch(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float
         )
 
 
-def group_pixels_launch(
-    x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, eps: float, silu: bool, out: Tensor
-) -> None:
+def group_pixels_launch(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, eps: float, silu: bool, out: Tensor) -> None:
     """Run the two kernels of the group norm into `out`, contiguous."""
     frames, pixels, width = x.shape
     values = sizes(width)
@@ -119,9 +117,7 @@ def group_pixels_launch(
         group_pixels_kernel[(triton.cdiv(pixels, values["PIXELS"]), frames)](x, scale, shift, out, pixels, SILU=silu, **values)
 
 
-def group_tables(
-    x: Tensor, sums: Tensor, weight: Tensor, bias: Tensor | None, groups: int, eps: float
-) -> tuple[Tensor, Tensor]:
+def group_tables(x: Tensor, sums: Tensor, weight: Tensor, bias: Tensor | None, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """What every channel of a frame is multiplied by and what is added then, [frames, D] float32; a few numbers in float64."""
     pixels, pivot = x.shape[1], x[:, 0].double()
     first, second = sums.double().sum(1).unbind(1)

@@ -9,7 +9,6 @@ library's convolution. No gradients: codecs are never learned.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,10 +37,11 @@ def convolution(
     doubled: bool = False,
     over_added: bool = False,
 ) -> Tensor:
-    """Args: `frames`, each [B, C, h, w], the oldest first, None for zeros, the last one never; `weight` [O, C, frames, 3, 3];
-    `bias` [O]; `added` like the result; `doubled`: frames are magnified twice first, every pixel to 2 × 2; `over_added`: the result may take the place of
-    `added`, which is needed no more.
+    """Convolve frames and add what comes of them.
 
+    Args: `frames`, each [B, C, h, w], the oldest first, None for zeros, the last one never; `weight` [O, C, frames, 3, 3];
+    `bias` [O]; `added` like the result; `doubled`: frames are magnified twice first, every pixel to 2 × 2; `over_added`: the
+    result may take the place of `added`, which is needed no more.
     Returns: [B, O, h, w], or [B, O, 2h, 2w] if doubled. Fast where channels lie side by side, in `weight` too.
     """
     cpu = backend.native(frames[-1], weight, bias, added)
