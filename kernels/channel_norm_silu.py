@@ -16,7 +16,7 @@ from ebr_engine.kernels.backend import tl, triton
 from ebr_engine.kernels.gate import gated
 from ebr_engine.kernels.rows import launches, refuse_gradient, warps, wide
 
-ELEMENTS = 4096  # of a program: some pixels with all of their channels
+ELEMENTS = 2048  # of a program: some pixels with all of their channels
 PARTS = 128  # programs that sum up a frame's statistics
 
 
