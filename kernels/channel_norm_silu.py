@@ -17,6 +17,7 @@ from ebr_engine.kernels.gate import gated
 from ebr_engine.kernels.rows import launches, refuse_gradient, warps, wide
 
 ELEMENTS = 2048  # of a program: some pixels with all of their channels
+SUM_WARPS = 8  # of a program that keeps two sums of every channel: with fewer they leave the registers
 PARTS = 128  # programs that sum up a frame's statistics
 
 
@@ -112,7 +113,7 @@ def group_pixels_launch(x: Tensor, weight: Tensor, bias: Tensor | None, groups: 
     share = triton.cdiv(triton.cdiv(pixels, PARTS), values["PIXELS"]) * values["PIXELS"]
     sums = x.new_empty(frames, triton.cdiv(pixels, share), 2, width, dtype=torch.float32)
     with backend.on(x):
-        group_sums_kernel[sums.shape[:2]](x, sums, pixels, share, **values)
+        group_sums_kernel[sums.shape[:2]](x, sums, pixels, share, **values | {"num_warps": SUM_WARPS})
         scale, shift = group_tables(x, sums, weight, bias, groups, eps)
         group_pixels_kernel[(triton.cdiv(pixels, values["PIXELS"]), frames)](x, scale, shift, out, pixels, SILU=silu, **values)
 

@@ -1,4 +1,4 @@
-"""The VAEs' networks against diffusers' modules: sizes of every kind, native code and none, compiled, on a device of no memory."""
+"""The VAEs' networks against diffusers' modules: sizes of every kind, native code and none, frames one by one and at once."""
 
 from dataclasses import fields
 
