@@ -26,7 +26,7 @@ class ModelSource:
     revision: str | None = None  # of a hub id
     offline: bool = False  # never ask the hub
     context: Path | None = None  # a file of `ebr-engine cache-text`, in place of the text encoders
-    vae: Path | None = None  # a folder in diffusers' layout, in place of the model's own
+    vae: Path | None = None  # a folder in diffusers' layout, in place of the model's own; a tiny one is for previews
     sample_latents: bool = False  # draw from the VAE's posterior, as released, rather than take its mode
 
 
@@ -298,6 +298,7 @@ class Backbone:
     identity: str = ""  # which model, of which revision
     codec_source: dict[str, str] = field(default_factory=dict)  # where the VAE lies, for an engine file
     fixed: tuple[int, int, int] | None = None  # frames, height, width in pixels: all that an exported trunk takes, if it is so
+    preview: Codec | None = None  # a rough and fast one, for previews alone
     boundary: float = 1.0  # of the bridge's times: from here on the model has another transformer, which is not loaded
 
     @property
