@@ -298,8 +298,8 @@ class Backbone:
     identity: str = ""  # which model, of which revision
     codec_source: dict[str, str] = field(default_factory=dict)  # where the VAE lies, for an engine file
     fixed: tuple[int, int, int] | None = None  # frames, height, width in pixels: all that an exported trunk takes, if it is so
-    preview: Codec | None = None  # a rough and fast one, for previews alone
     boundary: float = 1.0  # of the bridge's times: from here on the model has another transformer, which is not loaded
+    preview: Codec | None = None  # a rough and fast one, for previews alone
 
     @property
     def name(self) -> str:
