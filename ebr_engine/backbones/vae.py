@@ -21,12 +21,9 @@ from torch import Tensor, nn
 
 from ebr_engine.backbones.base import check_latent, check_pixels
 from ebr_engine.backbones.registry import spec
-<<<<<<< HEAD
+from ebr_engine.backbones.sharding import WHOLE, Ulysses, Whole
 from ebr_engine.backbones.vae_files import read_network
 from ebr_engine.backbones.vae_layers import Cache
-=======
-from ebr_engine.backbones.sharding import WHOLE, Ulysses, Whole
->>>>>>> main
 from ebr_engine.errors import BackboneError, EbrError
 from ebr_engine.kernels.backend import memory_given_back
 from ebr_engine.media.windows import Window, plan_windows
