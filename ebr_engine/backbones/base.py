@@ -145,6 +145,7 @@ class CodecCosts:
     tile: int = 0  # side of the tiles beyond
     width: int = 1  # channels at full resolution
     parameters: int = 0
+    on_cpu: float = 1.0  # share of encode and decode where frames go one by one, as they do on a CPU
 
 
 @dataclass(frozen=True)
