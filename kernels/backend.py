@@ -27,7 +27,7 @@ from torch.nn import Parameter
 CHOICES = ("auto", "torch", "triton", "cuda")
 ASKED = os.environ.get("EBR_KERNELS", "auto")
 CPU_LEVEL = os.environ.get("EBR_CPU_LEVEL", "auto")
-CPU_LEVELS = ("auto", "baseline", "avx2", "avx512", "amx")
+CPU_LEVELS = ("auto", "baseline", "avx2", "avx512", "avx512_bf16", "amx")
 TUNE = os.environ.get("EBR_CPU_TUNE", "on")
 TUNES = ("off", "on", "again")
 VERIFY_CHOICES = {"off": "never compared", "first": "compared on first use", "always": "compared at every call"}  # as told
@@ -119,10 +119,10 @@ def native(*tensors: Tensor | None) -> ModuleType | None:
     return None if learned else module
 
 
-def memory_given_back() -> AbstractContextManager:
-    """The context in which memory that the CPU's tensors leave goes back to the system, where native code keeps it otherwise."""
-    module = _native() if ASKED == "auto" else None
-    return nullcontext() if module is None else module.memory_given_back()
+def return_memory() -> None:
+    """Give memory that was freed in this process back to the system, where native code is built; a few milliseconds."""
+    if (module := _native()) is not None:
+        module.return_memory()
 
 
 def native_level() -> str:
