@@ -125,12 +125,6 @@ def return_memory() -> None:
         module.return_memory()
 
 
-def memory_given_back() -> AbstractContextManager:
-    """The context in which memory that the CPU's tensors leave goes back to the system, where native code keeps it otherwise."""
-    module = _native() if ASKED == "auto" else None
-    return nullcontext() if module is None else module.memory_given_back()
-
-
 def native_level() -> str:
     """The level of instructions that native code runs at, as `info` tells it; `no native code` where there is none."""
     module = _native()

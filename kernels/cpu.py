@@ -6,8 +6,7 @@ layout; the caller then takes torch's way. `backend.native` decides whether they
 Operations run on torch's own threads, at the level of instructions that the CPU has (`levels`).
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,9 +18,8 @@ from ebr_engine.kernels.rows import batch_stride, dense
 
 DTYPES = {getattr(torch, name): index for index, name in enumerate(_cpu.DTYPES)}
 NONE = _cpu.Rows(0, 0, 0, 0)
-KEPT, GIVEN_BACK = 8 << 20, 4 << 20  # bytes from which on memory that is freed goes back to the system: usually, and in codecs
 FEW_PIXELS = 32 * 16  # below it transforming a convolution's weights takes longer than its products
-_cpu.keep_memory(KEPT)
+_cpu.keep_memory()
 
 
 def return_memory() -> None:
@@ -43,16 +41,6 @@ def takes(*tensors: Tensor | None) -> bool:
     if not _cpu.POOLED and torch.get_num_threads() > 1:
         return False
     return all(x is None or (x.dtype in DTYPES and x.is_cpu and x.numel()) for x in tensors)
-
-
-@contextmanager
-def memory_given_back() -> Iterator[None]:
-    """Within it, freed tensors go back to the system: large ones of many sizes and ages would leave holes between them."""
-    _cpu.keep_memory(GIVEN_BACK)
-    try:
-        yield
-    finally:
-        _cpu.keep_memory(KEPT)
 
 
 def table(x: Tensor, batch: int = 0, token: int = 0) -> _cpu.Rows:

@@ -25,7 +25,6 @@ from ebr_engine.backbones.sharding import WHOLE, Ulysses, Whole
 from ebr_engine.backbones.vae_files import read_network
 from ebr_engine.backbones.vae_layers import Cache
 from ebr_engine.errors import BackboneError, EbrError
-from ebr_engine.kernels.backend import memory_given_back
 from ebr_engine.media.windows import Window, plan_windows
 
 COARSE = -1  # the cache of the coarse half, which knows no tiles
@@ -259,15 +258,13 @@ class VaeCodec(ABC):
     def _retried(self, run: Callable[[], Tensor], stream: Stream) -> Tensor:
         """The result of `run`, made again in float32 if it is not finite; the codec then stays in float32."""
         before = stream.snapshot() if self.dtype != torch.float32 else {}
-        with memory_given_back():
-            result = run()
+        result = run()
         if not _finite(result) and self.dtype != torch.float32:
             log.warning("the codec gave values that are not finite in %s; it goes on in float32", self.dtype)
             self.asked_dtype = torch.float32
             self.to(self.device)
             stream.caches = {key: in_float32(cache) for key, cache in before.items()}
-            with memory_given_back():
-                result = run()
+            result = run()
         if not _finite(result):
             raise EbrError("the codec gave values that are not finite, in float32 too: its input or its weights are damaged")
         return result
