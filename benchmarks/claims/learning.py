@@ -1,0 +1,64 @@
+"""Learning by variants of the engine's own learner: for objectives and parts that it has no setting for.
+
+Everything but what a variant overrides is the engine's: batches, draws of times and noise, views, loss, optimizer, schedule. Scenes
+are rendered once and kept beside the prompts, for all experiments.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from benchmarks.claims.common import Study, fingerprint, key_of
+from ebr_engine.backbones.base import Backbone
+from ebr_engine.prompts.prompt import Prompt, load_prompt
+from ebr_engine.training.config import LearnConfig
+from ebr_engine.training.data import Samples, SceneSamples
+from ebr_engine.training.latents import LatentSamples
+from ebr_engine.training.learner import Learner
+from ebr_engine.training.loop import backbone_of
+from ebr_engine.training.scenes import ScenePool
+
+Start = Callable[[LearnConfig, Backbone], Learner]
+Source = Callable[[LearnConfig, ScenePool], Samples]
+
+
+@lru_cache(maxsize=1)
+def kept_pool(capacity: int, folder: Path) -> ScenePool:
+    """Scenes that are rendered once, for all commands."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return ScenePool(capacity, keep=folder / f"scenes_{capacity}.safetensors")
+
+
+@lru_cache(maxsize=1)
+def frozen(model: Path, precision: str) -> Backbone:
+    """The backbone to learn on, once a process."""
+    return backbone_of(LearnConfig(task="haze", model=str(model), precision=precision), "cpu")
+
+
+def config_of(study: Study, task: str, seed: int, **changes: Any) -> LearnConfig:
+    """The engine's settings of a study's budget and these changes."""
+    precision = "fp32" if study.quick else "auto"
+    where = {"task": task, "seed": seed, "model": str(study.model), "precision": precision}
+    return LearnConfig(**(asdict(study.learning) | where | changes))
+
+
+def fitted(study: Study, config: LearnConfig, start: Start = Learner.start, source: Source = SceneSamples) -> Learner:
+    """A learner after all of its iterations."""
+    learner = start(config, frozen(study.model, config.precision))
+    samples = source(config, kept_pool(config.scenes, study.work))
+    with LatentSamples(config, samples, learner.backbone) as latents:
+        while learner.iteration < config.iterations:
+            learner.step(latents.batch)
+    return learner
+
+
+def variant(study: Study, task: str, seed: int, name: str, start: Start, **changes: Any) -> Prompt:
+    """A prompt learned by a variant, which `name` stands for; kept in `work`, so that it is learned once."""
+    chosen = asdict(study.learning) | changes | {"task": task, "seed": seed, "variant": name, "model": fingerprint(study.model)}
+    path = study.work / "prompts" / f"{key_of(chosen)}.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fitted(study, config_of(study, task, seed, **changes), start).prompt({"variant": name}).save(path)
+    return load_prompt(path)
