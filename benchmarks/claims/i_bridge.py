@@ -1,8 +1,8 @@
 """I. Past the paper: the bridge of arXiv 2604.10983 in its own form beside the released code's, DDBM's taken apart, T0 by task.
 
-Both forms learn from the same states with the same loss, and their samplers are crossed. DDBM differs from EBR in the path of its
-mean and in its noise, which vanishes at T0: each is changed alone. η is the level of the noise (1: the paper's; 0.2: what `mini`'s
-runs start with). All samplers are first order and deterministic after their start; see `bridges.py` for the mathematics.
+Both forms learn from the same states with the same loss, and their samplers are crossed. DDBM differs from EBR in the path of
+its mean and in its noise, which vanishes at T0: each is changed alone. η is the level of the noise (1: the paper's; 0.2: what
+`mini`'s runs start with). All samplers are first order and deterministic after their start; see `bridges.py` for the mathematics.
 """
 
 import sys

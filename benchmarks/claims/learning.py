@@ -1,7 +1,7 @@
 """Learning by variants of the engine's own learner: for objectives and parts that it has no setting for.
 
-Everything but what a variant overrides is the engine's: batches, draws of times and noise, views, loss, optimizer, schedule. Scenes
-are rendered once and kept beside the prompts, for all experiments.
+Everything but what a variant overrides is the engine's: batches, draws of times and noise, views, loss, optimizer, schedule.
+Scenes are rendered once and kept beside the prompts, for all experiments.
 """
 
 from collections.abc import Callable
