@@ -13,10 +13,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from benchmarks.claims.common import TINY, Study, arguments, fingerprint, save_random, study_of
+from benchmarks.claims.common import TINY, Study, broad_arguments, fingerprint, save_random, study_of
 from benchmarks.claims.reporting import command_of, finish
 from ebr_engine.backbones.mini.model import MINI, load_mini
 from ebr_engine.evaluation.photos import Case
+from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.training.pretrain import PretrainConfig, pretrain
 
 REFERENCE = "input"
@@ -67,10 +68,10 @@ def told_training(model: Path) -> str:
 
 def main(given: Sequence[str] | None = None) -> None:
     """Measure what the store lacks, write the table and the plot."""
-    parser = arguments(__doc__)
+    parser = broad_arguments(__doc__)
     parser.add_argument("--minutes", type=float, default=MINUTES, help="of the two pre-trainings, which run side by side (30)")
     options = parser.parse_args(given)
-    study = study_of("c_secretly_knows", options, ("haze", "rain", "lowlight"))
+    study = study_of("c_secretly_knows", options, TASKS)
     study.work.mkdir(parents=True, exist_ok=True)
     if study.quick:
         short = {name: save_random(study.work / f"tiny{i}.safetensors", TINY, i, gain=10) for i, name in enumerate(DEGRADED, 1)}
