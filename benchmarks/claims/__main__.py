@@ -25,8 +25,8 @@ WORK = {
     "b_process": (3, 9),
     "a_space": (3, 6),
     "g_baselines": (4, 6),
-    "e_prompt": (7, 7),
-    "d_schedule": (4, 18),
+    "e_prompt": (6, 6),
+    "d_schedule": (3, 15),
     "h_adaptive": (4, 5),
     "f_mixtures": (3, 7),  # three mixtures and what none has learned, as if there were five
     "c_secretly_knows": (4, 9),

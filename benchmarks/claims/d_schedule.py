@@ -11,7 +11,7 @@ from ebr_engine.prompts.catalogue import TASKS
 
 T0 = 0.2
 STEPS = (1, 2, 3, 5, 8)
-OTHERS = (0.1, 0.4, 0.6)  # T0
+OTHERS = (0.1, 0.4)  # T0
 FEWER = (1, 2, 5)  # evaluations at those, of second order
 
 

@@ -1,4 +1,4 @@
-"""E. What a prompt is made of and learned by: tokens, the strengths' first value, sharing, loss, states or results."""
+"""E. What a prompt is made of and learned by: tokens, sharing between blocks, loss, states or results."""
 
 import sys
 from collections.abc import Sequence
@@ -9,12 +9,11 @@ from ebr_engine.prompts.catalogue import TASKS
 
 SWEEP = {
     "tokens": (1, 16, 64),
-    "alpha": (0.1, 1.0),
     "per_block": (False, True),
     "loss": ("pixel", "velocity"),
     "unroll": (0, 2),
 }
-QUICK = {"tokens": (1, 4), "alpha": (0.0, 0.1), "per_block": (True,), "loss": ("pixel", "velocity")}
+QUICK = {"tokens": (1, 4), "per_block": (True,), "loss": ("pixel", "velocity")}
 
 
 def arms(study: Study) -> dict:
@@ -40,7 +39,7 @@ def main(given: Sequence[str] | None = None) -> None:
     """Measure what the store lacks, write the table and the plot."""
     study = study_of("e_prompt", broad_arguments(__doc__).parse_args(given), TASKS)
     rows = study.measure(arms(study))
-    question = "E. The prompt: tokens, initial strength, sharing, loss, states or results"
+    question = "E. The prompt: tokens, sharing, loss, states or results"
     notes = ["per_block: a prompt of its own for each block; unroll 2: learned from the result of two steps, through both"]
     finish(study, question, rows, base_name(study), command_of(__file__, given, sys.argv[1:]), notes)
 

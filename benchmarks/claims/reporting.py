@@ -74,11 +74,14 @@ def finish(
     gaps = {arm: difference(rows, arm, reference) for arm in others}
     learning = study.learning
     budget = f"{learning.iterations} iterations of {learning.batch} crops of {learning.size} pixels, T0 {learning.t0:g}"
+    several = len(study.seeds) > 1
     how = [
-        f"{len(study.photos)} photos of {study.size} x {study.size} pixels ({', '.join(study.photos)}), "
-        f"{len(study.seeds)} seeds" + f", {study.steps} evaluations" * learned + f"; tasks: {', '.join(study.tasks)}",
+        f"{len(study.photos)} photos of {study.size} x {study.size} pixels ({', '.join(study.photos)}), {len(study.seeds)} seed"
+        + "s" * several
+        + f", {study.steps} evaluations" * learned
+        + f"; tasks: {', '.join(study.tasks)}",
         f"learned in {budget}" if learned else "the prompts are the bundled ones: nothing is learned",
-        f"differences in dB with 95 % bootstrap intervals over photos and seeds, {DRAWS} draws",
+        f"differences in dB with 95 % bootstrap intervals over photos{' and seeds' * several}, {DRAWS} draws",
         *notes,
     ]
     if study.quick:

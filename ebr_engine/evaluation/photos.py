@@ -64,7 +64,8 @@ def _portrait() -> np.ndarray:
         import matplotlib
     except ImportError as error:
         raise EbrError("this test photo comes with matplotlib: pip install 'ebr-engine[curves]'") from error
-    return opaque_pixels(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg")
+    pixels = opaque_pixels(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg")
+    return (pixels * 255).round().astype(np.uint8)
 
 
 def square(x: Tensor, size: int | None) -> Tensor:

@@ -30,7 +30,7 @@ from ebr_engine.bridge.schedules import power_times
     [
         (a_space, ["empty text", "best words", "token embeddings", "encoder's output, replaced"]),
         (b_process, ["input", "naive prompt, EBR sampler", "EBR prompt, naive sampler", "DDBM prompt, DDBM sampler"]),
-        (e_prompt, ["tokens 1", "alpha 0.0", "per_block True", "loss velocity"]),
+        (e_prompt, ["tokens 1", "per_block True", "loss velocity"]),
         (
             c_secretly_knows,
             ["input", *(f"{name}: learned prompt" for name in ("given", "degraded seen", "clean only", "random"))],
