@@ -24,7 +24,8 @@ REFERENCE = "input"
 
 
 MINUTES = 20.0  # of each pre-training
-SHORT = {"batch": 24, "pool": 256, "compile": False}  # more steps for so few minutes than the bundled one's settings give
+# More steps for so few minutes than the settings of the bundled one give.
+SHORT = {"batch": 24, "pool": 256, "scenes_per_second": 0.5, "compile": False}
 DEGRADED = {"degraded seen": PretrainConfig().degraded, "clean only": 0.0}  # share of degraded images
 
 
