@@ -23,7 +23,7 @@ from ebr_engine.training.pretrain import PretrainConfig, pretrain
 REFERENCE = "input"
 
 
-MINUTES = 20.0  # of each pre-training
+MINUTES = 8.0  # of each pre-training
 # More steps for so few minutes than the settings of the bundled one give.
 SHORT = {"batch": 24, "pool": 256, "scenes_per_second": 0.5, "compile": False}
 DEGRADED = {"degraded seen": PretrainConfig().degraded, "clean only": 0.0}  # share of degraded images
@@ -71,7 +71,7 @@ def told_training(model: Path) -> str:
 def main(given: Sequence[str] | None = None) -> None:
     """Measure what the store lacks, write the table and the plot."""
     parser = broad_arguments(__doc__)
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="of the two pre-trainings, which run side by side (20)")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="of the two pre-trainings, which run side by side (8)")
     options = parser.parse_args(given)
     study = study_of("c_secretly_knows", options, TASKS)
     study.work.mkdir(parents=True, exist_ok=True)
