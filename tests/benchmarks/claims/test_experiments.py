@@ -122,7 +122,9 @@ def test_ddbms_sampler_with_a_perfect_network_ends_at_the_clean_latent():
 
 def test_backbones_to_compare_differ_in_the_share_of_degraded_images_only(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(c_secretly_knows, "pretrain", lambda path, config: (seen.append(config), path.write_bytes(b"weights")))
+    monkeypatch.setattr(
+        c_secretly_knows, "pretrain", lambda path, config, clock: (seen.append(config), path.write_bytes(b"weights"))
+    )
     made = [c_secretly_knows.pretrained(tmp_path, name, 3.0) for name in ("degraded seen", "clean only", "clean only")]
     assert made[0] != made[1] == made[2]
     assert len(seen) == 2  # what is there is not made again
