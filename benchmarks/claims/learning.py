@@ -4,6 +4,7 @@ Everything but what a variant overrides is the engine's: batches, draws of times
 Scenes are rendered once and kept beside the prompts, for all experiments.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
@@ -54,11 +55,22 @@ def fitted(study: Study, config: LearnConfig, start: Start = Learner.start, sour
     return learner
 
 
-def variant(study: Study, task: str, seed: int, name: str, start: Start, **changes: Any) -> Prompt:
+def variant(
+    study: Study,
+    task: str,
+    seed: int,
+    name: str,
+    learner: Start = Learner.start,
+    source: Source = SceneSamples,
+    **changes: Any,
+) -> Prompt:
     """A prompt learned by a variant, which `name` stands for; kept in `work`, so that it is learned once."""
-    chosen = asdict(study.learning) | changes | {"task": task, "seed": seed, "variant": name, "model": fingerprint(study.model)}
-    path = study.work / "prompts" / f"{key_of(chosen)}.safetensors"
+    begun = {"start": Path(changes["start"]).name} if "start" in changes else {}  # where it lies is no part of what is learned
+    which = {"task": task, "seed": seed, "variant": name, "model": fingerprint(study.model)}
+    path = study.work / "prompts" / f"{key_of(asdict(study.learning) | changes | begun | which)}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        fitted(study, config_of(study, task, seed, **changes), start).prompt({"variant": name}).save(path)
+        started = time.process_time()
+        learned = fitted(study, config_of(study, task, seed, **changes), learner, source)
+        learned.prompt({"variant": name, "seconds": round(time.process_time() - started, 1)}).save(path)
     return load_prompt(path)
