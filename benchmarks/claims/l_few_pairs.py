@@ -67,7 +67,7 @@ def pair_of(pool: ScenePool, how: str, index: int) -> tuple[Tensor, Tensor]:
 def nearest(study: Study, how: str, pairs: Sequence[tuple[Tensor, Tensor]]) -> str:
     """The task of the bundled prompt that restores pairs best, in its own number of evaluations."""
     worth = {}
-    for task in TASKS:
+    for task in TASKS[:2] if study.quick else TASKS:
         plan = study.restorer.plan(task)
         middles = [[square_middle(picture, study.size) for picture in pair] for pair in pairs]
         results = [scores(study.restorer.run(degraded, plan), clean)["psnr"] for degraded, clean in middles]
@@ -95,7 +95,9 @@ class FewShot:
 
     def _nearest(self, how: str, count: int, seed: int) -> str:
         pool = kept_pool(self.study.learning.scenes, self.study.work)
-        return nearest(self.study, how, [pair_of(pool, how, count * seed + i) for i in range(min(count, SEEN))])
+        return nearest(
+            self.study, how, [pair_of(pool, how, count * seed + i) for i in range(1 if self.study.quick else min(count, SEEN))]
+        )
 
     def prompt(self, how: str, count: int, seed: int, begun: bool) -> Prompt:
         """Learned from so many pairs (0: endless), `begun` with the nearest bundled prompt."""
