@@ -3,7 +3,6 @@
 * states: at states of the bridge, as the paper has it
 * consistency: as states, at the times of the sampler's five steps, and the clean estimate D at t is also drawn to D at s, where s
   is the sampler's next time and the state there is the one that its own step from t leads to; no gradient goes into the later one
-* consistency alone: D at t is drawn to D at s only; the clean picture is the target of the last step
 * unroll 1, unroll 2: from the result of one and of two steps, the gradient going through them (`--set unroll=N`)
 
 Each is learned in the same number of iterations, from the same crops, and runs in 1, 2 and 5 evaluations.
@@ -12,7 +11,6 @@ Each is learned in the same number of iterations, from the same crops, and runs 
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from statistics import fmean
 
 import torch
@@ -22,12 +20,10 @@ from benchmarks.claims.bridges import Bridge, estimate
 from benchmarks.claims.common import Study, arguments, study_of
 from benchmarks.claims.learning import variant
 from benchmarks.claims.reporting import command_of, difference, finish
-from ebr_engine.backbones.base import Backbone
 from ebr_engine.bridge.sampler import make_table
 from ebr_engine.bridge.schedules import FAST_STEPS
 from ebr_engine.evaluation.photos import Case
 from ebr_engine.prompts.prompt import Prompt
-from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.data import seeded
 from ebr_engine.training.learner import Learner
 
@@ -39,8 +35,6 @@ NEAR = {"psnr": 0.1, "ssim": 0.005}  # what counts as equal
 @dataclass
 class ConsistencyLearner(Learner):
     """The engine's learner whose clean estimates agree along the sampler's own steps."""
-
-    data: float = 1.0  # weight of the clean picture as the target where a later estimate is one
 
     def state_loss(self, numbers: Sequence[int], degraded: Tensor, clean: Tensor) -> Tensor:
         """See `Learner.state_loss`; the whole batch is at one of the sampler's times."""
@@ -56,7 +50,7 @@ class ConsistencyLearner(Learner):
         with torch.no_grad():
             after = bridge.step(state, found, degraded, noise, times[i], times[i + 1], t0)
             later = self.estimate(bridge, after, degraded, times, i + 1)
-        return self.data * known + self.measured(found - later, degraded - clean)
+        return known + self.measured(found - later, degraded - clean)
 
     def estimate(self, bridge: Bridge, state: Tensor, degraded: Tensor, times: Tensor, i: int) -> Tensor:
         """The clean estimate in step i."""
@@ -65,17 +59,9 @@ class ConsistencyLearner(Learner):
         return estimate(self.backbone, bridge, state, degraded, step, times[i], self.config.t0, view)
 
 
-def consistent(data: float, config: LearnConfig, backbone: Backbone) -> ConsistencyLearner:
-    """A learner with this weight of the clean picture."""
-    learner = ConsistencyLearner.start(config, backbone)
-    learner.data = data
-    return learner
-
-
 LEARNED = {
     "states": (Learner.start, {}),
-    "consistency": (partial(consistent, 1.0), {}),
-    "consistency alone": (partial(consistent, 0.0), {}),
+    "consistency": (ConsistencyLearner.start, {}),
     "unroll 1": (Learner.start, {"unroll": 1}),
     "unroll 2": (Learner.start, {"unroll": 2}),
 }
