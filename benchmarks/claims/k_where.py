@@ -3,8 +3,9 @@
     z_n = V·LN(f_n),   f_n: token n after the first block, V: 4 × 256
     block b > 0 adds U_b·z_n to what its cross-attention gives token n, U_b: 256 × 4, beginning at 0
 
-6144 numbers beside a prompt of 16 tokens, learned together with it. They cost no evaluation: the features are the run's own. Two
-arms say what a gain would come from: a prompt of as many numbers more (40 tokens), and the same map from the mean of all tokens.
+6144 numbers beside a prompt of 16 tokens, learned together with it; no evaluation more, for the features are the run's own. Three
+arms say what a gain would come from: a prompt of as many numbers more (40 tokens), the same map from the mean of all tokens, and
+from each token's difference to that mean.
 Haze is densest at the top, rain shows before dark ground: damage that varies over the picture.
 """
 
@@ -12,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -40,18 +40,19 @@ class Map:
 
     down: Tensor  # [D, R]
     up: Tensor  # [blocks - 1, R, D]
-    local: bool  # whether each token has its own features, or all have their mean
+    sees: str = "token"  # each token its own features, their "mean" over all, or its own "difference" to that
 
     @classmethod
-    def start(cls, width: int, blocks: int, local: bool, seed: int) -> "Map":
+    def start(cls, width: int, blocks: int, sees: str, seed: int) -> "Map":
         """One that adds nothing yet."""
         down = torch.randn(width, RANK, generator=torch.Generator().manual_seed(seed)) / width**0.5
-        return cls(down, torch.zeros(blocks - 1, RANK, width), local)
+        return cls(down, torch.zeros(blocks - 1, RANK, width), sees)
 
     def codes(self, features: Tensor) -> Tensor:
         """z [B, N or 1, R] of a stream [B, N, D]."""
         z = F.layer_norm(features.float(), features.shape[-1:]) @ self.down
-        return z if self.local else z.mean(1, keepdim=True)
+        mean = z.mean(1, keepdim=True)
+        return {"token": z, "mean": mean, "difference": z - mean}[self.sees]
 
 
 @contextmanager
@@ -104,37 +105,38 @@ class WhereLearner(Learner):
         return super().prompt(training)
 
 
-def started(config: LearnConfig, backbone: Backbone, local: bool) -> WhereLearner:
+def started(config: LearnConfig, backbone: Backbone, sees: str) -> WhereLearner:
     """A learner whose map adds nothing yet."""
     learner = WhereLearner.start(config, backbone)
-    learner.map = Map.start(backbone.width, backbone.blocks, local, config.seed)
+    learner.map = Map.start(backbone.width, backbone.blocks, sees, config.seed)
     for part in (learner.map.down, learner.map.up):
         part.requires_grad_()
     learner.optimizer = make_optimizer(config, learner.parameters)
     return learner
 
 
-def learned(study: Study, task: str, seed: int, local: bool) -> tuple[Prompt, Map]:
+def learned(study: Study, task: str, seed: int, sees: str) -> tuple[Prompt, Map]:
     """A prompt with its map; kept in `work`."""
-    chosen = asdict(study.learning) | {"task": task, "seed": seed, "map": RANK, "scale": SCALE, "local": local}
+    chosen = asdict(study.learning) | {
+        "task": task,
+        "seed": seed,
+        "map": RANK,
+        "scale": SCALE,
+        "local": {"token": True, "mean": False}.get(sees, sees),
+    }
     key = key_of(chosen | {"model": fingerprint(study.model)})
     folder = study.work / "prompts"
     prompt, path = folder / f"{key}.safetensors", folder / f"{key}.map.safetensors"
 
     def start(config: LearnConfig, backbone: Backbone) -> WhereLearner:
-        return started(config, backbone, local)
+        return started(config, backbone, sees)
 
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         learner = fitted(study, config_of(study, task, seed), start)
         learner.prompt().save(prompt)
         save_file({"down": learner.map.down.detach().contiguous(), "up": learner.map.up.detach().contiguous()}, path)
-    return load_both(prompt, path, local)
-
-
-def load_both(prompt: Path, path: Path, local: bool) -> tuple[Prompt, Map]:
-    """What `learned` keeps."""
-    return load_prompt(prompt), Map(**load_file(path), local=local)
+    return load_prompt(prompt), Map(**load_file(path), sees=sees)
 
 
 def arms(study: Study) -> dict[str, Callable[[Case, int], Tensor]]:
@@ -150,9 +152,9 @@ def arms(study: Study) -> dict[str, Callable[[Case, int], Tensor]]:
 
         return run
 
-    def mapped(local: bool):
+    def mapped(sees: str):
         def run(case: Case, seed: int) -> Tensor:
-            prompt, map = learned(study, case.task, seed, local)
+            prompt, map = learned(study, case.task, seed, sees)
             with seeing(study.restorer.backbone.trunk, map):
                 return study.restore(case, prompt, table)
 
@@ -162,8 +164,9 @@ def arms(study: Study) -> dict[str, Callable[[Case, int], Tensor]]:
         "input": lambda case, seed: case.degraded,
         REFERENCE: plain(),
         f"{tokens} tokens": plain(tokens=tokens),
-        "sees where": mapped(True),
-        "sees the mean": mapped(False),
+        "sees where": mapped("token"),
+        "sees the mean": mapped("mean"),
+        "sees where, less the mean": mapped("difference"),
     }
 
 

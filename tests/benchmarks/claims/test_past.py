@@ -31,7 +31,7 @@ BRIDGES = [
     [
         (i_bridge, ["EBR, η 1", "DDBM", "paper's form, η 1", "paper's form's prompt, released sampler", "EBR, η 0.2, T0 0.4"]),
         (j_fewer, ["states, 1 evaluation", "consistency, 2 evaluations", "unroll 2, 5 evaluations"]),
-        (k_where, ["one prompt", "12 tokens", "sees where", "sees the mean"]),
+        (k_where, ["one prompt", "12 tokens", "sees where", "sees the mean", "sees where, less the mean"]),
         (l_few_pairs, ["nearest prompt as it is", "4 pairs", "4 pairs, from the nearest", "endless"]),
     ],
 )
@@ -195,35 +195,35 @@ def test_without_a_map_s_numbers_the_trunk_answers_as_before_and_with_them_each_
     step = backbone.bake(torch.tensor([100.0]), [])[0]
     state = torch.randn(1, 48, 1, 4, 6, generator=torch.Generator().manual_seed(0))
     plain = backbone.velocity(state, step)
-    map = k_where.Map.start(backbone.width, backbone.blocks, True, 0)
+    map = k_where.Map.start(backbone.width, backbone.blocks, "token", 0)
     with k_where.seeing(trunk, map):
         assert torch.equal(backbone.velocity(state, step), plain)
     map.up.normal_(generator=torch.Generator().manual_seed(1))
     added = {}
 
-    def codes_of(local):
-        one = k_where.Map(map.down, map.up, local)
+    def codes_of(sees):
+        one = k_where.Map(map.down, map.up, sees)
         given = torch.randn(1, 5, backbone.width, generator=torch.Generator().manual_seed(2))
         return one.codes(given)
 
-    assert codes_of(True).shape == (1, 5, k_where.RANK)
-    torch.testing.assert_close(codes_of(False), codes_of(True).mean(1, keepdim=True))
-    for local in (True, False):
-        with k_where.seeing(trunk, k_where.Map(map.down, map.up, local)):
-            added[local] = backbone.velocity(state, step)
-        assert not torch.allclose(added[local], plain)
-    assert not torch.allclose(added[True], added[False])
+    assert codes_of("token").shape == (1, 5, k_where.RANK)
+    torch.testing.assert_close(codes_of("mean"), codes_of("token").mean(1, keepdim=True))
+    torch.testing.assert_close(codes_of("difference") + codes_of("mean"), codes_of("token"))
+    for sees in ("token", "mean", "difference"):
+        with k_where.seeing(trunk, k_where.Map(map.down, map.up, sees)):
+            added[sees] = backbone.velocity(state, step)
+        assert all(not torch.allclose(added[sees], other) for other in (plain, *(added[one] for one in added if one != sees)))
     assert torch.equal(backbone.velocity(state, step), plain)  # nothing stays behind
 
 
 def test_a_map_is_learned_beside_the_prompt_and_nothing_else_moves(study):
     def start(config, backbone):
-        return k_where.started(config, backbone, True)
+        return k_where.started(config, backbone, "token")
 
     learner = fitted(study, config_of(study, "haze", 0), start)
     assert len(learner.parameters) == 4
     assert learner.map.up.abs().max() > 0
-    fresh = k_where.Map.start(learner.backbone.width, learner.backbone.blocks, True, 0)
+    fresh = k_where.Map.start(learner.backbone.width, learner.backbone.blocks, "token", 0)
     assert not torch.equal(learner.map.down.detach(), fresh.down)
     assert learner.prompt().residual.shape == (4, TINY.width)
 
