@@ -12,17 +12,19 @@ Haze is densest at the top, rain shows before dark ground: damage that varies ov
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.claims.common import Study, arguments, fingerprint, key_of, study_of
-from benchmarks.claims.learning import config_of, fitted, variant
-from benchmarks.claims.reporting import command_of, finish
+from benchmarks.claims.common import Row, Study, arguments, in_order, study_of
+from benchmarks.claims.learning import bundled, config_of, fitted, path_of, variant
+from benchmarks.claims.reporting import command_of, difference, finish
 from ebr_engine.backbones.base import Backbone
+from ebr_engine.backbones.mini.model import WEIGHTS
 from ebr_engine.backbones.wan.model import BlockStep, WanTrunk
 from ebr_engine.evaluation.photos import Case
 from ebr_engine.prompts.prompt import Prompt, load_prompt
@@ -31,7 +33,9 @@ from ebr_engine.training.learner import Learner, Progress, make_optimizer
 
 RANK = 4
 SCALE = 0.1  # of U: Adam moves its numbers as far as a prompt's
+RATE = 0.012  # of learning on from a bundled prompt
 REFERENCE = "one prompt"
+LEARNED_ON = "bundled prompt, learned on"
 
 
 @dataclass
@@ -115,36 +119,26 @@ def started(config: LearnConfig, backbone: Backbone, sees: str) -> WhereLearner:
     return learner
 
 
-def learned(study: Study, task: str, seed: int, sees: str) -> tuple[Prompt, Map]:
+def learned(study: Study, task: str, seed: int, sees: str, **changes: Any) -> tuple[Prompt, Map]:
     """A prompt with its map; kept in `work`."""
-    chosen = asdict(study.learning) | {
-        "task": task,
-        "seed": seed,
-        "map": RANK,
-        "scale": SCALE,
-        "local": {"token": True, "mean": False}.get(sees, sees),
-    }
-    key = key_of(chosen | {"model": fingerprint(study.model)})
-    folder = study.work / "prompts"
-    prompt, path = folder / f"{key}.safetensors", folder / f"{key}.map.safetensors"
+    prompt = path_of(study, task, seed, {"map": RANK, "scale": SCALE, "sees": sees} | changes)
+    path = prompt.with_suffix(".map.safetensors")
 
     def start(config: LearnConfig, backbone: Backbone) -> WhereLearner:
         return started(config, backbone, sees)
 
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        learner = fitted(study, config_of(study, task, seed), start)
+        learner = fitted(study, config_of(study, task, seed, **changes), start)
         learner.prompt().save(prompt)
         save_file({"down": learner.map.down.detach().contiguous(), "up": learner.map.up.detach().contiguous()}, path)
     return load_prompt(prompt), Map(**load_file(path), sees=sees)
 
 
 def arms(study: Study) -> dict[str, Callable[[Case, int], Tensor]]:
-    """The one prompt, one of as many numbers as the map has more, the map, and the map of the mean."""
+    """The one prompt, one of as many numbers as the map has more, the map, and those of the mean and of the difference to it."""
     table = study.ebr_table(study.learning.t0)
     config = study.restorer.backbone.trunk.config
-    more = -(-(config.width * RANK * config.num_layers) // config.width)
-    tokens = study.learning.tokens + more
+    tokens = study.learning.tokens + RANK * config.num_layers  # a row of a prompt is as wide as one of the map
 
     def plain(**changes):
         def run(case: Case, seed: int) -> Tensor:
@@ -170,12 +164,58 @@ def arms(study: Study) -> dict[str, Callable[[Case, int], Tensor]]:
     }
 
 
+def further(task: str) -> dict[str, Any]:
+    """The settings of learning on from a bundled prompt, as it was learned last."""
+    prompt = load_prompt(bundled(task))
+    shape = {"tokens": prompt.residual.shape[-2], "per_block": prompt.residual.ndim == 3}
+    how = {"unroll": prompt.steps, "t0": prompt.t0, "detail": prompt.detail, "learning_rate": RATE}
+    return {"start": str(bundled(task))} | shape | how
+
+
+def arms_from_bundled(study: Study) -> dict[str, Callable[[Case, int], Tensor]]:
+    """The bundled prompt as it is, learned on, and learned on with a map."""
+
+    def restored(case: Case, prompt: Prompt) -> Tensor:
+        return study.restorer.run(case.degraded, study.restorer.plan(prompt=prompt))
+
+    def alone(case: Case, seed: int) -> Tensor:
+        return restored(case, variant(study, case.task, seed, "learned on", **further(case.task)))
+
+    def with_map(case: Case, seed: int) -> Tensor:
+        prompt, map = learned(study, case.task, seed, "token", **further(case.task))
+        with seeing(study.restorer.backbone.trunk, map):
+            return restored(case, prompt)
+
+    return {
+        "input": lambda case, seed: case.degraded,
+        "bundled prompt": lambda case, seed: restored(case, load_prompt(bundled(case.task))),
+        LEARNED_ON: alone,
+        "learned on, and sees where": with_map,
+    }
+
+
+def by_task(rows: Sequence[Row], arm: str, reference: str) -> str:
+    """An arm's difference in PSNR and SSIM for each task."""
+    found = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        gaps = [difference([row for row in rows if row["task"] == task], arm, reference, what) for what in ("psnr", "ssim")]
+        found.append(f"{task} {gaps[0]} dB, SSIM {gaps[1].mean:+.3f} [{gaps[1].low:+.3f}, {gaps[1].high:+.3f}]")
+    return f"{arm}, by task: {'; '.join(found)}"
+
+
 def main(given: Sequence[str] | None = None) -> None:
-    """Measure what the store lacks, write the table and the plot."""
+    """Measure what the store lacks, write a table and a plot for prompts from nothing and for the bundled ones learned on."""
     study = study_of("k_where", arguments(__doc__).parse_args(given), ("haze", "rain"))
+    command = command_of(__file__, given, sys.argv[1:])
     rows = study.measure(arms(study))
     notes = [f"a map of rank {RANK}; its residuals begin at 0 and are learned with the prompt, at the same learning rate"]
-    finish(study, "K. Prompts that see where", rows, REFERENCE, command_of(__file__, given, sys.argv[1:]), notes)
+    notes += [by_task(rows, arm, REFERENCE) for arm in in_order(rows, "arm") if "sees" in arm]
+    finish(study, "K. Prompts that see where", rows, REFERENCE, command, notes)
+    on = replace(study.named("k_bundled", study.tasks), model=WEIGHTS)
+    rows = on.measure(arms_from_bundled(on), rate=RATE)
+    notes = [f"each from the bundled prompt, through its own number of steps, at a learning rate of {RATE:g}"]
+    notes += [by_task(rows, arm, LEARNED_ON) for arm in in_order(rows, "arm") if "sees" in arm]
+    finish(on, "K. Bundled prompts that see where", rows, LEARNED_ON, command, notes)
 
 
 if __name__ == "__main__":

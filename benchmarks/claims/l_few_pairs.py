@@ -11,18 +11,17 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.claims.common import STORM, Degrade, Study, arguments, scores, study_of
-from benchmarks.claims.learning import kept_pool, variant
+from benchmarks.claims.learning import bundled, kept_pool, variant
 from benchmarks.claims.reporting import command_of, finish
 from benchmarks.claims.simulators import SIMULATORS
 from ebr_engine.evaluation.photos import Case
 from ebr_engine.media.degradations import seeds
-from ebr_engine.prompts.catalogue import ASSETS, TASKS
+from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.prompts.prompt import Prompt, load_prompt
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.data import seeded
@@ -79,11 +78,6 @@ def square_middle(picture: Tensor, size: int) -> Tensor:
     """The middle `size` × `size` pixels."""
     top, left = ((side - size) // 2 for side in picture.shape[-2:])
     return picture[..., top : top + size, left : left + size]
-
-
-def bundled(task: str) -> Path:
-    """A bundled prompt's file."""
-    return ASSETS / "mini" / "prompts" / f"{task}.safetensors"
 
 
 class FewShot:

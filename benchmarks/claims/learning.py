@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.claims.common import Study, fingerprint, key_of
 from ebr_engine.backbones.base import Backbone
+from ebr_engine.prompts.catalogue import ASSETS
 from ebr_engine.prompts.prompt import Prompt, load_prompt
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.data import Samples, SceneSamples
@@ -38,6 +39,11 @@ def frozen(model: Path, precision: str) -> Backbone:
     return backbone_of(LearnConfig(task="haze", model=str(model), precision=precision), "cpu")
 
 
+def bundled(task: str) -> Path:
+    """A bundled prompt's file."""
+    return ASSETS / "mini" / "prompts" / f"{task}.safetensors"
+
+
 def config_of(study: Study, task: str, seed: int, **changes: Any) -> LearnConfig:
     """The engine's settings of a study's budget and these changes."""
     precision = "fp32" if study.quick else "auto"
@@ -55,6 +61,15 @@ def fitted(study: Study, config: LearnConfig, start: Start = Learner.start, sour
     return learner
 
 
+def path_of(study: Study, task: str, seed: int, changes: dict[str, Any]) -> Path:
+    """Where a prompt of a study is kept; by what it is learned with, but not by where on this machine it begins."""
+    begun = {"start": Path(changes["start"]).name} if "start" in changes else {}
+    which = {"task": task, "seed": seed, "model": fingerprint(study.model)}
+    folder = study.work / "prompts"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{key_of(asdict(study.learning) | changes | begun | which)}.safetensors"
+
+
 def variant(
     study: Study,
     task: str,
@@ -65,11 +80,8 @@ def variant(
     **changes: Any,
 ) -> Prompt:
     """A prompt learned by a variant, which `name` stands for; kept in `work`, so that it is learned once."""
-    begun = {"start": Path(changes["start"]).name} if "start" in changes else {}  # where it lies is no part of what is learned
-    which = {"task": task, "seed": seed, "variant": name, "model": fingerprint(study.model)}
-    path = study.work / "prompts" / f"{key_of(asdict(study.learning) | changes | begun | which)}.safetensors"
+    path = path_of(study, task, seed, {"variant": name} | changes)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         started = time.process_time()
         learned = fitted(study, config_of(study, task, seed, **changes), learner, source)
         learned.prompt({"variant": name, "seconds": round(time.process_time() - started, 1)}).save(path)
