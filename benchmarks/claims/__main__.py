@@ -21,11 +21,6 @@ WORK = {
     "f_mixtures": ((5 + 3) * SEEDS, (3 * 9 + 7) * SEEDS * PHOTOS),
     "g_baselines": (5 * 2 * SEEDS, 5 * 4 * SEEDS * PHOTOS),
     "h_adaptive": (3 * 5 * SEEDS, 3 * 4 * SEEDS * PHOTOS),
-    "i_bridge": (3 * 9 * SEEDS, 3 * 15 * SEEDS * PHOTOS),
-    "j_fewer": (2 * 6 * SEEDS, 2 * 13 * SEEDS * PHOTOS),
-    "k_where": (2 * (5 + 4) * SEEDS, 2 * (6 + 4) * SEEDS * PHOTOS),
-    "l_few_pairs": (2 * 7 * SEEDS, 2 * 9 * SEEDS * PHOTOS),
-    "m_weights": (0, 3 * (15 + 5) * 3 * SEEDS * PHOTOS),
 }
 
 

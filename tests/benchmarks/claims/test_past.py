@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.claims import __main__ as estimate
 from benchmarks.claims import common, i_bridge, j_fewer, k_where, l_few_pairs, m_weights, simulators
 from benchmarks.claims.bridges import Bridge, BridgeLearner, sampled
 from benchmarks.claims.common import TINY, WEIGHTS, Learning, Study
@@ -54,17 +53,6 @@ def test_quick_weights_judge_every_way(quick):
     assert all(row[judge] >= 0 for row in rows for judge in m_weights.JUDGES)
     for arm in ("input", *(f"chosen by {judge}" for judge in m_weights.JUDGES), "oracle"):
         assert f"| {arm} |" in text
-
-
-def test_the_estimate_counts_the_arms_that_there_are(tmp_path):
-    study = Study("t", WEIGHTS, tmp_path, tmp_path, ("haze",))
-    for module, tasks in ((i_bridge, 3), (j_fewer, 2), (l_few_pairs, 2)):
-        restorations = estimate.WORK[module.__name__.rpartition(".")[2]][1]
-        assert restorations == tasks * len(module.arms(study)) * estimate.SEEDS * estimate.PHOTOS
-    arms = len(k_where.arms(study)) + len(k_where.arms_from_bundled(study))
-    assert estimate.WORK["k_where"][1] == 2 * arms * estimate.SEEDS * estimate.PHOTOS
-    both, single = (len(m_weights.ways(study.restorer, tasks)) for tasks in (("haze", "rain"), ("haze",)))
-    assert estimate.WORK["m_weights"][1] == 3 * (both + single) * 3 * estimate.SEEDS * estimate.PHOTOS
 
 
 def latents(seed=0, batch=3):
