@@ -4,6 +4,7 @@ Everything but what a variant overrides is the engine's: batches, draws of times
 Scenes are rendered once and kept beside the prompts, for all experiments.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
@@ -12,6 +13,7 @@ from typing import Any
 
 from benchmarks.claims.common import Study, fingerprint, key_of
 from ebr_engine.backbones.base import Backbone
+from ebr_engine.prompts.catalogue import ASSETS
 from ebr_engine.prompts.prompt import Prompt, load_prompt
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.data import Samples, SceneSamples
@@ -37,6 +39,11 @@ def frozen(model: Path, precision: str) -> Backbone:
     return backbone_of(LearnConfig(task="haze", model=str(model), precision=precision), "cpu")
 
 
+def bundled(task: str) -> Path:
+    """A bundled prompt's file."""
+    return ASSETS / "mini" / "prompts" / f"{task}.safetensors"
+
+
 def config_of(study: Study, task: str, seed: int, **changes: Any) -> LearnConfig:
     """The engine's settings of a study's budget and these changes."""
     precision = "fp32" if study.quick else "auto"
@@ -54,11 +61,28 @@ def fitted(study: Study, config: LearnConfig, start: Start = Learner.start, sour
     return learner
 
 
-def variant(study: Study, task: str, seed: int, name: str, start: Start, **changes: Any) -> Prompt:
+def path_of(study: Study, task: str, seed: int, changes: dict[str, Any]) -> Path:
+    """Where a prompt of a study is kept; by what it is learned with, but not by where on this machine it begins."""
+    begun = {"start": Path(changes["start"]).name} if "start" in changes else {}
+    which = {"task": task, "seed": seed, "model": fingerprint(study.model)}
+    folder = study.work / "prompts"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{key_of(asdict(study.learning) | changes | begun | which)}.safetensors"
+
+
+def variant(
+    study: Study,
+    task: str,
+    seed: int,
+    name: str,
+    learner: Start = Learner.start,
+    source: Source = SceneSamples,
+    **changes: Any,
+) -> Prompt:
     """A prompt learned by a variant, which `name` stands for; kept in `work`, so that it is learned once."""
-    chosen = asdict(study.learning) | changes | {"task": task, "seed": seed, "variant": name, "model": fingerprint(study.model)}
-    path = study.work / "prompts" / f"{key_of(chosen)}.safetensors"
+    path = path_of(study, task, seed, {"variant": name} | changes)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fitted(study, config_of(study, task, seed, **changes), start).prompt({"variant": name}).save(path)
+        started = time.process_time()
+        learned = fitted(study, config_of(study, task, seed, **changes), learner, source)
+        learned.prompt({"variant": name, "seconds": round(time.process_time() - started, 1)}).save(path)
     return load_prompt(path)

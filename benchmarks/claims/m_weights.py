@@ -48,13 +48,13 @@ def runner(restorer: Restorer, tasks: Sequence[str], weights: Sequence[float], m
     return run
 
 
-def ways(restorer: Restorer, tasks: Sequence[str]) -> dict[str, Way]:
+def ways(restorer: Restorer, tasks: Sequence[str], strengths: Sequence[float] = STRENGTHS) -> dict[str, Way]:
     """All ways to restore what was degraded by `tasks`, one after the other; in turn means the last one first."""
     turn = tuple(reversed(tasks))
     if len(tasks) == 1:
         found = {(one,): runner(restorer, tasks, (one,)) for one in FINER}
         return {named(weights): way for weights, way in found.items()}
-    found = {named(weights): runner(restorer, turn, weights) for weights in product(STRENGTHS, repeat=len(tasks))}
+    found = {named(weights): runner(restorer, turn, weights) for weights in product(strengths, repeat=len(tasks))}
     ones = (1.0,) * len(tasks)
     found |= {"the other way round": runner(restorer, tasks, ones)}
     found |= {f"residuals, {weight:g}": runner(restorer, turn, [weight] * len(tasks), "residual") for weight in (0.5, 1.0)}
@@ -75,7 +75,7 @@ def change(before: Tensor, after: Tensor) -> float:
 def judged(study: Study, tasks: Sequence[str]) -> Callable[[Case, int], list[Row]]:
     """A function that gives the rows of a case: every way's scores, and what each judge makes of it, less being better."""
     restorer = study.restorer
-    known = ways(restorer, tasks)
+    known = ways(restorer, tasks, STRENGTHS[1:2] if study.quick else STRENGTHS)
     probe = known[REFERENCE]
     table = study.ebr_table(study.learning.t0)
 
@@ -164,7 +164,8 @@ def main(given: Sequence[str] | None = None) -> None:
         parser.error("mixtures and prompts are fixed; leave --tasks and --model out")
     torch.manual_seed(0)
     study = study_of("m_weights", options, ["+".join(tasks) for tasks in MIXTURES] + list(SINGLE))
-    study = replace(study, model=WEIGHTS)  # the one that bundled prompts fit, in the quick form too
+    # In the quick form too the backbone that bundled prompts fit; its evaluations are not quick.
+    study = replace(study, model=WEIGHTS, photos=study.photos[:1] if study.quick else study.photos)
     rows = measure(study)
     picked = {judge: chosen(rows, f"chosen by {judge}", lambda row, judge=judge: row[judge]) for judge in JUDGES}
     told = inputs(study) + [row for row in rows if row["arm"] == REFERENCE]
