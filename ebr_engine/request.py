@@ -123,6 +123,16 @@ class RestoreRequest:
     chunk_overlap: int | None = _clip(
         None, "--chunk-overlap N", "Frames over which they fade into each other.", span=AT_LEAST_0, shown="by backbone"
     )
+    temporal_window: int | None = _ask(
+        RUN,
+        "Clips",
+        None,
+        "--temporal-window N",
+        "Where a clip is restored frame by frame: frames on either side with which each then agrees, along the motion; 0: none.",
+        span=(0, 16),
+        shown="3 for mini, where OpenCV is installed",
+        by_file=True,
+    )
     as_clip: bool = _clip(False, "--as-clip", "The folder's pictures are the frames of one clip.")
     fps: float = _clip(24, "--fps X", "Of a folder of frames without a timestamps.txt.", span=(0.01, math.inf), by_file=True)
     per_frame: bool = _clip(False, "--per-frame", "Restore a clip frame by frame with flux, which knows no time.")

@@ -337,8 +337,9 @@ class Restorer:
 
         `size` (height, width) resizes first, as the published protocol does; the result is then of that size.
         `first`: number of a chunk's first frame in its clip, so that every chunk sees the clip's noise of that moment. A
-        backbone that knows nothing of time (mini, FLUX) restores a clip frame by frame, with the same noise in each.
-        `options`: `seed`, `detail`, `tile`, `tile_overlap`, `tile_blend`.
+        backbone that knows nothing of time (mini, FLUX) restores a clip frame by frame, with the same noise in each; the frames
+        then agree with `temporal_window` neighbours on either side (`media/motion.py`).
+        `options`: `seed`, `detail`, `tile`, `tile_overlap`, `tile_blend`, `temporal_window`.
         """
         check_names(options, RUNNING)
         how = RestoreRequest.of(**options).part(RUN)
@@ -390,17 +391,18 @@ class Restorer:
         overlap: int | None,
         size: tuple[int, int] | None = None,
         plan: Plan | None = None,
-        detail: str = "auto",
-        **tiling: Any,
+        **options: Any,
     ) -> tuple[int, int]:
         """Length and overlap of a clip's chunks in frames, with the backbone's defaults; `EngineError` for a wrong length.
 
-        For frames of `size` (height, width), run with `tile`, `tile_overlap` and `tile_blend`, they are no longer than memory
-        allows, where it is limited. Where `plan` and `detail` take the detail from the input, neighbours smooth each other
-        even if the backbone knows no time.
+        For frames of `size` (height, width), run by `plan` with `options` of `run`, they are no longer than memory allows, where
+        it is limited. A backbone that knows no time has longer ones, too, where neighbours smooth each other: in
+        `temporal_window`, or where the detail is the input's.
         """
-        by_input = plan is not None and plan.any_by_input(detail)
-        return self.engine.chunk_size(frames, overlap, size, by_input=by_input, **tiling)
+        check_names(options, RUNNING)
+        how = RestoreRequest.of(**options).part(RUN)
+        by_input = plan is not None and plan.any_by_input(how["detail"])
+        return self.engine.chunk_size(frames, overlap, size, by_input, how)
 
     def tile_size(self, tile: int | None, overlap: int | None) -> tuple[int, int]:
         """Side and overlap of the tiles in pixels, checked, with the backbone's defaults; a side of 0 never tiles."""
