@@ -25,9 +25,9 @@ WORK = {
     "b_process": (3, 9),
     "a_space": (4, 7),
     "g_baselines": (4, 6),
-    "e_prompt": (6, 6),
+    "e_prompt": (5, 5),
     "d_schedule": (3, 15),
-    "h_adaptive": (4, 5),
+    "h_adaptive": (3, 4),
     "f_mixtures": (3, 7),  # three mixtures and what none has learned, as if there were five
     "c_secretly_knows": (4, 9),
 }

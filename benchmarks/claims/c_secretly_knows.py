@@ -24,7 +24,7 @@ from ebr_engine.training.pretrain import PretrainConfig, pretrain
 REFERENCE = "input"
 
 
-MINUTES = 3.0  # of processor time of each pre-training
+MINUTES = 2.0  # of processor time of each pre-training
 # More steps for so few minutes than the settings of the bundled one give.
 SHORT = {"batch": 24, "pool": 256, "scenes_per_second": 0.5, "compile": False}
 DEGRADED = {"degraded seen": PretrainConfig().degraded, "clean only": 0.0}  # share of degraded images
@@ -72,7 +72,7 @@ def told_training(model: Path) -> str:
 def main(given: Sequence[str] | None = None) -> None:
     """Measure what the store lacks, write the table and the plot."""
     parser = broad_arguments(__doc__)
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="of processor time, for each of the two pre-trainings (3)")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="of processor time, for each of the two pre-trainings (2)")
     options = parser.parse_args(given)
     study = study_of("c_secretly_knows", options, TASKS)
     study.work.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from benchmarks.claims.reporting import command_of, finish
 from ebr_engine.prompts.catalogue import TASKS
 
 SWEEP = {
-    "tokens": (1, 16, 64),
+    "tokens": (1, 16),
     "per_block": (False, True),
     "loss": ("pixel", "velocity"),
     "unroll": (0, 2),

@@ -41,7 +41,7 @@ from ebr_engine.bridge.schedules import power_times
         ),
         (d_schedule, ["T0 0.2, 2 steps, order 2", "T0 0.4, 1 steps, order 1"]),
         (g_baselines, ["input", "classical", *(f"U-Net, {name}" for name in g_baselines.WIDTHS.values()), "EBR prompt"]),
-        (h_adaptive, ["one prompt", "by moment", "by picture, strength", "by picture, router"]),
+        (h_adaptive, ["one prompt", "by moment", "by picture"]),
     ],
 )
 def test_quick_forms_measure_every_arm(quick, module, arms):
