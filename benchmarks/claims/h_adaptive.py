@@ -1,8 +1,8 @@
 """H. Past the paper: prompts that adapt to the picture, or to the moment, beside one prompt for everything.
 
 * by moment: a block's strength is α + β·(2t/T0 − 1), so that it can be another at the first step than at the last
-* by picture: four prompts of a quarter of the tokens each, their strengths α_k + A_k·z(x), where z(x) is what the frozen transformer
-  makes of the degraded picture with the empty prompt: a router
+* by picture, a router: four prompts of a quarter of the tokens each, their strengths α_k + A_k·z(x), where z(x) is what the
+  frozen transformer makes of the degraded picture with the empty prompt
 
 z(x): the last layer's input at the first step, its mean over all tokens, brought to mean 0 and deviation 1 over degraded scenes.
 It costs one evaluation more a picture. β and A begin at 0; everything is learned together by the engine's learner, from the same
