@@ -188,6 +188,13 @@ class RestoreRequest:
     engine: Path | None = _model(None, "--engine FILE", "A file from ebr-engine build or export, in place of all of the above.")
 
     device: str = _computing("auto", "--device NAME", "auto, cpu, cuda or cuda:N.", free=True)
+    devices: str | None = _computing(
+        None,
+        "--devices LIST",
+        "Several that share each picture or clip, such as cuda:0,cuda:1; for large models.",
+        shown="one",
+        free=True,
+    )
     precision: str = _computing(
         "auto",
         "--precision",

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,9 @@ from ebr_engine.engine.fallback import Fitting, Safety, fallbacks_of, release
 from ebr_engine.engine.layout import Geometry, in_chunks, in_pixels, share, stretch
 from ebr_engine.engine.memory import Costs, Fallback, Work
 from ebr_engine.engine.offload import inner, offloaded
+from ebr_engine.engine.parallel import heads_of, led
 from ebr_engine.engine.plan import Plan
+from ebr_engine.engine.ranks import Ranks
 from ebr_engine.errors import EngineError, out_of_memory, warn
 from ebr_engine.media import motion
 from ebr_engine.media.detail import NEIGHBOURS, detail_of_input, noise_of
@@ -42,14 +44,32 @@ class Engine:
 
     def __init__(self, backbone: Backbone, device: torch.device, offload: str, compile: str, fitting: Fitting):
         self.fitting, self.asked_offload = fitting, offload
+        self.ranks: Ranks | None = None
         self._place(offloaded(backbone, device, offload), offload, compile)
         self._costs = costs_of(self.backbone)
 
     def _place(self, backbone: Backbone, offload: str, compile: str) -> None:
+        if self.ranks and compile == "auto":
+            compile = "off"  # what pays is measured, and would be found elsewhere at another time
         self.backbone, self.offload = backbone, offload
         self.runner = Runner(backbone, compile, offload == "blocks")
         self.safety = Safety(backbone, offload == "blocks")
-        self.geometry = Geometry(backbone)
+        if self.ranks and self.ranks.leads:
+            self.backbone, self.runner, self.safety = led(self.ranks, self.backbone, self.runner, offload == "blocks")
+        self.geometry = Geometry(self.backbone)
+
+    def join(self, ranks: Ranks) -> bool:
+        """Work with the processes of other devices from here on; whether this one has anything to do with them.
+
+        Raises `EngineError` for a transformer whose tokens cannot be shared, and `DeviceLost` where a process has ended.
+        """
+        ranks.join(heads_of(self.backbone))
+        if ranks.idle or ranks.size == 1:  # no two can share the heads: the first one works alone
+            ranks.end()
+            return False
+        self.ranks = ranks
+        self._place(self.backbone, self.offload, self.runner.compile)
+        return True
 
     @property
     def costs(self) -> Costs:
@@ -102,7 +122,7 @@ class Engine:
                 attempt = Attempt(self.backbone, self.geometry, self.runner, self.safety, plan, ways[index], seed)
                 return attempt.run(pixels, first, callback)
             except (MemoryError, RuntimeError) as error:
-                lower = self.fitting.next(ways, self.costs, work, index)
+                lower = None if self.ranks else self.fitting.next(ways, self.costs, work, index)
                 if not out_of_memory(error) or lower is None:
                     raise
             # Outside of the handler: the error's traceback held what the attempt had made.
@@ -184,7 +204,9 @@ class Engine:
         return reach
 
     def apply(self, way: Fallback) -> None:
-        """Have codec and blocks be where a way to run says, and the codec take tiles of its size."""
+        """Have codec and blocks be where a way to run says, and the codec take tiles of its size; on all devices."""
+        if self.ranks and self.ranks.leads:
+            self.ranks.tell({"do": "apply", "way": asdict(way)})
         if OFFLOADS.index(way.offload) > OFFLOADS.index(self.offload):
             if way.offload == "blocks":
                 unpack_trunk(self.backbone.trunk)
