@@ -46,10 +46,10 @@ def learned(study: Study, bridge: Bridge, task: str, seed: int, t0: float) -> Pr
     return variant(study, task, seed, repr(bridge), BridgeLearner.on(bridge), t0=t0)
 
 
-def restored(study: Study, picture: Tensor, prompt: Prompt | None, bridge: Bridge, t0: float) -> Tensor:
-    """A picture [1, 3, H, W] by a prompt, or the empty one, and a bridge's own sampler."""
+def restored(study: Study, picture: Tensor, prompt: Prompt | None, bridge: Bridge, t0: float, count: int | None = None) -> Tensor:
+    """A picture [1, 3, H, W] by a prompt, or the empty one, and a bridge's own sampler in `count` steps, or the study's."""
     backbone = study.restorer.backbone
-    times = power_times(study.steps, t0, FAST_POWER)
+    times = power_times(count or study.steps, t0, FAST_POWER)
     prompts = [(prompt.residual, prompt.alpha)] if prompt else []
     steps = backbone.bake(torch.tensor(times[:-1]) * 1000, prompts)
     degraded = backbone.codec.encode(picture.unsqueeze(2))
