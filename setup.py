@@ -40,6 +40,7 @@ CPU_LEVELS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],
     "avx512": (avx512 := ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]),
+    "avx512_bf16": [*avx512, "-mavx512bf16"],
     "amx": [*avx512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
 CPU_SOURCES = {"csrc/cpu/levels.cpp": [], "csrc/cpu/pool.cpp": []} | {

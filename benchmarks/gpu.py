@@ -42,7 +42,7 @@ class Section:
     seconds: float  # of the twelve minutes, more if there are more; `inf`: all that are left
     arguments: tuple[str, ...] = ()
     kernels: str = "triton"
-    gpus: int = 1  # left out without a word where there are fewer
+    gpus: int = 1  # left out, with a line, where there are fewer
     beside: bool = False  # computes nothing on the GPU: begins with the first section and runs beside
 
 
@@ -58,6 +58,7 @@ SECTIONS = {
     "train-wan": Section("Learning a prompt for Wan 2.1 1.3B", "gpu_models", "train", 20, ("wan-1.3b",)),
     "train-flux": Section("Learning a prompt for FLUX.1-dev", "gpu_models", "train", 30, ("flux-dev",)),
     "attention": Section("Self-attention in all its forms", "gpu_kernels", "forms_of_attention", 25),
+    "parallel": Section("A step shared by several GPUs", "gpu_parallel", "parallel", 30, gpus=2),
     "vae-wan": Section("Wan 2.1's codec, 480 x 832, 33 frames", "gpu_codecs", "codec", 20, ("wan",)),
     "vae-flux": Section("FLUX.1's codec, 1024 x 1024", "gpu_codecs", "codec", 15, ("flux",)),
     "linears": Section("Linear layers: bf16, and e4m3 by its two backends", "gpu_kernels", "linears", 20),
@@ -135,7 +136,9 @@ class Check:
         self.work.mkdir(parents=True, exist_ok=True)
         sections = {name: found for name in SECTIONS if (found := self.kept(name))} if resume else {}
         print("\n".join(describe(machine)), f"driver {machine['driver']}", sep="\n", flush=True)
-        names = [name for name in names if SECTIONS[name].gpus <= max(count, 1)]
+        for name in [name for name in names if SECTIONS[name].gpus > count and not self.tiny]:
+            names = [one for one in names if one != name]
+            print(f"\n{name}: left out, as it needs {SECTIONS[name].gpus} GPUs", flush=True)
         new = [name for name in names if sections.get(name, {}).get("status") != "done"]
         beside = {name: self.start(name, SECTIONS[name].seconds, deadline) for name in new if SECTIONS[name].beside}
         for name in names:

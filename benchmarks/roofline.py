@@ -377,8 +377,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bandwidth", type=float, metavar="TBPS")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the backbone's own")
     parser.add_argument("--frames", type=int, default=33, help="of a clip, 4n + 1")
+    parser.add_argument("--devices", type=int, nargs="+", metavar="N", help="messages of several instead: see parallel_cost")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number")
     options = parser.parse_args(arguments)
+    if options.devices:
+        from benchmarks import parallel_cost
+
+        parallel_cost.main([*map(str, ["--devices", *options.devices]), *(["--json", str(options.json)] if options.json else [])])
+        return
     given = {key: getattr(options, key) for key in ("bf16", "fp8", "bandwidth") if getattr(options, key) is not None}
     if any(value <= 0 for value in given.values()):
         parser.error("rates must be positive")

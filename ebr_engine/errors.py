@@ -26,6 +26,10 @@ class EngineError(EbrError):
     """A request that the engine cannot meet."""
 
 
+class DeviceLost(RuntimeError):
+    """One of a run's devices, or its process, is gone; the run ends, whatever file it was at."""
+
+
 def warn(line: str) -> None:
     """Tell of something in one line, as an `EngineWarning`."""
     words = " ".join(line.split())
@@ -47,7 +51,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 def one_line(error: BaseException) -> str | None:
     """What to tell a person about an expected error; None for an error that is nobody's input, but a bug."""
-    if isinstance(error, EbrError):
+    if isinstance(error, (EbrError, DeviceLost)):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

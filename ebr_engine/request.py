@@ -123,6 +123,16 @@ class RestoreRequest:
     chunk_overlap: int | None = _clip(
         None, "--chunk-overlap N", "Frames over which they fade into each other.", span=AT_LEAST_0, shown="by backbone"
     )
+    temporal_window: int | None = _ask(
+        RUN,
+        "Clips",
+        None,
+        "--temporal-window N",
+        "Where a clip is restored frame by frame: frames on either side with which each then agrees, along the motion; 0: none.",
+        span=(0, 16),
+        shown="3 for mini, where OpenCV is installed",
+        by_file=True,
+    )
     as_clip: bool = _clip(False, "--as-clip", "The folder's pictures are the frames of one clip.")
     fps: float = _clip(24, "--fps X", "Of a folder of frames without a timestamps.txt.", span=(0.01, math.inf), by_file=True)
     per_frame: bool = _clip(False, "--per-frame", "Restore a clip frame by frame with flux, which knows no time.")
@@ -178,6 +188,13 @@ class RestoreRequest:
     engine: Path | None = _model(None, "--engine FILE", "A file from ebr-engine build or export, in place of all of the above.")
 
     device: str = _computing("auto", "--device NAME", "auto, cpu, cuda or cuda:N.", free=True)
+    devices: str | None = _computing(
+        None,
+        "--devices LIST",
+        "Several that share each picture or clip, such as cuda:0,cuda:1; for large models.",
+        shown="one",
+        free=True,
+    )
     precision: str = _computing(
         "auto",
         "--precision",

@@ -35,6 +35,11 @@ def process() -> tuple[int, int, int]:
     return tuple(int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
 
 
+def several_processes() -> bool:
+    """Whether `torchrun` has started this process as one of several."""
+    return process()[2] > 1
+
+
 # What says how OpenMP's threads wait: any of them, set by the user, stands for all.
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 

@@ -19,6 +19,10 @@ NONE = _cpu.Rows(0, 0, 0, 0)
 _cpu.keep_memory()
 
 
+def return_memory() -> None:
+    _cpu.return_memory()
+
+
 def levels() -> tuple[str, ...]:
     """Levels of instructions that this CPU has, each faster than the one before."""
     return _cpu.LEVELS

@@ -72,6 +72,7 @@ PYBIND11_MODULE(_cpu, m) {
         return chosen.rope(a);
     });
     m.def("keep_memory", &keep_memory);
+    m.def("return_memory", &return_memory);
     m.def("gelu", [](int level, uintptr_t x, uintptr_t out, int64_t size, int dtype, int threads) {
         const Gelu a{x, out, size, dtype_of(dtype), threads};
         const Table& chosen = table(level);

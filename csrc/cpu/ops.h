@@ -85,11 +85,12 @@ struct Table {
     bool (*gelu)(const Gelu&);
 };
 
-extern const Table baseline, avx2, avx512, amx;
+extern const Table baseline, avx2, avx512, avx512_bf16, amx;
 
 // Runs part(data, i) for i in [0, parts) on up to `threads` of torch's own OpenMP threads.
 void spread(int64_t parts, int threads, void (*part)(void*, int64_t), void* data);
 void keep_memory();
+void return_memory();  // what is free goes back to the system
 bool pooled();  // whether torch's OpenMP runtime was found; if not, everything runs on one thread
 
 // Memory that this thread keeps between calls, by its use, aligned to a cache line. In pool.cpp: a template of the standard

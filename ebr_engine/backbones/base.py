@@ -230,6 +230,7 @@ class Spec:
     chunk: tuple[int, int] = (1, 0)  # frames restored together, and what neighbours share
     small_side: int | None = None  # longest side of a small version that shows the whole picture; None: the tile
     knows_time: bool = False  # frames of a clip see each other
+    window: int = 0  # frames on either side with which each agrees, where the backbone knows no time: see `media/motion.py`
     asks_for_frames: bool = False  # a clip is restored frame by frame only where that is asked for
     moves: bool = False  # the grid of tokens lies elsewhere in each step, and detail keeps its level: see `views.py`
     mix: str = "residual"  # how several prompts are mixed, unless it is said

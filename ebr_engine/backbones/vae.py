@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ebr_engine.backbones.base import check_latent, check_pixels
 from ebr_engine.backbones.registry import spec
+from ebr_engine.backbones.sharding import WHOLE, Ulysses, Whole
 from ebr_engine.errors import BackboneError, EbrError
 from ebr_engine.media.windows import Window, plan_windows
 
@@ -65,6 +66,7 @@ class VaeCodec(ABC):
     whole_area: int  # pixels that a picture coded in one piece has at most, by default and in two-byte dtypes
     default_tile: int
     default_overlap: int
+    exchange: Whole | Ulysses = WHOLE  # with the other devices that share its tiles
     margin: float  # share of the overlap that either tile computes and throws away; the rest is blended
 
     def __init__(
@@ -189,17 +191,20 @@ class VaeCodec(ABC):
         height, width = (side // self.spatial for side in clip.shape[-2:])
         windows = self._windows(height, width, self.spatial, 1)
         waiting: list[Tensor] = []  # in host memory: the device's share must not grow with the clip
-        for index, window in enumerate(windows):
-            cache = stream.cache(sample, index)
+        exchange = self.exchange if len(windows) > 1 else WHOLE
+        mine = exchange.mine(len(windows))
+        for index in mine or range(1):  # a device without tiles learns the features' shape all the same
+            window, cache = windows[index], stream.cache(sample, index)
             for i, frames in enumerate(groups):
                 part = self._encode_fine(self._cast(window.cut(clip[:, :, frames]).float() * 2 - 1), cache)
                 if len(windows) == 1:
                     yield part
                     continue
-                if index == 0:
+                if len(waiting) == i:
                     waiting.append(torch.zeros(*part.shape[:3], height, width))
-                window.add(part, waiting[i])
-        yield from waiting
+                if index in mine:
+                    window.add(part, waiting[i])
+        yield from map(exchange.summed, waiting)
 
     def _pixels(self, latent: Tensor, stream: Stream) -> Tensor:
         """Pixels [B, 3, F, H, W] of a normalised latent."""
@@ -208,16 +213,17 @@ class VaeCodec(ABC):
         windows = self._windows(height, width, 1, self.spatial)
         shape = (batch, 3, groups[-1].stop, height * self.spatial, width * self.spatial)
         out = torch.zeros(shape, device=self.device)
+        exchange = self.exchange if len(windows) > 1 else WHOLE
         for sample, z in enumerate(latent.split(1)):
             coarse = self._coarse_frames(z, stream.cache(sample, COARSE))
             if len(windows) > 1:
                 coarse = [frame.cpu() for frame in coarse]  # in host memory: the device's share must not grow with the clip
-            for index, window in enumerate(windows):
-                cache = stream.cache(sample, index)
+            for index in exchange.mine(len(windows)):
+                window, cache = windows[index], stream.cache(sample, index)
                 for frame, frames in zip(coarse, groups):
                     part = self._decode_fine(self._cast(window.cut(frame)), cache)
                     window.add(part, out[sample : sample + 1, :, frames])
-        return out.add_(1).div_(2)
+        return exchange.summed(out).add_(1).div_(2)
 
     def _coarse_frames(self, z: Tensor, cache: Cache) -> Iterator[Tensor]:
         for frame in z.split(1, dim=2):
@@ -239,6 +245,10 @@ class VaeCodec(ABC):
             return plan_windows(height, width, max(height, width), 0, 0, read, write)
         overlap = self.overlap // self.spatial
         return plan_windows(height, width, tile // self.spatial, overlap, int(overlap * self.margin), read, write)
+
+    def has_tiles(self, height: int, width: int) -> bool:
+        """Whether latents of so many cells are coded in more than one tile."""
+        return len(self._windows(height, width, self.spatial, 1)) > 1
 
     def _cast(self, x: Tensor) -> Tensor:
         return x.to(self.device, self.dtype)

@@ -1,5 +1,6 @@
 """`ebr-engine restore`: pictures in, restored pictures out."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from ebr_engine.cli.options import named, takes
 from ebr_engine.errors import EbrError
 from ebr_engine.jobs.texts import is_prompt, prompts_of_texts
 from ebr_engine.request import FIELDS, RestoreRequest
+from ebr_engine.settings import several_processes
 
 
 @takes(*FIELDS)
@@ -67,6 +69,11 @@ def restore(
     from ebr_engine.cli.progress import Display
     from ebr_engine.jobs.work import find_work
 
+    if several_processes():
+        from ebr_engine.engine.parallel import torchrun
+
+        request = torchrun(request)  # returns to rank 0 only
+
     # Prompt files may follow one --prompt, where the parser can only see more inputs.
     words = inputs or []
     if more := [word for word in words if is_prompt(word)]:
@@ -89,12 +96,12 @@ def restore(
         from ebr_engine.jobs.recipe import Recipes
         from ebr_engine.jobs.run import run_work
 
-        restorer = Restorer.from_request(request)
-        recipes = Recipes(restorer, work.digests, keep_parts=resume)
-        if preview:
-            write_preview(restorer, work.jobs, recipes, progress)
-            if not progress.go_on(len(work.jobs), yes):
-                return
-        failed = run_work(restorer, work, progress, recipes, fail_fast)
+        with closing(Restorer.from_request(request)) as restorer:
+            recipes = Recipes(restorer, work.digests, keep_parts=resume)
+            if preview:
+                write_preview(restorer, work.jobs, recipes, progress)
+                if not progress.go_on(len(work.jobs), yes):
+                    return
+            failed = run_work(restorer, work, progress, recipes, fail_fast)
     if failed:
         raise typer.Exit(1)

@@ -2,8 +2,9 @@
 
 import ctypes
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -113,10 +114,13 @@ def release() -> None:
 
 
 class Safety:
-    """The same backbone in safer precisions, made when the first run needs them; they stay beside it in memory."""
+    """The same backbone in safer precisions, made when the first run needs them; they stay beside it in memory.
 
-    def __init__(self, backbone: Backbone, offloads: bool = False):
-        self.backbone = backbone
+    `lead(runner, number)` gives what runs in a runner's place, counted from 0, where other devices take part.
+    """
+
+    def __init__(self, backbone: Backbone, offloads: bool = False, lead: Callable[[Runner, int], Runner] | None = None):
+        self.backbone, self._lead = backbone, lead
         self._safe = isinstance(backbone.trunk, nn.Module) and not offloads
         self._made: list[Runner] = []
 
@@ -138,7 +142,11 @@ class Safety:
             raise EngineError(f"the result is not finite in {name}, and this transformer cannot change its precision")
         raise EngineError("the result is not finite, in float32 either: the weights, the prompt or t0 are out of bounds")
 
-    def _runners(self):
+    def runner(self, number: int) -> Runner:
+        """The runner of a number, which there is."""
+        return next(islice(self._runners(), number, None))
+
+    def _runners(self) -> Iterator[Runner]:
         """Runs in one safer precision after another."""
         made = 0
         while self._safe:
@@ -148,5 +156,5 @@ class Safety:
                 if trunk is None:
                     return
                 self._made.append(Runner(replace(before, trunk=trunk, dtype=next(trunk.parameters()).dtype), "off"))
-            yield self._made[made]
+            yield self._lead(self._made[made], made) if self._lead else self._made[made]
             made += 1

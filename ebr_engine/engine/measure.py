@@ -62,9 +62,9 @@ def estimate(engine: "Engine", evaluations: Counter[tuple[int, int]], step: Any)
     """Seconds that evaluations of the transformer will take, by the size of their latents (height, width), on a CPU.
 
     Two evaluations of a smaller square are timed, the first of which warms up; None where they would be no small part of the
-    whole, and on a GPU, whose first run takes longest. `step`: any of the tables.
+    whole, on a GPU, whose first run takes longest, and where several devices share the work. `step`: any of the tables.
     """
-    if engine.backbone.device.type != "cpu" or not evaluations:
+    if engine.backbone.device.type != "cpu" or engine.ranks or not evaluations:
         return None
     channels, flop, config = engine.backbone.codec.channels, engine.backbone.spec.flop, engine.backbone.trunk.config
 

@@ -20,6 +20,7 @@ from ebr_engine.engine.execute import Runner
 from ebr_engine.engine.fallback import Fitting, load_with_offload
 from ebr_engine.engine.layout import share
 from ebr_engine.engine.measure import estimate
+from ebr_engine.engine.parallel import first_device, leading
 from ebr_engine.engine.plan import Plan
 from ebr_engine.engine.run import Engine
 from ebr_engine.errors import EngineError, check_choice
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from ebr_engine.jobs.outcome import Outcome
 
 PLANNED, RUNNING = names_of(PLAN), names_of(RUN)
-KEPT_BY_ENGINE = ("device", "offload", "compile", "max_memory", "low_memory", "vae")  # what an engine file leaves open
+KEPT_BY_ENGINE = ("device", "offload", "compile", "max_memory", "low_memory", "vae", "devices")  # what an engine file leaves open
 
 
 class Restorer:
@@ -45,7 +46,8 @@ class Restorer:
 
     `backbone`: `mini` (bundled), `wan` or `flux`. Keyword arguments are the model's and the machine's fields of
     `RestoreRequest`: `model`, `revision`, `offline`, `context`, `vae`, `sample_latents`, `device`, `precision`,
-    `fp8_attention`, `offload`, `compile`, `max_memory`, `low_memory`. When memory runs out, a run is made again in a way that
+    `fp8_attention`, `offload`, `compile`, `max_memory`, `low_memory`; `devices`, several that share each run (`parallel.py`),
+    whose processes end with this one or with `close`. When memory runs out, a run is made again in a way that
     needs less, and says so.
     Raises `EbrError` for anything that cannot be met.
     """
@@ -59,14 +61,17 @@ class Restorer:
         check_choice("EBR_CPU_TUNE", backend.TUNE, backend.TUNES)
         paths = (Path(path).expanduser() if path else None for path in (request.context, request.vae))
         source = ModelSource(request.model, request.revision, request.offline, *paths, request.sample_latents)
-        device, fitting = choose_device(request.device), Fitting(request.max_memory, request.low_memory)
+        device, fitting = choose_device(first_device(request)), Fitting(request.max_memory, request.low_memory)
 
         def load(offload: str) -> Engine:
             resident = torch.device("cpu") if offload == "blocks" else device
             loaded = load_backbone(request.backbone, source, resident, request.precision, device, request.fp8_attention)
             return Engine(loaded, device, offload, request.compile, fitting)
 
-        self.engine = load_with_offload(load, device, request.offload, request.compile != "on")
+        with leading(request) as ranks:
+            self.engine = load_with_offload(load, device, request.offload, request.compile != "on")
+            if ranks:
+                self.engine.join(ranks)
         self.built: Plan | None = None
         self.loaded = request
 
@@ -78,7 +83,7 @@ class Restorer:
         """
         options = request.part(LOAD)
         if here and not request.engine:
-            options["precision"] = quantised_for(request.precision, choose_device(request.device))
+            options["precision"] = quantised_for(request.precision, choose_device(first_device(request)))
         engine = options.pop("engine")
         if engine:
             return cls.from_engine(engine, **{name: options[name] for name in KEPT_BY_ENGINE})
@@ -89,7 +94,7 @@ class Restorer:
         """Start from an engine file (`build`): its prompt, steps and precision are fixed, so `restore` takes none of them.
 
         Or from an exported trunk (`export/`: `.onnx`, `.plan`, `.pt2`) with its tables beside it. Keyword arguments: `device`,
-        `offload`, `compile`, `max_memory`, `low_memory`, and `vae`, a folder in place of the one that the file names.
+        `offload`, `compile`, `max_memory`, `low_memory`, `devices`, and `vae`, a folder in place of the one that the file names.
         Raises `EngineError` for a file that is missing or damaged.
         """
         check_names(options, KEPT_BY_ENGINE)
@@ -98,7 +103,7 @@ class Restorer:
         check_choice("EBR_VERIFY", backend.VERIFY, tuple(backend.VERIFY_CHOICES))
         check_choice("EBR_CPU_LEVEL", backend.CPU_LEVEL, backend.CPU_LEVELS)
         check_choice("EBR_CPU_TUNE", backend.TUNE, backend.TUNES)
-        device, fitting = choose_device(request.device), Fitting(request.max_memory, request.low_memory)
+        device, fitting = choose_device(first_device(request)), Fitting(request.max_memory, request.low_memory)
 
         def load(offload: str) -> Restorer:
             resident = torch.device("cpu") if offload == "blocks" else device
@@ -109,7 +114,11 @@ class Restorer:
             engine = Engine(file.backbone, device, offload, request.compile, fitting)
             return cls.from_backbone(engine, plan, request.with_(engine=Path(path).expanduser(), backbone=file.backbone.name))
 
-        return load_with_offload(load, device, request.offload, request.compile != "on")
+        with leading(request.with_(engine=Path(path).expanduser())) as ranks:
+            restorer = load_with_offload(load, device, request.offload, request.compile != "on")
+            if ranks:
+                restorer.engine.join(ranks)
+        return restorer
 
     @classmethod
     def from_backbone(cls, engine: Engine, built: Plan | None = None, loaded: RestoreRequest | None = None) -> "Restorer":
@@ -337,8 +346,9 @@ class Restorer:
 
         `size` (height, width) resizes first, as the published protocol does; the result is then of that size.
         `first`: number of a chunk's first frame in its clip, so that every chunk sees the clip's noise of that moment. A
-        backbone that knows nothing of time (mini, FLUX) restores a clip frame by frame, with the same noise in each.
-        `options`: `seed`, `detail`, `tile`, `tile_overlap`, `tile_blend`.
+        backbone that knows nothing of time (mini, FLUX) restores a clip frame by frame, with the same noise in each; the frames
+        then agree with `temporal_window` neighbours on either side (`media/motion.py`).
+        `options`: `seed`, `detail`, `tile`, `tile_overlap`, `tile_blend`, `temporal_window`.
         """
         check_names(options, RUNNING)
         how = RestoreRequest.of(**options).part(RUN)
@@ -348,6 +358,11 @@ class Restorer:
         for i, stage in enumerate(plan.stages):
             clips = self.engine.run(clips, stage, first, share(callback, i, len(plan.stages)), **how)
         return clips.squeeze(2) if pixels.ndim == 4 else clips
+
+    def close(self) -> None:
+        """Let the processes of other devices go, where there are any; nothing can be restored with them any more."""
+        if self.engine.ranks:
+            self.engine.ranks.end()
 
     def begin(self) -> None:
         """A new file begins: what an earlier one had to run with when memory ran out is not held against it."""
@@ -390,17 +405,18 @@ class Restorer:
         overlap: int | None,
         size: tuple[int, int] | None = None,
         plan: Plan | None = None,
-        detail: str = "auto",
-        **tiling: Any,
+        **options: Any,
     ) -> tuple[int, int]:
         """Length and overlap of a clip's chunks in frames, with the backbone's defaults; `EngineError` for a wrong length.
 
-        For frames of `size` (height, width), run with `tile`, `tile_overlap` and `tile_blend`, they are no longer than memory
-        allows, where it is limited. Where `plan` and `detail` take the detail from the input, neighbours smooth each other
-        even if the backbone knows no time.
+        For frames of `size` (height, width), run by `plan` with `options` of `run`, they are no longer than memory allows, where
+        it is limited. A backbone that knows no time has longer ones, too, where neighbours smooth each other: in
+        `temporal_window`, or where the detail is the input's.
         """
-        by_input = plan is not None and plan.any_by_input(detail)
-        return self.engine.chunk_size(frames, overlap, size, by_input=by_input, **tiling)
+        check_names(options, RUNNING)
+        how = RestoreRequest.of(**options).part(RUN)
+        by_input = plan is not None and plan.any_by_input(how["detail"])
+        return self.engine.chunk_size(frames, overlap, size, by_input, how)
 
     def tile_size(self, tile: int | None, overlap: int | None) -> tuple[int, int]:
         """Side and overlap of the tiles in pixels, checked, with the backbone's defaults; a side of 0 never tiles."""

@@ -2,8 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,15 +19,19 @@ from ebr_engine.engine.fallback import Fitting, Safety, fallbacks_of, release
 from ebr_engine.engine.layout import Geometry, in_chunks, in_pixels, share, stretch
 from ebr_engine.engine.memory import Costs, Fallback, Work
 from ebr_engine.engine.offload import inner, offloaded
+from ebr_engine.engine.parallel import heads_of, led
 from ebr_engine.engine.plan import Plan
-from ebr_engine.errors import out_of_memory
-from ebr_engine.media.detail import NEIGHBOURS, detail_of_input
+from ebr_engine.engine.ranks import Ranks
+from ebr_engine.errors import EngineError, out_of_memory, warn
+from ebr_engine.media import motion
+from ebr_engine.media.detail import NEIGHBOURS, detail_of_input, noise_of
 from ebr_engine.media.tiling import Tiles, crop, match_tones
 from ebr_engine.request import OFFLOADS
 
 TILES_AT_ONCE = {"cuda": 4, "cpu": 1}  # one tile fills a CPU; it can be stopped and heard of sooner, in less memory
-MAP_FRAMES = 12  # of a chunk where the detail is the input's and the backbone knows no time: neighbours smooth each other
-MAP_PIXELS = 48 << 20  # of such a chunk, unless the backbone's own is larger
+LONG_FRAMES = 12  # of a chunk where the backbone knows no time, and neighbours smooth each other afterwards
+LONG_PIXELS = 48 << 20  # of such a chunk, unless the backbone's own is larger
+NOISY = 0.01  # standard deviation of the noise in a clip with its input's detail, from which on its frames agree
 TONE_CELLS = 4  # cells a tile, either way, in which a tiled picture takes the tones of the whole
 
 
@@ -39,14 +44,32 @@ class Engine:
 
     def __init__(self, backbone: Backbone, device: torch.device, offload: str, compile: str, fitting: Fitting):
         self.fitting, self.asked_offload = fitting, offload
+        self.ranks: Ranks | None = None
         self._place(offloaded(backbone, device, offload), offload, compile)
         self._costs = costs_of(self.backbone)
 
     def _place(self, backbone: Backbone, offload: str, compile: str) -> None:
+        if self.ranks and compile == "auto":
+            compile = "off"  # what pays is measured, and would be found elsewhere at another time
         self.backbone, self.offload = backbone, offload
         self.runner = Runner(backbone, compile, offload == "blocks")
         self.safety = Safety(backbone, offload == "blocks")
-        self.geometry = Geometry(backbone)
+        if self.ranks and self.ranks.leads:
+            self.backbone, self.runner, self.safety = led(self.ranks, self.backbone, self.runner, offload == "blocks")
+        self.geometry = Geometry(self.backbone)
+
+    def join(self, ranks: Ranks) -> bool:
+        """Work with the processes of other devices from here on; whether this one has anything to do with them.
+
+        Raises `EngineError` for a transformer whose tokens cannot be shared, and `DeviceLost` where a process has ended.
+        """
+        ranks.join(heads_of(self.backbone))
+        if ranks.idle or ranks.size == 1:  # no two can share the heads: the first one works alone
+            ranks.end()
+            return False
+        self.ranks = ranks
+        self._place(self.backbone, self.offload, self.runner.compile)
+        return True
 
     @property
     def costs(self) -> Costs:
@@ -74,11 +97,18 @@ class Engine:
         tile_overlap: int | None = None,
         tile_blend: str = "latent",
         detail: str = "auto",
+        temporal_window: int | None = 0,
     ) -> Tensor:
         """Clips [B, 3, F, H, W] in [0, 1] → restored ones, float32 on the CPU; arguments as those of `Restorer.run`.
 
         Raises what the way that needs least raises.
         """
+        if pixels.shape[2] > 1 and (reach := self.window(temporal_window)):
+            how = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend, "detail": detail}
+            clips = self.run(pixels, plan, first, callback, **how).transpose(1, 2)  # [B, F, 3, H, W]
+            steady = temporal_window is None and plan.by_input(detail)  # but for noise, which is its input's
+            quiet = [steady and noise_of(clip).mean() < NOISY for clip in clips]
+            return torch.stack([clip if q else agreed(clip, reach) for clip, q in zip(clips, quiet)]).transpose(1, 2)
         if plan.by_input(detail):
             self.geometry.tile_size(tile, tile_overlap)  # refuses impossible ones, though there are no tiles
             small = self.geometry.small(pixels)
@@ -92,7 +122,7 @@ class Engine:
                 attempt = Attempt(self.backbone, self.geometry, self.runner, self.safety, plan, ways[index], seed)
                 return attempt.run(pixels, first, callback)
             except (MemoryError, RuntimeError) as error:
-                lower = self.fitting.next(ways, self.costs, work, index)
+                lower = None if self.ranks else self.fitting.next(ways, self.costs, work, index)
                 if not out_of_memory(error) or lower is None:
                     raise
             # Outside of the handler: the error's traceback held what the attempt had made.
@@ -104,12 +134,14 @@ class Engine:
     def fallbacks(self, shape: Sequence[int], tile: int | None, overlap: int | None, blend: str) -> tuple[list[Fallback], Work]:
         """The ways to restore pixels [B, 3, F, H, W], from the one that is asked for down, and what there is to do."""
         batch, _, frames, height, width = shape
+        together = frames
         if not self.backbone.spec.knows_time:  # a clip is a batch of pictures
+            together = min(batch * frames, max(batch, self.backbone.spec.chunk[0]))
             batch, frames = 1, batch * frames
         codec_tile = getattr(inner(self.backbone.codec), "asked_tile", None)
         sides = self.geometry.tile_size(tile, overlap)
         at_once = TILES_AT_ONCE[self.backbone.device.type]
-        start = Fallback(*sides, blend, at_once, frames, codec_tile, self.asked_offload)
+        start = Fallback(*sides, blend, at_once, together, codec_tile, self.asked_offload)
         ways = fallbacks_of(self.backbone, start, self.costs, self.runner.compile == "on")
         larger = max(height, width) > start.tile
         if tile is None and larger and not self.fitting.low and self.geometry.runs_whole(height, width):
@@ -134,27 +166,47 @@ class Engine:
         self,
         frames: int | None,
         overlap: int | None,
-        size: tuple[int, int] | None = None,
-        tile: int | None = None,
-        tile_overlap: int | None = None,
-        tile_blend: str = "latent",
-        by_input: bool = False,
+        size: tuple[int, int] | None,
+        by_input: bool,
+        how: Mapping[str, Any],
     ) -> tuple[int, int]:
         """See `Restorer.chunk_size`."""
         length, shared = self.geometry.chunk_size(frames)
-        if by_input and not self.backbone.spec.knows_time:
-            fitting = MAP_PIXELS // (size[0] * size[1]) if size else MAP_FRAMES
-            length = max(length, min(MAP_FRAMES, fitting)) if frames is None else frames
+        tile = how["tile"]
+        if not self.backbone.spec.knows_time and (by_input or self.window(how["temporal_window"])):
+            fitting = LONG_PIXELS // (size[0] * size[1]) if size else LONG_FRAMES
+            length = max(length, min(LONG_FRAMES, fitting)) if frames is None else frames
             shared = min(NEIGHBOURS, length - 1)
         if by_input and size is not None:
             size, tile = self.geometry.small_size(*size), self.geometry.untiled
         if size is not None and self.backbone.spec.knows_time and not self.backbone.fixed:
-            ways, work = self.fallbacks((1, self.backbone.spec.colours, length, *size), tile, tile_overlap, tile_blend)
+            shape = (1, self.backbone.spec.colours, length, *size)
+            ways, work = self.fallbacks(shape, tile, how["tile_overlap"], how["tile_blend"])
             length = ways[self.fitting.choose(ways, self.costs, work)].frames
         return length, min(shared, length - 1) if overlap is None else overlap
 
+    def window(self, asked: int | None) -> int:
+        """Frames on either side with which each frame of a clip agrees, `asked` or the backbone's; 0 where it knows time.
+
+        Raises `EngineError` where it is asked for a backbone that knows time, and `EbrError` where OpenCV is missing for it.
+        """
+        spec = self.backbone.spec
+        if spec.knows_time:
+            if asked:
+                raise EngineError(f"{spec.name} sees a clip's frames together; leave --temporal-window out")
+            return 0
+        if asked is None and spec.window and not motion.available():
+            warn("the frames of a clip are restored one by one; with pip install 'ebr-engine[clips]' they agree with each other")
+            return 0
+        reach = spec.window if asked is None else asked
+        if reach:
+            motion.opencv()
+        return reach
+
     def apply(self, way: Fallback) -> None:
-        """Have codec and blocks be where a way to run says, and the codec take tiles of its size."""
+        """Have codec and blocks be where a way to run says, and the codec take tiles of its size; on all devices."""
+        if self.ranks and self.ranks.leads:
+            self.ranks.tell({"do": "apply", "way": asdict(way)})
         if OFFLOADS.index(way.offload) > OFFLOADS.index(self.offload):
             if way.offload == "blocks":
                 unpack_trunk(self.backbone.trunk)
@@ -241,3 +293,8 @@ class Attempt:
         if not latent.isfinite().all():
             latent = self.safety.run(self.plan, degraded, noise, tiling)
         return self.backbone.codec.decode(latent).cpu()
+
+
+def agreed(clip: Tensor, reach: int) -> Tensor:
+    """See `motion.agreed`, of frames [F, 3, H, W]."""
+    return torch.from_numpy(motion.agreed(clip.movedim(1, -1).contiguous().numpy(), reach)).movedim(-1, 1)

@@ -26,7 +26,7 @@ from ebr_engine.evaluation.paired import Item, Media
 from ebr_engine.evaluation.protocols import Protocol, as_frame, protocol_for
 from ebr_engine.evaluation.statistics import EMPTY, INPUT, RESTORED
 from ebr_engine.prompts.catalogue import find_prompts
-from ebr_engine.request import PLAN, RestoreRequest
+from ebr_engine.request import PLAN, RUN, RestoreRequest
 
 # name, stamp, frames, height, width, scores {metric: value}, beside {way: scores}, with several seeds by_seed {seed: scores};
 # or name and error
@@ -154,7 +154,7 @@ class Measurer:
         from ebr_engine.media.video.info import Frame
 
         request = self.settings.restoring.request
-        how = {"seed": seed, "tile": request.tile, "tile_overlap": request.tile_overlap, "detail": request.detail}
+        how = request.part(RUN) | {"seed": seed}
         peak = 2 ** (_bits(source) if protocol.size is None else 8) - 1
 
         def run(clip: Tensor, first: int = 0) -> Tensor:  # [1, 3, F, H, W]
@@ -165,7 +165,7 @@ class Measurer:
         if protocol.frames is not None or not source.clip:  # all of them in one run, as the released code does
             yield from run(torch.cat(list(frames)).movedim(0, 1)[None])[0].movedim(1, 0).split(1)
             return
-        length, overlap = self.restorer.chunk_size(None, None, plan=plan, detail=request.detail)
+        length, overlap = self.restorer.chunk_size(None, None, plan=plan, **how)
         stream = (Frame(frame[0].permute(1, 2, 0).numpy(), i, Fraction(1, 24)) for i, frame in enumerate(frames))
         chunks = chunked(stream, length, overlap, self.restorer.codec.frames)
         pixels = ((chunk, torch.from_numpy(chunk.pixels).movedim(-1, 0)[None]) for chunk in chunks)

@@ -53,8 +53,8 @@ def restored(
     `callback(frame, part)`: the chunk up to this number of frames is so far, from 0 to 1. What it raises ends the run.
     """
     request = recipe.request
-    tiling = {name: getattr(request, name) for name in ("tile", "tile_overlap", "tile_blend")}
-    length, overlap = restorer.chunk_size(request.chunk_frames, request.chunk_overlap, size, **tiling)
+    asked = (request.chunk_frames, request.chunk_overlap, size, recipe.plan)
+    length, overlap = restorer.chunk_size(*asked, **request.part(RUN))
     tail: list[Frame] = []
     restorer.begin()
     for chunk in chunked(frames, length, overlap, restorer.codec.frames):

@@ -14,6 +14,7 @@ from ebr_engine.jobs.outcome import Outcome
 from ebr_engine.jobs.overlap import Behind, ahead
 from ebr_engine.jobs.progress import Progress
 from ebr_engine.jobs.recipe import Recipe, Recipes
+from ebr_engine.request import RUN
 from ebr_engine.version import __version__
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ def restore_clip(
     options = recipe.request
     with open_video(job.source, **reading(options)) as reader:
         frame = recipe.size or (reader.info.height, reader.info.width)
-        tiling = {"tile": options.tile, "tile_overlap": options.tile_overlap, "tile_blend": options.tile_blend}
-        asked = (options.chunk_frames, options.chunk_overlap, frame, recipe.plan, options.detail)
-        length, overlap = restorer.chunk_size(*asked, **tiling)
+        length, overlap = restorer.chunk_size(
+            options.chunk_frames, options.chunk_overlap, frame, recipe.plan, **options.part(RUN)
+        )
         job.target.parent.mkdir(parents=True, exist_ok=True)
         total = reader.info.expected_frames
         total = total if options.frames is None or total is None else min(total, options.frames)

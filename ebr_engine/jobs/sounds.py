@@ -28,7 +28,19 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 OF_SOUND = ("chunk_frames", "chunk_overlap", "strict")
-OF_PICTURES = ("guess", "copy_clean", "color_fix", "quality", "compare", "size", "detail", "tile", "tile_overlap", "tile_blend")
+OF_PICTURES = (
+    "guess",
+    "copy_clean",
+    "color_fix",
+    "quality",
+    "compare",
+    "size",
+    "detail",
+    "tile",
+    "tile_overlap",
+    "tile_blend",
+    "temporal_window",
+)
 GATE = 0.01  # share of the mean power below which a block counts as silence: 20 dB
 SILENCE = 1e-6  # level at and below which there is nothing to restore
 

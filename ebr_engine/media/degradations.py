@@ -66,12 +66,14 @@ def degrade(
     *,
     depth: torch.Tensor | None = None,
     strength: float | torch.Tensor | None = None,
+    moment: int | None = None,
 ) -> torch.Tensor:
     """Degrades clean [B, 3, H, W] (float32 sRGB in [0, 1]) by one of TASKS; returns the same shape, dtype and range.
 
     generator: a CPU generator, the only source of randomness. depth: [B, 1, H, W] in [0, 1], 0 near and 1 far, read by
     haze alone; None makes a plausible one. strength: a float or [B] in [0, 1] (0 mild, 1 ruined); None draws one a
-    sample, uniformly. ValueError for anything else. Sources: the functions of the five tasks below.
+    sample, uniformly. moment: the number of a clip's frame, see `degrade_clip`. ValueError for anything else. Sources: the
+    functions of the five tasks below.
     """
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; choose one of: {', '.join(TASKS)}")
@@ -100,7 +102,31 @@ def degrade(
     if task == "haze":
         return _haze(clean, strength, generator, depth).clamp_(0, 1)
     model = {"rain": _rain, "snow": _snow, "blur": _blur, "lowlight": _lowlight}[task]
-    return model(clean, strength, generator).clamp_(0, 1)
+    return model(clean, strength, generator, moment).clamp_(0, 1)
+
+
+def degrade_clip(
+    clean: torch.Tensor,
+    task: str,
+    generator: torch.Generator,
+    *,
+    depth: torch.Tensor | None = None,
+    strength: float | None = None,
+) -> torch.Tensor:
+    """Degrades the frames [F, 3, H, W] of one clip by one of TASKS as one camera would see it; arguments as those of `degrade`.
+
+    Wind, sizes, light and the lens are one for all frames. Rain's drops are others in each, as they fall past between two;
+    flakes drift on; a sensor's noise is new; haze and darkness stand still. A clip of one frame is a picture.
+    """
+    if len(clean) == 1:
+        return degrade(clean, task, generator, depth=depth, strength=strength)
+    start = generator.get_state()
+    frames = []
+    for moment, frame in enumerate(clean.split(1)):
+        generator.set_state(start)
+        far = None if depth is None else depth[moment : moment + 1]
+        frames.append(degrade(frame, task, generator, depth=far, strength=strength, moment=moment))
+    return torch.cat(frames)
 
 
 def depth_from_disparity(disparity) -> torch.Tensor:
@@ -153,7 +179,7 @@ def _haze(clean, strength, generator, depth):
     return airlight + (clean - airlight) * transmission
 
 
-def _rain(clean, strength, generator):
+def _rain(clean, strength, generator, moment):
     """Streaks of several depths on a screen blend, I = 1 − (1 − J)(1 − S), under a slight veil.
 
     Sparse seeds convolved with oriented motion kernels, as the Rain100L/H sets are made: Yang et al., "Deep Joint Rain
@@ -170,7 +196,7 @@ def _rain(clean, strength, generator):
     light = _uniform((batch, 1, 1, 1), 0.85, 1.0, generator, clean)
     tint = 1 - _uniform((batch, 3, 1, 1), 0.0, 0.05, generator, clean)
 
-    drops = _seed_field(density * gusts * _lerp(0.38, 1.45, strength) / size, generator)
+    drops = _seed_field(density * gusts * _lerp(0.38, 1.45, strength) / size, _instant(generator, moment))
     fy, fx = _frequencies(height, width, clean)
     along, across = fx * angle.sin() + fy * angle.cos(), fx * angle.cos() - fy * angle.sin()
     transfer = torch.sinc(along * length) * torch.exp(-2 * (math.pi * sigma) ** 2 * (along**2 + across**2))
@@ -182,7 +208,7 @@ def _rain(clean, strength, generator):
     return 1 - (1 - veiled) * (1 - streaks * tint)
 
 
-def _snow(clean, strength, generator):
+def _snow(clean, strength, generator, moment):
     """Near-white flakes of several sizes, alpha-composited over a light veil: I = J·(1 − α) + c·α.
 
     Sizes, opacities and motion vary as in Snow100K: Liu et al., "DesnowNet: Context-Aware Deep Network for Snow
@@ -200,6 +226,8 @@ def _snow(clean, strength, generator):
     white = 1 - _uniform((batch, 3, 1, 1), 0.0, 0.05, generator, clean)
 
     flakes = _seed_field(density * gusts * _lerp(0.38, 1.5, strength) / size**2, generator)
+    if moment:  # the shutter is open for half the time between two frames
+        flakes = _drifted(flakes, 2 * motion * moment, angle)
     fy, fx = _frequencies(height, width, clean)
     sigma = 0.62 * radius
     along = fx * angle.sin() + fy * angle.cos()
@@ -207,13 +235,13 @@ def _snow(clean, strength, generator):
     spread = torch.sqrt(1 + motion**2 / (12 * sigma**2))
     cover = _filter_and_sum(flakes, transfer * (2 * math.pi * sigma**2 * spread * opacity))
     # Fine noise breaks the round outlines; the saturating curve then turns Gaussians into discs with soft edges.
-    cover = cover * _uniform((batch, 1, height, width), 0.7, 1.3, generator, clean)
+    cover = cover * _uniform((batch, 1, height, width), 0.7, 1.3, _instant(generator, moment), clean)
     alpha = 0.97 * (1 - torch.exp(-2.2 * cover.clamp_min(0) ** 1.3))
     veiled = clean + (0.85 * white - clean) * _lerp(0.03, 0.16, strength)
     return veiled + (white - veiled) * alpha
 
 
-def _blur(clean, strength, generator):
+def _blur(clean, strength, generator, moment):
     """Gaussian, defocus-disc or linear-motion blur (one kind a sample) of equal variance, plus faint sensor noise.
 
     I = k * J + n. Transfer functions: Goodman, "Introduction to Fourier Optics", ch. 6 (disc: 2·J1(x)/x, line: sinc);
@@ -224,7 +252,7 @@ def _blur(clean, strength, generator):
     kind = torch.randint(3, (batch, 1, 1, 1), generator=generator).to(clean.device)
     angle = _uniform((batch, 1, 1, 1), 0, math.pi, generator, clean)
     noise_level = _uniform((batch, 1, 1, 1), 0.001, 0.006, generator, clean)
-    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    noise = torch.randn(clean.shape, generator=_instant(generator, moment)).to(clean.device)
 
     pad_y, pad_x = min(10, height - 1), min(10, width - 1)
     padded = F.pad(clean, (pad_x, pad_x, pad_y, pad_y), mode="reflect")
@@ -240,7 +268,7 @@ def _blur(clean, strength, generator):
     return blurred[..., pad_y : pad_y + height, pad_x : pad_x + width] + noise_level * noise
 
 
-def _lowlight(clean, strength, generator):
+def _lowlight(clean, strength, generator, moment):
     """Under-exposure: gain and colour cast in linear light, shot and read noise, sRGB and gamma, 8-bit quantisation.
 
     Paired low light as in Wei et al., "Deep Retinex Decomposition for Low-Light Enhancement" (LOL), 2018; synthesis by
@@ -253,7 +281,7 @@ def _lowlight(clean, strength, generator):
     gamma = _uniform((batch, 1, 1, 1), 1.0, 1.12, generator, clean)
     shot = _lerp(1e-4, 5e-4, strength) * _uniform((batch, 1, 1, 1), 0.5, 1.5, generator, clean)
     read = _lerp(5e-4, 2e-3, strength) * _uniform((batch, 1, 1, 1), 0.5, 1.5, generator, clean)
-    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    noise = torch.randn(clean.shape, generator=_instant(generator, moment)).to(clean.device)
 
     linear = torch.where(clean <= 0.04045, clean / 12.92, ((clean + 0.055) / 1.055) ** 2.4)
     exposed = linear * (gain * cast)
@@ -301,6 +329,24 @@ def _seed_field(density, generator):
     u = torch.rand((batch, 1, height, width), generator=generator).to(density.device)
     position = (density.cumsum(1) - u) / density
     return torch.where((position > 0) & (position <= 1), 0.4 + 0.6 * position, 0.0)
+
+
+def _instant(generator, moment):
+    """What the numbers that differ from frame to frame come from: for a picture, the generator itself."""
+    if moment is None:
+        return generator
+    clip = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator().manual_seed(clip + moment)
+
+
+def _drifted(fields, distance, angle):
+    """Seed fields [B, L, H, W] moved on by distances [B, L, 1, 1] in pixels, downwards and aside by their angles; they wrap."""
+    result = torch.empty_like(fields)
+    down, aside = (x.round().long().flatten(1).tolist() for x in (distance * angle.cos(), distance * angle.sin()))
+    for i, layers in enumerate(fields):
+        for j, field in enumerate(layers):
+            result[i, j] = field.roll((down[i][j], aside[i][j]), (0, 1))
+    return result
 
 
 def _filter_and_sum(fields, transfer):

@@ -75,6 +75,9 @@ class LearnConfig:
     precision: str = _setting("auto", "model", "Of the transformer.", **_MODEL, choices=PRECISIONS)
     checkpointing: bool = _setting(False, "model", "Keep only what enters each block and compute the rest again: less memory.")
     compile: bool = _setting(False, "model", "Compile the blocks: a few minutes, then faster steps.")
+    sequence_parallel: bool = _setting(
+        False, "model", "Several processes share the tokens of every sample, rather than the samples of a batch."
+    )
     device: str = _setting(
         "auto", "model", "auto, cpu, cuda or cuda:N; several processes take a device each.", free=True, **_RUN, metavar="NAME"
     )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ebr_engine.errors import EbrError
-from ebr_engine.media.degradations import degrade, seeds
+from ebr_engine.media.degradations import degrade, degrade_clip, seeds
 from ebr_engine.media.images import check_opaque, opaque_pixels
 from ebr_engine.media.kinds import is_clip
 from ebr_engine.media.video import open_video
@@ -26,7 +26,6 @@ from ebr_engine.training.scenes import ScenePool
 
 log = logging.getLogger("ebr_engine")
 SHOWN = 3  # problems told in one error
-FALLING = ("rain", "snow")  # drawn anew in every frame of a clip; the other degradations are the same in all
 
 
 class BadDataError(EbrError):
@@ -192,11 +191,8 @@ class PairSamples:
     def _degraded(self, clean: Tensor, view: View) -> Tensor:
         task, generator = self.config.task, seeded(*view.seed)
         strength = torch.rand((), generator=generator).item()
-        frames = []
-        for i, frame in enumerate(clean.unbind(1)):
-            drawn = seeded(*view.seed, i if task in FALLING else 0)
-            frames.append(degrade(frame[None].clamp(0, 1), task, drawn, strength=strength)[0])
-        return torch.stack(frames, dim=1)
+        frames = clean.transpose(0, 1).clamp(0, 1)
+        return degrade_clip(frames, task, seeded(*view.seed, 0), strength=strength).transpose(0, 1)
 
 
 def pair_samples(config: LearnConfig, data: str, whole: bool = False) -> PairSamples:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributed
 
 from ebr_engine import settings
+from ebr_engine.backbones.sharding import WHOLE, Ulysses, Whole
 from ebr_engine.errors import EbrError
 
 
@@ -22,6 +23,14 @@ class World:
     def leads(self) -> bool:
         """Whether this process writes the files."""
         return self.rank == 0
+
+    def exchange(self, heads: int) -> Whole | Ulysses:
+        """With the other processes, which share the tokens of a transformer of so many heads; `EbrError` where they cannot."""
+        if self.size == 1:
+            return WHOLE
+        if heads % self.size:
+            raise EbrError(f"{heads} heads cannot be shared evenly by {self.size} processes")
+        return Ulysses(self.rank, self.size, distributed.group.WORLD.group_name)
 
     def mean(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by their means over all processes: one message for all of them."""

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ebr_engine.backbones.base import Backbone
 from ebr_engine.backbones.layers import pack_trunk
+from ebr_engine.backbones.sharding import WHOLE, Ulysses, Whole, exchanging
 from ebr_engine.backbones.views import View, seen, spun, views
 from ebr_engine.bridge.process import PROCESSES
 from ebr_engine.bridge.sampler import StepTable, make_table, sample, trajectory
@@ -60,6 +61,7 @@ class Learner:
     live: Callable[[Tensor, Tensor, Tensor], Any]
     average: list[Tensor] | None = None
     iteration: int = 0
+    exchange: Whole | Ulysses = WHOLE  # of tokens, in a step
 
     @classmethod
     def start(cls, config: LearnConfig, backbone: Backbone, world: World | None = None) -> "Learner":
@@ -70,7 +72,9 @@ class Learner:
         residual, alpha = (part.to(backbone.device).requires_grad_() for part in initial(config, backbone))
         live = backbone.live(config.tokens)
         average = [residual.detach().clone(), alpha.detach().clone()] if config.ema else None
-        return cls(config, backbone, residual, alpha, make_optimizer(config, [residual, alpha]), world, live, average)
+        exchange = world.exchange(backbone.trunk.config.num_attention_heads) if config.sequence_parallel else WHOLE
+        optimizer = make_optimizer(config, [residual, alpha])
+        return cls(config, backbone, residual, alpha, optimizer, world, live, average, exchange=exchange)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -82,20 +86,25 @@ class Learner:
         iteration, part = divmod(iteration * self.config.accumulate + part, self.config.accumulate)
         if iteration >= self.config.iterations:
             return []
-        share = self.config.batch // (self.world.size * self.config.accumulate)
-        first = iteration * self.config.batch + (self.world.rank * self.config.accumulate + part) * share
+        rank, size = place_of(self.config, self.world)
+        share = self.config.batch // (size * self.config.accumulate)
+        first = iteration * self.config.batch + (rank * self.config.accumulate + part) * share
         return list(range(first, first + share))
 
     def step(self, batch: Batch) -> Progress:
-        """One iteration; the loss is the mean over all samples of all processes."""
+        """One iteration; the loss is the mean over all samples of all processes.
+
+        Processes that share tokens have one loss each, the same, and gradients of their sum: so theirs is the mean too.
+        """
         total = torch.zeros((), device=self.backbone.device)
         for part in range(self.config.accumulate):
             numbers = self.numbers(self.iteration, part)
             following = self.numbers(self.iteration, part + 1)
             degraded, clean = (latent.to(self.backbone.device) for latent in batch(numbers, following))
             objective = self.result_loss if self.config.unroll else self.state_loss
-            loss = objective(numbers, degraded, clean) / self.config.accumulate
-            loss.backward()
+            with exchanging(self.backbone.trunk, self.exchange):
+                loss = objective(numbers, degraded, clean) / self.config.accumulate
+                loss.backward()
             total += loss.detach()
         self.world.mean([*(parameter.grad for parameter in self.parameters), total])
         limit = self.config.clip or math.inf
@@ -252,11 +261,17 @@ def check_fits(config: LearnConfig, backbone: Backbone, world: World) -> None:
         raise EbrError(f"{backbone.name} takes crops whose sides are multiples of {backbone.multiple}, not {config.size}")
     if (frames := backbone.codec.frames(config.frames)) != config.frames:
         raise EbrError(f"{backbone.name} takes clips of 4n + 1 frames, not {config.frames}; use {frames}")
-    if config.batch % (world.size * config.accumulate):
-        shares = f"{world.size} process(es) in {config.accumulate} part(s)"
+    _, size = place_of(config, world)
+    if config.batch % (size * config.accumulate):
+        shares = f"{size} process(es) in {config.accumulate} part(s)"
         raise EbrError(f"a batch of {config.batch} cannot be divided among {shares}")
     if backbone.spec.injection == "add" and config.tokens > len(backbone.text["context"]):
         raise EbrError(f"a prompt of {config.tokens} tokens does not fit on {len(backbone.text['context'])} text tokens")
+
+
+def place_of(config: LearnConfig, world: World) -> tuple[int, int]:
+    """This process's place among those that share a batch, and how many do: one, where they share every sample's tokens."""
+    return (0, 1) if config.sequence_parallel else (world.rank, world.size)
 
 
 def prepared(config: LearnConfig, backbone: Backbone) -> Backbone:

@@ -170,6 +170,14 @@ class RestoreVideo(io.ComfyNode):
                 io.Int.Input("chunk_frames", default=0, min=0, max=1024, tooltip="Restored together; 0: the backbone's own."),
                 io.Int.Input("chunk_overlap", default=-1, min=-1, max=512, tooltip="-1: the backbone's own."),
                 io.Boolean.Input("per_frame", default=False, tooltip="Frame by frame, with flux, which knows no time."),
+                io.Int.Input(
+                    "temporal_window",
+                    default=-1,
+                    min=-1,
+                    max=16,
+                    optional=True,
+                    tooltip="Frames on either side that each agrees with, for mini and flux; -1: the backbone's own.",
+                ),
             ),
             outputs=[kind.Output(f"{name}_out", display_name=name) for name, kind in _OUTPUTS],
         )
@@ -203,7 +211,13 @@ def _request(options: dict[str, Any]) -> RestoreRequest | None:
     prompt, task = options.pop("prompt", None), options.pop("task", "").strip()
     if not prompt and task == NONE:
         return None
-    own = {"steps": 0, "tile": -1, "chunk_frames": 0, "chunk_overlap": -1}  # the values that leave it to the backbone
+    own = {
+        "steps": 0,
+        "tile": -1,
+        "chunk_frames": 0,
+        "chunk_overlap": -1,
+        "temporal_window": -1,
+    }  # the values that leave it to the backbone
     asked = {name: value for name, value in options.items() if value != own.get(name, object())}
     return request_of(None if prompt else task, list(prompt) if prompt else None, asked)
 

@@ -368,6 +368,23 @@ def test_without_a_device_it_says_so(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_section_for_two_devices_is_left_out_with_a_line_where_there_is_one(tmp_path, monkeypatch, capsys):
+    here = gpu.about()
+    one = here | {"machine": here["machine"] | {"cuda": [{"name": "cuda:0", "description": "Some GPU, 80 GB"}]}}
+    monkeypatch.setattr(gpu, "about", lambda: one)
+    gpu.main(["--sections", "parallel", "--out", str(tmp_path), "--work", str(tmp_path / "work")])
+    assert "parallel: left out, as it needs 2 GPUs" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_stand_in_for_two_devices(tmp_path):
+    result, _, status = checked(tmp_path, "--sections", "parallel", *TIME)
+    rows = [row for row in result["sections"]["parallel"]["rows"] if "devices" in row]
+    assert status == 0
+    assert [row["model"] for row in rows] == ["wan-1.3b", "flux-dev"]
+    assert all(row["ok"] and row["MB sent"] > 0 for row in rows)
+
+
 def test_every_section_exists():
     for section in gpu.SECTIONS.values():
         assert callable(getattr(import_module(f"benchmarks.{section.module}"), section.function))

@@ -37,7 +37,7 @@ class FakeRestorer:
     def from_request(cls, request, here=True):
         options = request.part("load")
         if engine := options.pop("engine"):
-            kept = ("vae", "device", "offload", "compile", "max_memory", "low_memory")
+            kept = ("vae", "device", "offload", "compile", "max_memory", "low_memory", "devices")
             return cls.from_engine(engine, **{name: options[name] for name in kept})
         return cls(**options)
 
@@ -50,6 +50,9 @@ class FakeRestorer:
         return self.backbone.spec.released_size
 
     def begin(self):
+        pass
+
+    def close(self):
         pass
 
     def diagnose(self, pictures):

@@ -89,8 +89,11 @@ def test_chunks_of_clips_share_frames(restorer):
     haze, rain = restorer.plan("haze", steps=1), restorer.plan("rain", steps=1)
     length, overlap = restorer.chunk_size(None, None, (1080, 1920), haze)
     assert length > overlap > 0
-    assert restorer.chunk_size(None, None, (1080, 1920), rain) == restorer.chunk_size(None, None)
-    assert restorer.chunk_size(None, None, (1080, 1920), haze, "model") == restorer.chunk_size(None, None)
+    alone = {"temporal_window": 0}
+    assert restorer.chunk_size(None, None, (1080, 1920), rain, **alone) == restorer.chunk_size(None, None, **alone)
+    assert restorer.chunk_size(None, None, (1080, 1920), haze, detail="model", **alone) == restorer.chunk_size(
+        None, None, **alone
+    )
     assert restorer.chunk_size(3, 1, (1080, 1920), haze) == (3, 1)
     assert restorer.chunk_size(None, None, (4320, 7680), haze)[0] < length
 

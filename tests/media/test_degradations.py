@@ -11,6 +11,7 @@ from ebr_engine.media.degradations import (
     CAPTION_WORDS,
     TASKS,
     degrade,
+    degrade_clip,
     depth_from_disparity,
     seeds,
     strength_word,
@@ -191,3 +192,37 @@ def test_bad_input_is_told_clearly(changes, message):
     arguments = {"clean": torch.zeros(1, 3, 8, 8), "task": "haze", "generator": seeded(), **changes}
     with pytest.raises(ValueError, match=message):
         degrade(**arguments)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_clip_of_one_frame_is_a_picture(task):
+    clean = torch.rand(1, 3, 24, 40, generator=torch.Generator().manual_seed(0))
+    drawn = [f(clean, task, torch.Generator().manual_seed(1), strength=0.5) for f in (degrade, degrade_clip)]
+    assert torch.equal(*drawn)
+
+
+def still(task: str, frames: int = 3) -> torch.Tensor:
+    clean = torch.full((frames, 3, 64, 64), 0.3)
+    return degrade_clip(clean, task, torch.Generator().manual_seed(1), strength=0.8)
+
+
+def test_haze_and_darkness_stand_still_in_a_clip_and_noise_does_not():
+    haze, dark = still("haze"), still("lowlight")
+    assert torch.equal(haze[0], haze[2])
+    assert not torch.equal(dark[0], dark[1])
+    assert abs(dark[0].mean() - dark[1].mean()) < 0.005
+
+
+def test_rain_is_elsewhere_in_every_frame_of_the_same_storm():
+    rain = still("rain")
+    excess = rain - rain.amin((-1, -2), keepdim=True)
+    assert torch.corrcoef(excess.flatten(1))[0, 1] < 0.3
+    assert torch.allclose(rain.amin((1, 2, 3)), rain.amin(), atol=0.02)  # one veil
+
+
+def test_snow_drifts_downwards():
+    snow = still("snow", 2)[:, 0]
+    spectrum = torch.fft.rfft2(snow - snow.mean((1, 2), keepdim=True))
+    correlation = torch.fft.irfft2(spectrum[1] * spectrum[0].conj(), s=snow.shape[1:])
+    down = correlation.amax(1)
+    assert 0 < int(down.argmax()) < 20

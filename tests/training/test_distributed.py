@@ -46,18 +46,19 @@ def same(folder):
         assert abs(mine["gradient"] / other["gradient"] - 1) < 1e-3
 
 
-def test_two_processes_are_one_with_the_summed_batch(command, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("shared", [(), ("--set", "sequence_parallel=true")], ids=["samples", "tokens"])
+def test_two_processes_are_one_with_the_summed_batch(command, tmp_path, monkeypatch, capsys, shared):
     run(command(tmp_path / "one.safetensors"), monkeypatch)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
-    words = [sys.executable, "-c", COMMAND, *command(tmp_path / "two.safetensors")]
+    words = [sys.executable, "-c", COMMAND, *command(tmp_path / "two.safetensors"), *shared]
     other = os.environ | place | {"RANK": "1", "LOCAL_RANK": "1", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(words, env=other, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as second:
         for name, value in place.items():
             monkeypatch.setenv(name, value)
-        run(command(tmp_path / "two.safetensors"), monkeypatch)
+        run([*command(tmp_path / "two.safetensors"), *shared], monkeypatch)
         stdout, stderr = second.communicate(timeout=120)
     assert (second.returncode, stdout) == (0, ""), stderr
     assert "two.safetensors" in capsys.readouterr().out

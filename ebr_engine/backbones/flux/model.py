@@ -10,6 +10,7 @@ Source: FLUX.1 (github.com/black-forest-labs/flux); prompts as residuals on the 
 of checkpoints are those of diffusers' `FluxTransformer2DModel`; `flux/weights.py` maps them.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -32,6 +33,7 @@ from ebr_engine.backbones.layers import (
     normed_for,
     residual_normed_for,
 )
+from ebr_engine.backbones.sharding import WHOLE, Shards, Ulysses, Whole
 from ebr_engine.backbones.wan.model import sinusoid
 from ebr_engine.errors import BackboneError
 from ebr_engine.kernels.attention import attention
@@ -115,6 +117,8 @@ class FluxConditioner(nn.Module):
 class FluxTrunk(nn.Module):
     """Everything that touches a pixel: packing, both streams' blocks, the joined blocks, the head."""
 
+    exchange: Whole | Ulysses = WHOLE  # with the other devices that share its tokens
+
     def __init__(self, config: FluxConfig):
         super().__init__()
         self.config = config
@@ -129,9 +133,11 @@ class FluxTrunk(nn.Module):
 
         Frames are pictures of their own. H and W must be multiples of a token's cells (`BackboneError`).
         """
-        grid, tokens = self.grid(latent.shape), step.text_rows
-        cos, sin = self.rotary(grid, tokens, latent.device)
-        image = self.image_in(self.pack(latent, grid).to(self.image_in.weight.dtype))  # [B·F, N, D]
+        grid = self.grid(latent.shape)
+        shards = self.exchange.over(step.text_rows, math.prod(grid[1:]))
+        step, cos, sin = self.shard(shards, step, *self.rotary(grid, step.text_rows, latent.device))
+        tokens = step.text_rows  # T, or those of a shard, as N below
+        image = self.image_in(shards.shard(self.pack(latent, grid), part=1).to(self.image_in.weight.dtype))  # [B·F, N, D]
         streams = (step.text.expand(image.shape[0], -1, -1), image)
         # A block returns its last branch unadded, so that the sum is fused with the norm that reads it.
         readers = [[(block.text.qkv,), (block.image.qkv,)] for block in self.double_blocks]
@@ -141,7 +147,7 @@ class FluxTrunk(nn.Module):
             for layers, x, (shift, scale) in zip(readers[0], streams, step.double_norms(0))
         ]
         for i, block in enumerate(self.double_blocks):
-            updates = block(streams, normed, step.double(i), cos, sin)
+            updates = block(streams, normed, step.double(i), cos, sin, shards)
             sums = (
                 residual_normed_for(layers, *update, scale, shift, EPS)
                 for layers, update, (shift, scale) in zip(readers[i + 1], updates, step.double_norms(i + 1))
@@ -151,12 +157,23 @@ class FluxTrunk(nn.Module):
         last = len(self.single_blocks) - 1
         readers = [block.readers for block in self.single_blocks[1:]] + [(self.image_out,)]
         for i, block in enumerate(self.single_blocks):
-            branch, gate = block(normed, step.single(i), cos, sin)
+            branch, gate = block(normed, step.single(i), cos, sin, shards)
             if i == last:  # the head reads the image alone
                 x, branch = x[:, tokens:], branch[:, tokens:]
             shift, scale = step.single_norm(i + 1)
             x, normed = residual_normed_for(readers[i], x, branch, gate, scale, shift, EPS)
-        return self.unpack(self.image_out(normed), grid).float()
+        return self.unpack(shards.gather(self.image_out(normed), part=1), grid).float()
+
+    def shard(self, shards: Whole | Shards, step: FluxStep, cos: Tensor, sin: Tensor) -> tuple[FluxStep, Tensor, Tensor]:
+        """What this device reads of a step's text and of the position tables of text and image."""
+        if shards is WHOLE:
+            return step, cos, sin
+        parts = (
+            (shards.shard(text, 0), shards.shard(image, 0, 1)) for text, image in (x.split(shards.counts) for x in (cos, sin))
+        )
+        rows = (shards.rows(x) for x in (step.double_rows, step.single_rows))
+        step = step._replace(text=shards.shard(step.text, 0), **dict(zip(("double_rows", "single_rows"), rows)))
+        return step, *(torch.cat(pair) for pair in parts)
 
     def prompt_rows(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """W_qkv·Σ weight·residual for every block, [double blocks, L, 3D] and [single blocks, L, 3D], in the trunk's dtype.
@@ -224,24 +241,39 @@ class FluxDoubleBlock(nn.Module):
         self.image = FluxStream(config)
 
     def forward(
-        self, streams: Sequence[Tensor], normed: Sequence[Tensor], step: BlockStep, cos: Tensor, sin: Tensor
+        self,
+        streams: Sequence[Tensor],
+        normed: Sequence[Tensor],
+        step: BlockStep,
+        cos: Tensor,
+        sin: Tensor,
+        shards: Whole | Shards = WHOLE,
     ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
         """From both residual streams and their norms ([B, T, D] and [B, N, D]) to the `FluxStream.finish` of both."""
         tokens = streams[0].shape[1]
-        mixed = self.attend(tokens, normed, step, cos, sin)
+        mixed = self.attend(tokens, normed, step, cos, sin, shards)
         text_modulation, image_modulation = step.modulation.unbind(1)
         return (
             self.text.finish(streams[0], mixed[:, :tokens], text_modulation),
             self.image.finish(streams[1], mixed[:, tokens:], image_modulation),
         )
 
-    def attend(self, tokens: int, normed: Sequence[Tensor], step: BlockStep, cos: Tensor, sin: Tensor) -> Tensor:
+    def attend(
+        self,
+        tokens: int,
+        normed: Sequence[Tensor],
+        step: BlockStep,
+        cos: Tensor,
+        sin: Tensor,
+        shards: Whole | Shards = WHOLE,
+    ) -> Tensor:
         """Attention over the text's `tokens` and the image's, [B, T + N, D]; what it needs inside is freed when it returns."""
         text = self.text.project(normed[0], cos[:tokens], sin[:tokens], step.rows)
         image = self.image.project(normed[1], cos[tokens:], sin[tokens:])
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(text, image))  # [B, heads, T + N, head_dim]
         del text, image
-        return attention(q, k, v, self.fp8_attention).transpose(1, 2).flatten(2)
+        mixed = attention(*shards.scatter_heads(q, k, v), self.fp8_attention)
+        return shards.gather_heads(mixed).transpose(1, 2).flatten(2)
 
 
 class FluxStream(nn.Module):
@@ -291,19 +323,24 @@ class FluxSingleBlock(nn.Module):
         """The layers that read the norm."""
         return self.qkv, self.up
 
-    def forward(self, normed: Tensor | Quantized, step: BlockStep, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, normed: Tensor | Quantized, step: BlockStep, cos: Tensor, sin: Tensor, shards: Whole | Shards = WHOLE
+    ) -> tuple[Tensor, Tensor]:
         """From the norm of the residual stream [B, T + N, D] to the block's branch and its gate [B, D]."""
-        mixed = self.attend(normed, step, cos, sin)
+        mixed = self.attend(normed, step, cos, sin, shards)
         if self.gated:
             joint = gated_for((self.out,), self.up(normed), mixed)
         else:
             joint = torch.cat((mixed, activated(self.up, normed)), dim=-1)
         return self.out(joint), step.modulation[:, 2]
 
-    def attend(self, normed: Tensor | Quantized, step: BlockStep, cos: Tensor, sin: Tensor) -> Tensor:
+    def attend(
+        self, normed: Tensor | Quantized, step: BlockStep, cos: Tensor, sin: Tensor, shards: Whole | Shards = WHOLE
+    ) -> Tensor:
         """Attention over all tokens, [B, T + N, D]; what it needs inside is freed when it returns."""
         q, k, v = heads_of(self.qkv, normed, self.q_norm, self.k_norm, cos, sin, self.heads, EPS, step.rows)
-        return attention(q, k, v, self.fp8_attention).transpose(1, 2).flatten(2)
+        mixed = attention(*shards.scatter_heads(q, k, v), self.fp8_attention)
+        return shards.gather_heads(mixed).transpose(1, 2).flatten(2)
 
 
 def joined(parts: Sequence[Tensor | Quantized]) -> Tensor | Quantized:

@@ -43,6 +43,7 @@ SPEC = Spec(
     whole=1.5,  # measured on a CPU: there one piece takes 0.8 to 1.3 times what tiles do
     chunk=(4, 0),
     small_side=512,
+    window=3,  # measured: `python -m benchmarks.quality clips`
     moves=True,
     mix="turn",  # measured to restore more
     licences={"mini": "Apache-2.0"},

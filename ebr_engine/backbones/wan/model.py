@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ebr_engine.backbones.base import Conditioning, Prompts
 from ebr_engine.backbones.layers import RotaryCache, feed_forward, kept_rotary, linear_with, normed_for, residual_normed_for
+from ebr_engine.backbones.sharding import WHOLE, Shards, Ulysses, Whole
 from ebr_engine.errors import BackboneError
 from ebr_engine.kernels.attention import attention
 from ebr_engine.kernels.context_kv import context_kv
@@ -225,6 +226,8 @@ class WanConditioner(nn.Module):
 class WanTrunk(nn.Module):
     """Everything that touches a pixel: patch embedding, the blocks, the head."""
 
+    exchange: Whole | Ulysses = WHOLE  # with the other devices that share its tokens
+
     def __init__(self, config: WanConfig):
         super().__init__()
         self.config = config
@@ -240,18 +243,19 @@ class WanTrunk(nn.Module):
         F, H and W must be multiples of the patch size (`BackboneError`).
         """
         grid = self.grid(latent.shape)
-        cos, sin = self.rotary(grid, latent.device)
-        x = self.patch_in(self.patchify(latent, grid).to(self.patch_in.weight.dtype))  # [B, N, D]
+        shards = self.exchange.over(math.prod(grid))
+        cos, sin = (shards.shard(table, dim=0) for table in self.rotary(grid, latent.device))
+        x = self.patch_in(shards.shard(self.patchify(latent, grid)).to(self.patch_in.weight.dtype))  # [B, N, D], or a shard
         # A block returns its feed-forward branch unadded, so that the sum is fused with the norm that reads it.
         shift, scale, *_ = step.modulation[:, 0].unbind(1)
         readers = [(block.qkv,) for block in self.blocks] + [(self.patch_out,)]
         normed = normed_for(readers[0], x, scale, shift, self.config.eps)
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
-            x, branch, gate = block(x, normed, step.block(i), cos, sin)
+            x, branch, gate = block(x, normed, step.block(i), cos, sin, shards)
             shift, scale = (step.head if i == last else step.modulation[:, i + 1, :2]).unbind(1)
             x, normed = residual_normed_for(readers[i + 1], x, branch, gate, scale, shift, self.config.eps)
-        return self.unpatchify(self.patch_out(normed), grid).float()
+        return self.unpatchify(shards.gather(self.patch_out(normed)), grid).float()
 
     def grid(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Number of patches along frames, height and width of a latent of `shape` [B, C, F, H, W]."""
@@ -305,20 +309,27 @@ class WanBlock(nn.Module):
         self.down = nn.Linear(config.ffn_dim, width)
 
     def forward(
-        self, x: Tensor, normed: Tensor | Quantized, step: BlockStep, cos: Tensor, sin: Tensor
+        self,
+        x: Tensor,
+        normed: Tensor | Quantized,
+        step: BlockStep,
+        cos: Tensor,
+        sin: Tensor,
+        shards: Whole | Shards = WHOLE,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """From the residual stream [B, N, D] and its norm to the stream, the feed-forward branch and its gate [B, D]."""
         _, _, gate, ff_shift, ff_scale, ff_gate = step.modulation.unbind(1)
         weight, bias = self.cross_norm.weight[None], self.cross_norm.bias[None]
         # What a branch needs inside is freed when its function returns: the feed-forward layer needs the room.
-        x, normed = gated_residual_norm(x, self.attend(normed, cos, sin), gate, weight, bias, self.eps)
+        x, normed = gated_residual_norm(x, self.attend(normed, cos, sin, shards), gate, weight, bias, self.eps)
         x, normed = residual_normed_for((self.up,), x, self.cross(normed, step), None, ff_scale, ff_shift, self.eps)
         return x, feed_forward(self.up, self.down, normed), ff_gate
 
-    def attend(self, normed: Tensor | Quantized, cos: Tensor, sin: Tensor) -> Tensor:
+    def attend(self, normed: Tensor | Quantized, cos: Tensor, sin: Tensor, shards: Whole | Shards = WHOLE) -> Tensor:
         """Self-attention and its output projection, [B, N, D]."""
         q, k, v = qk_norm_rope(self.qkv(normed), self.q_norm, self.k_norm, cos, sin, self.heads, self.eps)
-        return self.out(attention(q, k, v, self.fp8_attention).transpose(1, 2).flatten(2))
+        mixed = attention(*shards.scatter_heads(q, k, v), self.fp8_attention)
+        return self.out(shards.gather_heads(mixed).transpose(1, 2).flatten(2))
 
     def cross(self, normed: Tensor, step: BlockStep) -> Tensor:
         """W_o·(text branch + Σ weight·prompt branch) + (1 + Σ weight)·b_o, [B, N, D]."""

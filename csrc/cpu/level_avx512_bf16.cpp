@@ -1,0 +1,4 @@
+#include "attention.h"
+#include "rows.h"
+
+const ebr::cpu::Table ebr::cpu::avx512_bf16{attention, norm, rope, gelu};
