@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ebr_engine.backbones.base import Backbone
 from ebr_engine.backbones.views import View, extended, moved, moved_back
+from ebr_engine.bridge.sampler import make_table
 from ebr_engine.training.learner import Learner
 
 
@@ -84,8 +85,7 @@ def estimate(
     return moved_back(found, codec, view.offset)
 
 
-@torch.no_grad()
-def sampled(
+def walked(
     backbone: Backbone,
     bridge: Bridge,
     steps: Sequence[Any],
@@ -95,13 +95,16 @@ def sampled(
     times: Sequence[float],
     t0: float,
 ) -> Tensor:
-    """The restored latent: first-order steps through `times`, which decrease from T0 to 0; `views` may be empty."""
+    """The restored latent: first-order steps through `times`, from T0 down to 0; `views` may be empty. Differentiable."""
     t = torch.tensor(times, dtype=torch.float64).float()
     state = bridge.state(torch.zeros_like(degraded), degraded, noise, t[0], t0)
     for i in range(len(times) - 1):
         clean = estimate(backbone, bridge, state, degraded, steps[i], t[i], t0, views[i] if views else None)
         state = bridge.step(state, clean, degraded, noise, t[i], t[i + 1], t0)
     return state
+
+
+sampled = torch.no_grad()(walked)
 
 
 @dataclass
@@ -120,6 +123,14 @@ class BridgeLearner(Learner):
         step = self.live(t * 1000, self.residual, self.alpha)
         view = self.view(t) if self.views else None
         found = estimate(self.backbone, self.bridge, state, degraded, step, wide, t0, view)
+        return self.measured(found - clean, degraded - clean)
+
+    def result_loss(self, numbers: Sequence[int], degraded: Tensor, clean: Tensor) -> Tensor:
+        """See `Learner.result_loss`; through this bridge's own sampler."""
+        t0, times = self.config.t0, make_table("fast", self.config.t0, self.config.unroll).times
+        noise = self.noise(numbers, clean) / self.backbone.noise
+        steps = [self.live(clean.new_tensor([t * 1000]), self.residual, self.alpha) for t in times[:-1]]
+        found = walked(self.backbone, self.bridge, steps, self.views, degraded, noise, times, t0)
         return self.measured(found - clean, degraded - clean)
 
     @classmethod

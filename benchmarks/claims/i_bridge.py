@@ -7,6 +7,7 @@ its mean and in its noise, which vanishes at T0: each is changed alone. η is th
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -27,17 +28,19 @@ from ebr_engine.training.procedural import render
 SEED = 42
 REFERENCE = "EBR, η 0.2"
 QUIET = Bridge(level=0.2)
+PATH = "DDBM's path, η 0.2"
 BRIDGES = {
     REFERENCE: QUIET,
     "EBR, η 1": Bridge(),
     "EBR, η 0": Bridge(level=0.0),
     "EBR's path, DDBM's noise": Bridge(noise="vanishing"),
-    "DDBM's path, η 0.2": Bridge("snr", level=0.2),
+    PATH: Bridge("snr", level=0.2),
     "DDBM": Bridge("snr", "vanishing"),
     "paper's form, η 1": Bridge(form="paper"),
     "paper's form, η 0.2": Bridge(form="paper", level=0.2),
 }
 FARTHER = 0.4  # the other T0
+LONGER = 4  # times the iterations, for the two that matter
 HELD_OUT = 6  # scenes that T0 is chosen on
 
 
@@ -46,10 +49,10 @@ def learned(study: Study, bridge: Bridge, task: str, seed: int, t0: float) -> Pr
     return variant(study, task, seed, repr(bridge), BridgeLearner.on(bridge), t0=t0)
 
 
-def restored(study: Study, picture: Tensor, prompt: Prompt | None, bridge: Bridge, t0: float) -> Tensor:
-    """A picture [1, 3, H, W] by a prompt, or the empty one, and a bridge's own sampler."""
+def restored(study: Study, picture: Tensor, prompt: Prompt | None, bridge: Bridge, t0: float, count: int | None = None) -> Tensor:
+    """A picture [1, 3, H, W] by a prompt, or the empty one, and a bridge's own sampler in `count` steps, or the study's."""
     backbone = study.restorer.backbone
-    times = power_times(study.steps, t0, FAST_POWER)
+    times = power_times(count or study.steps, t0, FAST_POWER)
     prompts = [(prompt.residual, prompt.alpha)] if prompt else []
     steps = backbone.bake(torch.tensor(times[:-1]) * 1000, prompts)
     degraded = backbone.codec.encode(picture.unsqueeze(2))
@@ -111,8 +114,13 @@ def main(given: Sequence[str] | None = None) -> None:
         f"t_i = T0 (1 - i/N)^{FAST_POWER:g}, first order; arms without a form are in the released one",
         f"T0 is chosen among {study.learning.t0:g} and {FARTHER:g} on {HELD_OUT} held-out scenes, for each task and seed",
     ]
-    question = "I. Bridges: the paper's form, DDBM taken apart, T0 by task"
-    finish(study, question, rows, REFERENCE, command_of(__file__, given, sys.argv[1:]), notes)
+    command = command_of(__file__, given, sys.argv[1:])
+    finish(study, "I. Bridges: the paper's form, DDBM taken apart, T0 by task", rows, REFERENCE, command, notes)
+    longer = replace(study.learning, iterations=study.learning.iterations * LONGER)
+    study = replace(study.named("i_long", study.tasks), learning=longer, seeds=study.seeds[:1])
+    found = {name: arm for name, arm in arms(study).items() if name in ("input", REFERENCE, PATH)}
+    rows = study.measure(found, seed_of_noise=SEED)
+    finish(study, f"I. Two paths, {LONGER} times as many iterations", rows, REFERENCE, command, notes[:1])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 * consistency: as states, at the times of the sampler's five steps, and the clean estimate D at t is also drawn to D at s, where s
   is the sampler's next time and the state there is the one that its own step from t leads to; no gradient goes into the later one
 * unroll 1, unroll 2: from the result of one and of two steps, the gradient going through them (`--set unroll=N`)
+* DDBM's path: states, and unroll 2, on the path of DDBM's mean with a constant level of noise and its own first-order sampler
 
 Each is learned in the same number of iterations, from the same crops, and runs in 1, 2 and 5 evaluations.
 """
@@ -16,8 +17,9 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from benchmarks.claims.bridges import Bridge, estimate
+from benchmarks.claims.bridges import Bridge, BridgeLearner, estimate
 from benchmarks.claims.common import Study, arguments, study_of
+from benchmarks.claims.i_bridge import restored
 from benchmarks.claims.learning import variant
 from benchmarks.claims.reporting import command_of, difference, finish
 from ebr_engine.bridge.sampler import make_table
@@ -59,11 +61,14 @@ class ConsistencyLearner(Learner):
         return estimate(self.backbone, bridge, state, degraded, step, times[i], self.config.t0, view)
 
 
+PATH = Bridge("snr", level=0.2)  # DDBM's path with `mini`'s noise, which `i_bridge` found better from nothing
 LEARNED = {
     "states": (Learner.start, {}),
     "consistency": (ConsistencyLearner.start, {}),
     "unroll 1": (Learner.start, {"unroll": 1}),
     "unroll 2": (Learner.start, {"unroll": 2}),
+    "DDBM's path, states": (BridgeLearner.on(PATH), {}),
+    "DDBM's path, unroll 2": (BridgeLearner.on(PATH), {"unroll": 2}),
 }
 
 
@@ -77,11 +82,24 @@ def arms(study: Study) -> dict[str, Callable[[Case, int], Tensor]]:
     """Every way to learn in every number of evaluations."""
 
     def run(how: str, count: int):
-        table = study.ebr_table(study.learning.t0, count)
-        return lambda case, seed: study.restore(case, prompt_of(study, how, case.task, seed), table)
+        t0 = study.learning.t0
+        table = study.ebr_table(t0, count)
 
-    found = {f"{how}, {count} evaluation{'s' * (count > 1)}": run(how, count) for how in LEARNED for count in COUNTS}
+        def restore(case: Case, seed: int) -> Tensor:
+            prompt = prompt_of(study, how, case.task, seed)
+            if how.startswith("DDBM"):
+                return restored(study, case.degraded, prompt, PATH, t0, count)
+            return study.restore(case, prompt, table)
+
+        return restore
+
+    found = {f"{how}, {name_of(count)}": run(how, count) for how in LEARNED for count in COUNTS}
     return {"input": lambda case, seed: case.degraded} | found
+
+
+def name_of(count: int) -> str:
+    """What so many evaluations are called."""
+    return f"{count} evaluation{'s' * (count > 1)}"
 
 
 def equal(rows: Sequence[dict], arm: str) -> bool:
@@ -93,17 +111,20 @@ def main(given: Sequence[str] | None = None) -> None:
     """Measure what the store lacks, write the table and the plot."""
     study = study_of("j_fewer", arguments(__doc__).parse_args(given), ("haze", "rain"))
     rows = study.measure(arms(study))
-    one = [arm for arm in dict.fromkeys(row["arm"] for row in rows) if arm.endswith("1 evaluation")]
+    few = {count: [f"{how}, {name_of(count)}" for how in LEARNED] for count in COUNTS[:2]}
     seconds = {
         how: fmean(prompt_of(study, how, task, seed).training["seconds"] for task in study.tasks for seed in study.seeds)
         for how in LEARNED
     }
     notes = [
-        "second order from the second step on, as the fast schedule has it",
-        f"in one evaluation not below {REFERENCE!r} by more than {NEAR['psnr']:g} dB and {NEAR['ssim']:g} in the mean: "
-        + (", ".join(arm.partition(",")[0] for arm in one if equal(rows, arm)) or "none"),
+        "second order from the second step on, as the fast schedule has it; first order on DDBM's path",
+        *(
+            f"in {name_of(count)} not below {REFERENCE!r} by more than {NEAR['psnr']:g} dB and {NEAR['ssim']:g} in the mean: "
+            + (", ".join(arm.rpartition(",")[0] for arm in arms if equal(rows, arm)) or "none")
+            for count, arms in few.items()
+        ),
         "SSIM in one evaluation against it: "
-        + ", ".join(f"{arm.partition(',')[0]} {signed(difference(rows, arm, REFERENCE, 'ssim'))}" for arm in one),
+        + ", ".join(f"{arm.rpartition(',')[0]} {signed(difference(rows, arm, REFERENCE, 'ssim'))}" for arm in few[1]),
         "processor seconds of learning a prompt: " + ", ".join(f"{how} {value:.0f}" for how, value in seconds.items()),
     ]
     finish(study, "J. One and two evaluations", rows, REFERENCE, command_of(__file__, given, sys.argv[1:]), notes)

@@ -269,3 +269,17 @@ def test_the_way_that_a_judge_likes_best_is_chosen_in_each_cell():
     assert m_weights.rank_correlation(rows, "probe") == pytest.approx(1)
     with_more = [*rows, *({**row, "arm": "c", "psnr": 4.0} for row in rows if row["arm"] == "a")]
     assert {row["way"] for row in m_weights.best_fixed(with_more)} == {"c"}
+
+
+def test_learning_through_the_sampler_on_mini_s_own_bridge_is_the_engines(study):
+    study = replace(study, model=WEIGHTS)
+    backbone = frozen(study.model, "fp32")
+    config = config_of(study, "haze", 0, unroll=2)
+    degraded, clean = batch(backbone)
+    ours = BridgeLearner.on(Bridge(level=backbone.noise))(config, backbone).result_loss([0, 1], degraded, clean)
+    theirs = Learner.start(config, backbone).result_loss([0, 1], degraded, clean)
+    assert ours.item() == pytest.approx(theirs.item(), rel=0.02)  # the engine's second step is of second order
+    one = replace(config, unroll=1)
+    ours = BridgeLearner.on(Bridge(level=backbone.noise))(one, backbone).result_loss([0, 1], degraded, clean)
+    theirs = Learner.start(one, backbone).result_loss([0, 1], degraded, clean)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-4)
