@@ -9,8 +9,8 @@ changes least is chosen. Four judges, none of which has a number to fit:
 * classifier: that of `--task auto`, the sum of its probabilities
 
 The ways: in turn with each prompt at 0.5, 1 or 1.5 of its strength, in turn the other way round, residuals in one run, the mean
-of velocities, one prompt alone; for a single degradation five strengths. Nothing is learned: the prompts are the bundled ones. A second table
-has both orders for every pair of tasks.
+of velocities, one prompt alone; for a single degradation five strengths. Nothing is learned: the prompts are the bundled ones.
+A second table has both orders for every pair of tasks.
 """
 
 import sys
