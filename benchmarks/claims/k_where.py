@@ -183,7 +183,7 @@ def arms_from_bundled(study: Study) -> dict[str, Callable[[Case, int], Tensor]]:
         return restored(case, variant(study, case.task, seed, "learned on", **further(case.task)))
 
     def with_map(case: Case, seed: int) -> Tensor:
-        prompt, map = learned(study, case.task, seed, "token", **further(case.task))
+        prompt, map = learned(study, case.task, seed, "difference", **further(case.task))
         with seeing(study.restorer.backbone.trunk, map):
             return restored(case, prompt)
 
@@ -191,7 +191,7 @@ def arms_from_bundled(study: Study) -> dict[str, Callable[[Case, int], Tensor]]:
         "input": lambda case, seed: case.degraded,
         "bundled prompt": lambda case, seed: restored(case, load_prompt(bundled(case.task))),
         LEARNED_ON: alone,
-        "learned on, and sees where": with_map,
+        "learned on, and sees where, less the mean": with_map,
     }
 
 
