@@ -41,6 +41,7 @@ def nodes():
     """A cluster whose head computes nothing and whose two other nodes have a core each; this process is its driver."""
     from ray.cluster_utils import Cluster
 
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # not 30, which a busy machine needs
     own = {"_system_config": {"worker_niceness": 0}}  # not 15, which waits for all else that a machine has to do
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **own})
     made = [cluster.add_node(num_cpus=1) for _ in range(2)]
