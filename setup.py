@@ -40,6 +40,7 @@ CPU_LEVELS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],
     "avx512": (avx512 := ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]),
+    "avx512_bf16": [*avx512, "-mavx512bf16"],
     "amx": [*avx512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
 CPU_SOURCES = {"csrc/cpu/levels.cpp": [], "csrc/cpu/pool.cpp": []} | {
@@ -47,7 +48,9 @@ CPU_SOURCES = {"csrc/cpu/levels.cpp": [], "csrc/cpu/pool.cpp": []} | {
 }
 CPU_PORTABLE = ["csrc/cpu/levels.cpp", "csrc/cpu/pool.cpp", "csrc/cpu/level_baseline.cpp"]
 CPU_MODULE, X86 = "ebr_engine._cpu", ("x86_64", "AMD64")
-CPU_HEADERS = [f"csrc/cpu/{name}.h" for name in ("amx", "amx_float", "attention", "levels", "ops", "rows", "vec")]
+CPU_HEADERS = [
+    f"csrc/cpu/{name}.h" for name in ("amx", "amx_float", "attention", "channels", "convolution", "levels", "ops", "rows", "vec")
+]
 CPU_COMPILE = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-uninitialized"]
 
 

@@ -13,14 +13,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.report import columns, mean
 from ebr_engine.engine.classify import Classifier, bundled, diagnose, load_classifier
 from ebr_engine.evaluation.metrics import psnr
-from ebr_engine.evaluation.photos import NAMES, STRENGTH, load_photo, square
+from ebr_engine.evaluation.photos import NAMES, STRENGTH, load_photo
 from ebr_engine.media.degradations import degrade, seeds
 from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.training.classifier import as_stored, spoil
@@ -71,15 +70,8 @@ def seen(model: Classifier, photos: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 def views(photo: str) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The photo reduced to a square, and two of its corners as they are, with their depth where it is known."""
-    if photo in GREY:
-        from skimage import data
-
-        pixels = torch.from_numpy(np.array(getattr(data, photo)())).float().div(255).expand(1, 3, -1, -1).contiguous()
-        depth = None
-        yield square(pixels, SIDE), None
-    else:
-        yield load_photo(photo, SIDE)
-        pixels, depth = load_photo(photo, None)
+    yield load_photo(photo, SIDE)
+    pixels, depth = load_photo(photo, None)
     for corner in ((..., slice(SIDE), slice(SIDE)), (..., slice(-SIDE, None), slice(-SIDE, None))):
         yield pixels[corner], None if depth is None else depth[corner]
 

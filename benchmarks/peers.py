@@ -3,8 +3,10 @@
 One process, one set of weights, one latent; every form runs once a round, so that whatever the machine does meanwhile
 meets all alike. The first two rungs are the released algorithm (`benchmarks/released.py`), eager and with
 torch.compile; the others are the engine, each with one feature more than the rung before. Tables are baked before the clock
-starts: they are the same for every picture. Every result is compared with the first rung's. For `mini`, whose prompts are
-learned, the first rung and the last are also compared with the converged solution (200 second-order steps), for every task.
+starts: they are the same for every picture. On a CPU in float32 two rungs stand aside: the engine's run with its transformer
+exported to ONNX Runtime and to OpenVINO, in the same process. Every result is compared with the first rung's. For `mini`, whose
+prompts are learned, the first rung and the last are also compared with the converged solution (200 second-order steps), for
+every task.
 
 On a CPU the cases are `mini` and four blocks of Wan 1.3B's width; `--device cuda` runs the full models, with random weights.
 `--runtimes` compares one evaluation with OpenVINO and ONNX Runtime instead (`benchmarks/runtimes.py`).
@@ -16,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
@@ -30,6 +34,7 @@ from ebr_engine.backbones.layers import pack_trunk, quantize_trunk
 from ebr_engine.backbones.mini.model import Mini, load_mini
 from ebr_engine.bridge.sampler import StepTable, make_table, sample
 from ebr_engine.engine.execute import compile_trunk
+from ebr_engine.export.graph import ExportedTrunk
 from ebr_engine.kernels import backend
 from ebr_engine.prompts.catalogue import TASKS
 
@@ -47,12 +52,13 @@ CASES = {
 
 @dataclass
 class Rung:
-    """One form of the task: `run()` gives the restored latent; `plainly` keeps our own kernels out of it (on a GPU)."""
+    """One form of the task: `run()` gives the restored latent; `plainly` keeps our own kernels out of it."""
 
     name: str
     run: Callable[[], Tensor]
     evaluations: int
     plainly: bool = False
+    aside: bool = False  # another runtime, of the same work as the rungs beside it: the next one's gain is not over it
 
     def __call__(self) -> Tensor:
         """The result."""
@@ -70,8 +76,8 @@ def mini_model(size: int, device: torch.device, dtype: torch.dtype) -> tuple[Mod
     return Model(*halves, text, prompt, *latents, dtype, task.prompt.t0, codec=mini.codec).add_transformer(), mini
 
 
-def ladder(case: Model, steps: int, compiled: bool) -> Iterator[Rung]:
-    """The rungs, made one by one, so that each can be skipped with its own reason."""
+def ladder(case: Model, steps: int, compiled: bool, others: bool = False) -> Iterator[Rung]:
+    """The rungs, made one by one, so that each can be skipped with its own reason; `others`: other runtimes too."""
     cuda = case.device.type == "cuda"
     yield Rung("released: diffusers, eager", lambda: case.released(case.transformer, steps), steps, True)
     if compiled:
@@ -93,6 +99,10 @@ def ladder(case: Model, steps: int, compiled: bool) -> Iterator[Rung]:
         trunk = copy.deepcopy(case.trunk)
         if pack_trunk(trunk):
             yield Rung("+ packed products, GELU in them", ours(trunk, table), steps)
+        if (
+            others and case.dtype == torch.float32
+        ):  # ONNX Runtime has no bf16 on a CPU, and OpenVINO's results in it are not finite
+            yield from (Rung(f"ours, by {name}", by_runtime(case, name, table), steps, aside=True) for name in runtimes.RUNTIMES)
     if compiled:
         trunk = compile_trunk(trunk)
         yield Rung("+ torch.compile", ours(trunk, table), steps)
@@ -106,10 +116,26 @@ def ladder(case: Model, steps: int, compiled: bool) -> Iterator[Rung]:
     yield Rung("+ second order (fast)", ours(trunk, fast, released_times=False), len(fast))
 
 
-def climb(case: Model, name: str, steps: int, rounds: int, compiled: bool) -> dict[str, Any]:
+def by_runtime(case: Model, name: str, table: StepTable) -> Callable[[], Tensor]:
+    """The engine's run with its transformer exported to a runtime, when it is first asked for."""
+    made: list[tuple[TemporaryDirectory, ExportedTrunk, Any]] = []
+
+    def run() -> Tensor:
+        if not made:
+            folder, tables = TemporaryDirectory(), case.bake(case.timesteps(table, True))
+            latent = tuple(case.degraded.shape[1:])
+            graph = runtimes.exported(name, copy.deepcopy(case.trunk), tables[0], latent, case.dtype, Path(folder.name))
+            made.append((folder, graph, tables))
+        _, graph, tables = made[0]
+        return sample(case.backbone(graph).velocity, tables, case.degraded, case.noise, table)
+
+    return run
+
+
+def climb(case: Model, name: str, steps: int, rounds: int, compiled: bool, others: bool = False) -> dict[str, Any]:
     """Warm every rung up, compare its result with the first's, then time all rungs in interleaved rounds."""
     rungs, results, skipped = [], [], {}
-    for rung in ladder(case, steps, compiled):
+    for rung in ladder(case, steps, compiled, others):
         try:
             result = rung()
         except Exception as error:  # a compiler that is missing or fails raises almost anything
@@ -122,17 +148,19 @@ def climb(case: Model, name: str, steps: int, rounds: int, compiled: bool) -> di
         print(f"{name}: {rung.name}", flush=True)
     seconds = clock.in_turns({rung.name: rung for rung in rungs}, rounds, case.device)
     medians = [seconds[rung.name]["median"] for rung in rungs]
+    before = [medians[max((j for j in range(i) if not rungs[j].aside), default=0)] for i in range(len(rungs))]
     rows = [
         {
             "rung": rung.name,
             "evaluations": rung.evaluations,
             "seconds": seconds[rung.name],
-            "gain": before / median,
+            "gain": last / median,
+            "aside": rung.aside,
             "total_gain": medians[0] / median,
             "rms_difference": clock.relative_rms(result, results[0]),
             "largest_difference": (result - results[0]).abs().max().item(),
         }
-        for rung, result, before, median in zip(rungs, results, [medians[0], *medians], medians)
+        for rung, result, last, median in zip(rungs, results, before, medians)
     ]
     return {
         "case": name,
@@ -238,7 +266,7 @@ def measure(options: Namespace) -> dict[str, Any]:
             case, mini = mini_model(size, device, dtype)
         else:
             case, mini = random_model(work_of(name, quick), device, dtype).add_transformer(), None
-        results.append(climb(case, name, steps, rounds, not (quick or options.no_compile)))
+        results.append(climb(case, name, steps, rounds, not (quick or options.no_compile), others=not quick))
         if mini is not None:
             results[-1]["accuracy"] = accuracy(case, mini, size, steps, converged)
         del case  # before the next one needs the memory

@@ -30,12 +30,13 @@ from benchmarks.models import PRECISIONS, random_model, work_of
 from benchmarks.report import columns, cpu_instructions, spread, version
 from benchmarks.steps import load_task
 from ebr_engine.backbones.base import Backbone
-from ebr_engine.backbones.layers import cpu_has_bf16, pack_trunk
+from ebr_engine.backbones.layers import Int8Linear, cpu_has_bf16, pack_trunk, quantize_trunk
 from ebr_engine.backbones.mini.model import load_mini
 from ebr_engine.backbones.mini.spec import SPEC
 from ebr_engine.bridge.sampler import make_table
 from ebr_engine.engine.execute import compile_trunk
-from ebr_engine.export.graph import rotary_grid, token_grid
+from ebr_engine.errors import EngineError
+from ebr_engine.export.graph import ExportedTrunk, Graph, Runner, rotary_grid, token_grid
 from ebr_engine.export.onnx import write_onnx
 from ebr_engine.export.onnx_runtime import OnnxRunner
 
@@ -48,8 +49,15 @@ CASES = {
 SIDES = {"mini-256": 256, "mini-512": 512}
 WAN_LATENT = (16, 5, 32, 32)
 WARM = 2  # evaluations before the clock counts
-COMPILED = "ours, compiled"
-EBR_KERNELS = {"ours": "auto", COMPILED: "auto", "ours, plain torch": "torch"}  # what the engine's forms are run with
+COMPILED, INT8 = "ours, compiled", "ours, int8"
+EBR_KERNELS = {
+    "ours": "auto",
+    COMPILED: "auto",
+    INT8: "auto",
+    "ours, plain torch": "torch",
+}  # what the engine's forms are run with
+# What holds libraries to older instructions, and is told in a result.
+HELD = ("EBR_CPU_LEVEL", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
 INSTALL = "pip install 'ebr-engine[runtimes]'"
 
 
@@ -79,11 +87,13 @@ def evaluation(case: str, dtype: torch.dtype, quick: bool) -> Evaluation:
     return Evaluation(backbone.trunk, latent.float(), tables[0])
 
 
-def ours(case: str, dtype: torch.dtype, quick: bool, compiled: bool) -> Callable[[], Tensor]:
-    """The engine's transformer as a run has it: weights packed, compiled on request."""
+def ours(case: str, dtype: torch.dtype, quick: bool, form: str) -> Callable[[], Tensor]:
+    """The engine's transformer as a run has it: weights packed, compiled or in int8 on request."""
     one = evaluation(case, dtype, quick)
+    if form == INT8:
+        quantize_trunk(one.trunk, Int8Linear)
     pack_trunk(one.trunk)
-    trunk = compile_trunk(one.trunk) if compiled else one.trunk
+    trunk = compile_trunk(one.trunk) if form == COMPILED else one.trunk
     return lambda: trunk(one.latent, one.step)
 
 
@@ -92,13 +102,12 @@ def graph_inputs(path: Path) -> dict[str, Tensor]:
     return torch.load(path.with_suffix(".inputs"), weights_only=True)
 
 
-def onnx_runtime(path: Path, dtype: torch.dtype) -> Callable[[], Tensor]:
+def onnx_runtime(path: Path, dtype: torch.dtype) -> Runner:
     """ONNX Runtime over torch's memory."""
-    runner, inputs = OnnxRunner(path, torch.device("cpu")), graph_inputs(path)
-    return lambda: runner(inputs)
+    return OnnxRunner(path, torch.device("cpu"))
 
 
-def openvino(path: Path, dtype: torch.dtype) -> Callable[[], Tensor]:
+def openvino(path: Path, dtype: torch.dtype) -> Runner:
     """OpenVINO's CPU plugin in the precision that is compared, with as many threads as torch has."""
     import openvino
 
@@ -108,10 +117,13 @@ def openvino(path: Path, dtype: torch.dtype) -> Callable[[], Tensor]:
         "PERFORMANCE_HINT": "LATENCY",
     }
     request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
-    inputs = {name: value.numpy() for name, value in graph_inputs(path).items()}
     names = {name for entry in request.model_inputs for name in entry.names}
-    inputs = {name: value for name, value in inputs.items() if name in names}
-    return lambda: torch.from_numpy(next(iter(request.infer(inputs, share_inputs=True).values())).copy())
+
+    def run(inputs: dict[str, Tensor]) -> Tensor:
+        given = {name: value.float().contiguous().numpy() for name, value in inputs.items() if name in names}
+        return torch.from_numpy(next(iter(request.infer(given, share_inputs=True).values())).copy())
+
+    return run
 
 
 RUNTIMES = {"OpenVINO": openvino, "ONNX Runtime": onnx_runtime}
@@ -122,9 +134,10 @@ def work(connection: Connection, runtime: str, case: str, precision: str, graph:
     dtype = PRECISIONS[precision]
     with torch.inference_mode():
         if runtime in RUNTIMES:
-            run = RUNTIMES[runtime](graph, dtype)
+            runner, inputs = RUNTIMES[runtime](graph, dtype), graph_inputs(graph)
+            run = lambda: runner(inputs)  # noqa: E731
         else:
-            run = ours(case, dtype, quick, runtime == COMPILED)
+            run = ours(case, dtype, quick, runtime)
         for _ in range(WARM):
             result = run()
         connection.send(result.float())
@@ -132,6 +145,16 @@ def work(connection: Connection, runtime: str, case: str, precision: str, graph:
             wall, cpu = time.perf_counter(), time.process_time()
             run()
             connection.send((time.perf_counter() - wall, time.process_time() - cpu))
+
+
+def exported(name: str, trunk: Any, step: Any, latent: tuple[int, ...], dtype: torch.dtype, folder: Path) -> ExportedTrunk:
+    """A transformer's graph, for latents of one size, run by a runtime in this process; `EngineError` where it cannot be."""
+    path = folder / "trunk.onnx"
+    if not path.exists():
+        write_onnx(path, trunk, step, latent)
+    if name == "OpenVINO" and find_spec("openvino") is None:
+        raise EngineError(f"is not installed: {INSTALL}")
+    return ExportedTrunk(RUNTIMES[name](path, dtype), trunk.config, Graph("onnx", "float32", latent, None))
 
 
 @contextmanager
@@ -197,6 +220,8 @@ def compare(case: str, precision: str, options: Namespace, folder: Path) -> dict
     skipped = {}
     if (options.quick or options.no_compile) and COMPILED in names:
         names.remove(COMPILED)
+    if not options.runtime and (case in SIDES or precision != "fp32"):  # int8 is for wide layers
+        names.remove(INT8)
     if precision == "bf16" and "ONNX Runtime" in names:
         names.remove("ONNX Runtime")
         skipped["ONNX Runtime"] = "has no bf16 on a CPU"
@@ -240,7 +265,8 @@ def measure(options: Namespace) -> dict[str, Any]:
         names = options.case or CASES
         cases = [compare(case, precision, options, Path(folder)) for case in names for precision in precisions]
     versions = {name: version(name) for name in ("openvino", "onnxruntime", "onnx")}
-    return {"runtimes": cases, "instructions": cpu_instructions(), "versions": versions}
+    held = {name: os.environ[name] for name in HELD if name in os.environ}
+    return {"runtimes": cases, "instructions": cpu_instructions(), "held to": held, "versions": versions}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -261,4 +287,5 @@ def table(result: dict[str, Any]) -> str:
         skipped = [f"skipped {name}: {reason}" for name, reason in case["skipped"].items()]
         tables.append("\n".join([title, "", columns(header, rows), *skipped]))
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items() if number)
-    return "\n\n".join([*tables, f"instructions: {' '.join(result['instructions'])}\n{versions}"])
+    held = "".join(f", {name}={value}" for name, value in result.get("held to", {}).items())
+    return "\n\n".join([*tables, f"instructions: {' '.join(result['instructions'])}{held}\n{versions}"])

@@ -14,12 +14,24 @@ from typing import Any
 
 from benchmarks.report import ROOT, columns, spread
 
+# A folder's own package, kernels too, which an installation in place would give this checkout's.
+COMMAND = """
+import sys
+root = sys.argv.pop(1)
+sys.path.insert(0, root)
+import ebr_engine
+ebr_engine.__path__.append(root)
+from ebr_engine.cli import main
+main()
+"""
+
 
 def options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=int, nargs=2, default=(64, 64), metavar=("HEIGHT", "WIDTH"), help="of the picture in pixels"
     )
     parser.add_argument("--task", default="rain")
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--beside", type=Path, metavar="FOLDER", help="another commit's folder")
 
@@ -39,13 +51,14 @@ def measure(options: Namespace) -> dict[str, Any]:
         write_source(source, max(options.size), 1)
         cut(source, *options.size)
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        command = [sys.executable, "-m", "ebr_engine", "restore", str(source), "-o", str(target), "--overwrite", "--quiet"]
+        rest = ["restore", str(source), "-o", str(target), "--overwrite", "--quiet", "--task", options.task]
+        rest += ["--precision", options.precision]
         for i in range(options.rounds + 1):  # the first compiles
             for name, where in folders.items():
-                found = used([*command, "--task", options.task], where, environment)
+                found = used([sys.executable, "-c", COMMAND, str(where), *rest], where, environment)
                 taken[name] += [found] if i else []
     return {
-        **{"size": list(options.size), "task": options.task, "rounds": options.rounds},
+        **{"size": list(options.size), "task": options.task, "precision": options.precision, "rounds": options.rounds},
         "seconds": {name: spread([seconds for seconds, _ in values]) for name, values in taken.items()},
         "peak_bytes": {name: max(peak for _, peak in values) for name, values in taken.items()},
     }
@@ -75,6 +88,7 @@ def table(result: dict[str, Any]) -> str:
         for name, values in result["seconds"].items()
     ]
     height, width = result["size"]
-    lines = [f"mini, {result['task']}, {height} x {width}, processor seconds of {result['rounds']} runs in turns", ""]
+    title = f"mini, {result['task']}, {height} x {width}, precision {result['precision']}"
+    lines = [f"{title}, processor seconds of {result['rounds']} runs in turns", ""]
     lines += [columns(["commit", "median", "from", "to", "peak MB"], rows)]
     return "\n".join([*lines, *([f"x{seconds['beside'] / seconds['here']:.2f}"] if "beside" in seconds else [])])

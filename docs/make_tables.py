@@ -29,6 +29,16 @@ from ebr_engine.training.config import LearnConfig
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("reference", "research"))]
 PART = re.compile(r"(<!-- made: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+CLAIMS = (
+    "a_space",
+    "b_process",
+    "c_secretly_knows",
+    "d_schedule",
+    "e_prompt",
+    "f_mixtures",
+    "g_baselines",
+    "h_adaptive",
+)
 NUMBERS = {int: "n", float: "x", str: "text", Path: "path"}
 
 
@@ -222,6 +232,12 @@ def quality_table(value: str, digits: int) -> str:
     return markdown(quality_scores(), value, digits)
 
 
+def claim_table(name: str) -> str:
+    """The table of an experiment on the method's claims, as it stands in its results."""
+    lines = (ROOT / f"benchmarks/results/claims/{name}.md").read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if line.startswith("|"))
+
+
 def backbones_table() -> str:
     """Sizes, costs and licences of the backbones, and what has been run of them."""
     import torch
@@ -294,6 +310,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "quality": quality_brief,
     "psnr": partial(quality_table, "psnr", 2),
     "ssim": partial(quality_table, "ssim", 3),
+    **{f"claim-{name[0]}": partial(claim_table, name) for name in CLAIMS},
 }
 
 

@@ -27,7 +27,7 @@ from torch.nn import Parameter
 CHOICES = ("auto", "torch", "triton", "cuda")
 ASKED = os.environ.get("EBR_KERNELS", "auto")
 CPU_LEVEL = os.environ.get("EBR_CPU_LEVEL", "auto")
-CPU_LEVELS = ("auto", "baseline", "avx2", "avx512", "amx")
+CPU_LEVELS = ("auto", "baseline", "avx2", "avx512", "avx512_bf16", "amx")
 TUNE = os.environ.get("EBR_CPU_TUNE", "on")
 TUNES = ("off", "on", "again")
 VERIFY_CHOICES = {"off": "never compared", "first": "compared on first use", "always": "compared at every call"}  # as told
@@ -117,6 +117,12 @@ def native(*tensors: Tensor | None) -> ModuleType | None:
         return None
     learned = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     return None if learned else module
+
+
+def return_memory() -> None:
+    """Give memory that was freed in this process back to the system, where native code is built; a few milliseconds."""
+    if (module := _native()) is not None:
+        module.return_memory()
 
 
 def native_level() -> str:

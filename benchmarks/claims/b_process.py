@@ -9,15 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.claims.common import Study, arguments, study_of
+from benchmarks.claims.common import Study, broad_arguments, study_of
 from benchmarks.claims.reporting import command_of, finish
-from ebr_engine.bridge.sampler import draw_noise, flow_table
+from benchmarks.claims.walking import Sampler, along, restored_by
+from ebr_engine.bridge.sampler import flow_table
 from ebr_engine.bridge.schedules import FAST_POWER, power_times
 from ebr_engine.evaluation.photos import Case
 from ebr_engine.prompts.catalogue import TASKS
-from ebr_engine.prompts.prompt import Prompt
 
-SEED = 42
 REFERENCE = "EBR prompt, EBR sampler"
 
 
@@ -43,45 +42,46 @@ def ddbm_sample(velocity, conditioning: Sequence, degraded: Tensor, noise: Tenso
     return state
 
 
-@torch.no_grad()
-def restore_ddbm(study: Study, case: Case, prompt: Prompt) -> Tensor:
-    """A case restored by a prompt and DDBM's sampler."""
-    backbone, t0 = study.restorer.backbone, prompt.t0
-    times = power_times(study.steps, t0, FAST_POWER)
-    conditioning = backbone.bake(torch.tensor(times[:-1]) * 1000, [(prompt.residual, prompt.alpha)])
-    degraded = backbone.codec.encode(case.degraded.unsqueeze(2).to(backbone.device))
-    noise = draw_noise(degraded.shape, SEED, backbone.device)
-    restored = ddbm_sample(backbone.velocity, conditioning, degraded, noise, times, t0)
-    return backbone.codec.decode(restored).squeeze(2).clamp(0, 1).cpu()
-
-
 def arms(study: Study) -> dict:
-    """Prompt and sampler of every arm."""
-    t0 = study.learning.t0
-    ebr, naive = study.ebr_table(t0), flow_table(power_times(study.steps, t0, FAST_POWER), t0)
+    """Prompt and sampler of every arm; each sampler starts with the noise of its process."""
+    t0, backbone = study.learning.t0, study.restorer.backbone
+    times = power_times(study.steps, t0, FAST_POWER)
+    samplers: dict[str, Sampler] = {
+        "EBR": along(study.ebr_table(t0), backbone.noise),
+        "naive": along(flow_table(times, t0), 1.0),
+        "DDBM": lambda velocity, steps, degraded, noise: ddbm_sample(velocity, steps, degraded, noise, times, t0),
+    }
 
-    def prompted(bridge: str, table):
-        return lambda case, seed: study.restore(case, study.prompt(case.task, seed, bridge=bridge), table)
+    def prompted(bridge: str | None, sampler: str):
+        def restored(case: Case, seed: int) -> Tensor:
+            prompt = study.prompt(case.task, seed, bridge=bridge) if bridge else None
+            steps = backbone.bake(torch.tensor(times[:-1]) * 1000, [(prompt.residual, prompt.alpha)] if prompt else [])
+            return restored_by(study, case.degraded, steps, times[:-1], samplers[sampler])
+
+        return restored
 
     return {
         "input": lambda case, seed: case.degraded,
-        "empty prompt, EBR sampler": lambda case, seed: study.restore(case, None, ebr),
-        "naive prompt, naive sampler": prompted("naive", naive),
-        "naive prompt, EBR sampler": prompted("naive", ebr),
-        "EBR prompt, naive sampler": prompted("ebr", naive),
-        "DDBM prompt, DDBM sampler": lambda case, seed: restore_ddbm(study, case, study.prompt(case.task, seed, bridge="ddbm")),
-        "DDBM prompt, EBR sampler": prompted("ddbm", ebr),
-        "EBR prompt, DDBM sampler": lambda case, seed: restore_ddbm(study, case, study.prompt(case.task, seed, bridge="ebr")),
-        REFERENCE: prompted("ebr", ebr),
+        "empty prompt, EBR sampler": prompted(None, "EBR"),
+        "naive prompt, naive sampler": prompted("naive", "naive"),
+        "naive prompt, EBR sampler": prompted("naive", "EBR"),
+        "EBR prompt, naive sampler": prompted("ebr", "naive"),
+        "DDBM prompt, DDBM sampler": prompted("ddbm", "DDBM"),
+        "DDBM prompt, EBR sampler": prompted("ddbm", "EBR"),
+        "EBR prompt, DDBM sampler": prompted("ebr", "DDBM"),
+        REFERENCE: prompted("ebr", "EBR"),
     }
 
 
 def main(given: Sequence[str] | None = None) -> None:
     """Measure what the store lacks, write the table and the plot."""
-    study = study_of("b_process", arguments(__doc__).parse_args(given), TASKS)
+    study = study_of("b_process", broad_arguments(__doc__).parse_args(given), TASKS)
     rows = study.measure(arms(study))
     question = "B. The process: EBR, naive, DDBM"
-    notes = ["the naive sampler takes Euler steps; DDBM's draws its noise in the first step and is deterministic after it"]
+    notes = [
+        "the naive sampler takes Euler steps; DDBM's draws its noise in the first step and is deterministic after it",
+        "naive and DDBM learn and run with their full noise, EBR with a fifth of it, as `mini` does",
+    ]
     finish(study, question, rows, REFERENCE, command_of(__file__, given, sys.argv[1:]), notes)
 
 

@@ -24,13 +24,11 @@ from ebr_engine.bridge.sampler import StepTable, step_table
 from ebr_engine.bridge.schedules import FAST_POWER, FAST_STEPS, power_times
 from ebr_engine.engine.restorer import Restorer
 from ebr_engine.evaluation.metrics import psnr, ssim
-from ebr_engine.evaluation.photos import NAMES, STRENGTH, Case, load_photo
+from ebr_engine.evaluation.photos import NAMES, STRENGTH, TEN, Case, load_photo
 from ebr_engine.media.degradations import degrade, seeds
 from ebr_engine.media.images import write_atomically
 from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.prompts.prompt import Prompt, load_prompt
-from ebr_engine.training.config import LearnConfig
-from ebr_engine.training.loop import learn
 from ebr_engine.training.pretrain import Pretrainee, finished
 
 Row = dict[str, Any]  # arm, task, photo, seed, psnr, ssim
@@ -69,7 +67,6 @@ class Study:
     steps: int = FAST_STEPS
     learning: Learning = Learning()
     quick: bool = False
-    compile: bool = False  # the blocks, while the engine's learner runs: faster after the first minute, equal up to rounding
 
     @cached_property
     def restorer(self) -> Restorer:
@@ -106,7 +103,7 @@ class Study:
         chosen = asdict(self.learning) | {"task": task, "seed": seed} | changes
         path = self.work / "prompts" / f"{key_of(chosen | {'model': fingerprint(self.model)})}.safetensors"
         if not path.exists():
-            learn_prompt(chosen, path, self.model, "fp32" if self.quick else "auto", self.compile)
+            learn_prompt(self, chosen, path)
         return load_prompt(path)
 
     def restore(self, case: Case, prompt: Prompt | None, table: StepTable) -> Tensor:
@@ -150,22 +147,39 @@ class Store:
         key = key_of(settings)
         if key not in self.runs:
             started = time.monotonic()
-            rows = compute()
+            rows = [
+                {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()} for row in compute()
+            ]
             self.runs[key] = {"settings": settings, "seconds": round(time.monotonic() - started, 1), "rows": rows}
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path, (json.dumps(self.runs, indent=1) + "\n").encode())
+            write_atomically(self.path, (told(self.runs) + "\n").encode())
         return self.runs[key]["rows"]
 
 
-def learn_prompt(settings: dict[str, Any], path: Path, model: Path, precision: str, compile: bool = False) -> None:
-    """Learn a prompt into `path`: the only place that knows how the engine is asked to. An interrupted run goes on."""
-    learn(LearnConfig(**settings, model=str(model), precision=precision, compile=compile), path)
+def told(runs: dict[str, dict]) -> str:
+    """The JSON of a store, a row a line."""
+    parts = []
+    for key, run in runs.items():
+        head = json.dumps({name: value for name, value in run.items() if name != "rows"})
+        rows = ",\n".join(json.dumps(row) for row in run["rows"])
+        parts.append(f'"{key}": {head[:-1]}, "rows": [\n{rows}\n]}}')
+    return "{\n" + ",\n".join(parts) + "\n}"
+
+
+def learn_prompt(study: Study, settings: dict[str, Any], path: Path) -> None:
+    """Learn a prompt into `path` by the engine's learner, without the report of a run; `seconds` in it are processor time."""
+    from benchmarks.claims.learning import config_of, fitted
+
+    started = time.process_time()
+    learner = fitted(study, config_of(study, **settings))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    learner.prompt({"seconds": round(time.process_time() - started, 1)}).save(path)
 
 
 def make_case(photo: str, task: str, size: int, storm: int, how: Degrade | None = None) -> Case:
     """A photo degraded by the draw numbered `storm`, quantised to 8 bit; draw 0 is that of the quality benchmark."""
     clean, depth = load_photo(photo, size)
-    generator = torch.Generator().manual_seed(seeds("test").start + STORM * storm + NAMES.index(photo))
+    generator = torch.Generator().manual_seed(seeds("test").start + STORM * storm + TEN.index(photo))
     if how is None:
         degraded = degrade(clean, task, generator, depth=depth, strength=STRENGTH)
     else:
@@ -202,19 +216,30 @@ def save_random(path: Path, sizes: WanConfig, seed: int = 0, codec: Any = None, 
     return path
 
 
+BREADTH = {"photos": TEN, "steps": 2, "iterations": 80, "batch": 4, "crop": 48, "scenes": 256}  # what A to H are measured with
+
+
+def broad_arguments(description: str, **defaults: Any) -> argparse.ArgumentParser:
+    """The same options, with the photos and the budget of the experiments on the paper's claims, and these defaults."""
+    parser = arguments(description)
+    parser.set_defaults(**BREADTH | defaults)
+    return parser
+
+
 def arguments(description: str) -> argparse.ArgumentParser:
     """The options that every experiment has."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tiny random backbone and a few steps: does it run?")
     parser.add_argument("--model", type=Path, default=WEIGHTS, metavar="FILE", help="the frozen backbone (the bundled one)")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, metavar="TASK")
-    parser.add_argument("--photos", nargs="+", choices=NAMES, default=NAMES, metavar="PHOTO")
+    parser.add_argument("--photos", nargs="+", choices=TEN, default=NAMES, metavar="PHOTO")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), metavar="N")
     parser.add_argument("--size", type=int, default=128, help="side of the square photos in pixels")
+    parser.add_argument("--steps", type=int, default=FAST_STEPS, help="evaluations of the fast schedule")
     parser.add_argument("--iterations", type=int, default=Learning.iterations, help="of every run of learning")
     parser.add_argument("--batch", type=int, default=Learning.batch)
     parser.add_argument("--crop", type=int, default=Learning.size, help="side of the crops that prompts learn from")
-    parser.add_argument("--compile", action="store_true", help="the blocks, for learning: faster after the first minute")
+    parser.add_argument("--scenes", type=int, default=Learning.scenes, help="procedural scenes that prompts learn from")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="table, plot and store (benchmarks/results/claims)")
     parser.add_argument("--work", type=Path, default=Path("runs/claims"), metavar="FOLDER", help="learned prompts")
     return parser
@@ -222,14 +247,12 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 def study_of(name: str, options: argparse.Namespace, tasks: Sequence[str]) -> Study:
     """The study that a command line asks for; `tasks` where it names none. A quick one leaves the committed results alone."""
-    learning = Learning(iterations=options.iterations, batch=options.batch, size=options.crop)
+    learning = Learning(iterations=options.iterations, batch=options.batch, size=options.crop, scenes=options.scenes)
     work = options.work
     chosen = tuple(options.tasks or tasks)
     if not options.quick:
         out, photos, numbers = options.out or RESULTS / "claims", tuple(options.photos), tuple(options.seeds)
-        return Study(
-            name, options.model, out, work, chosen, photos, numbers, options.size, learning=learning, compile=options.compile
-        )
+        return Study(name, options.model, out, work, chosen, photos, numbers, options.size, options.steps, learning)
     work = work / "quick"
     work.mkdir(parents=True, exist_ok=True)
     model = save_random(work / "tiny.safetensors", TINY, gain=10) if options.model == WEIGHTS else options.model

@@ -2,21 +2,17 @@
 
 import sys
 from collections.abc import Sequence
+from itertools import product
 
-import torch
-from torch import Tensor
-
-from benchmarks import steps
-from benchmarks.claims.common import Study, arguments, study_of
+from benchmarks.claims.common import Study, broad_arguments, study_of
 from benchmarks.claims.reporting import command_of, finish
-from ebr_engine.backbones.mini.model import load_mini
-from ebr_engine.bridge.sampler import draw_noise
 from ebr_engine.bridge.schedules import FAST_POWER
-from ebr_engine.evaluation.photos import Case
+from ebr_engine.prompts.catalogue import TASKS
 
-T0 = (0.1, 0.2, 0.3, 0.4, 0.6)
-STEPS = (1, 2, 3, 5, 8, 20)
-ORDERS = (1, 2)
+T0 = 0.2
+STEPS = (1, 2, 3, 5, 8)
+OTHERS = (0.1, 0.4)  # T0
+FEWER = (1, 2, 5)  # evaluations at those, of second order
 
 
 def arm_name(t0: float, count: int, order: int) -> str:
@@ -25,30 +21,24 @@ def arm_name(t0: float, count: int, order: int) -> str:
 
 
 def arms(study: Study) -> dict:
-    """Every T0 with every schedule; one step has no second order."""
-    mini = load_mini(study.model)
-    starts, counts = ((0.2, 0.4), (1, 2)) if study.quick else (T0, STEPS)
+    """Both orders in every number of steps, and other starts; one step has no second order."""
+    others, fewer, counts = ((0.4,), (1, 2), (1, 2)) if study.quick else (OTHERS, FEWER, STEPS)
 
-    def walked(t0: float, run: steps.Run):
-        def restored(case: Case, seed: int) -> Tensor:
-            degraded = mini.codec.encode(case.degraded.unsqueeze(2))
-            prompt = study.prompt(case.task, seed, t0=t0)
-            task = steps.Task(case.task, prompt, case.clean, degraded, draw_noise(degraded.shape, steps.SEED))
-            with torch.no_grad():
-                return mini.codec.decode(steps.restore(mini, task, run)).squeeze(2).clamp(0, 1)
+    def walked(t0: float, count: int, order: int):
+        table = study.ebr_table(t0, count, order)
+        return lambda case, seed: study.restore(case, study.prompt(case.task, seed, t0=t0), table)
 
-        return restored
-
-    runs = [(count, order) for count in counts for order in ORDERS if order == 1 or count > 1]
-    return {arm_name(t0, n, order): walked(t0, steps.Run("fast", n, order)) for t0 in starts for n, order in runs}
+    runs = [(T0, count, order) for count, order in product(counts, (1, 2)) if order == 1 or count > 1]
+    runs += [(t0, count, min(count, 2)) for t0, count in product(others, fewer)]
+    return {arm_name(*run): walked(*run) for run in runs}
 
 
 def main(given: Sequence[str] | None = None) -> None:
     """Measure what the store lacks, write the table and the plot."""
-    study = study_of("d_schedule", arguments(__doc__).parse_args(given), ("haze", "rain", "lowlight"))
+    study = study_of("d_schedule", broad_arguments(__doc__).parse_args(given), TASKS)
     rows = study.measure(arms(study))
-    reference = arm_name(study.learning.t0, study.steps, 2)
-    notes = [f"each T0 has prompts learned for it; t_i = T0 (1 - i/N)^{FAST_POWER:g}; the transformer runs in float32"]
+    reference = arm_name(T0, study.steps, 2)
+    notes = [f"each T0 has prompts learned for it; t_i = T0 (1 - i/N)^{FAST_POWER:g}"]
     finish(study, "D. T0, steps, order", rows, reference, command_of(__file__, given, sys.argv[1:]), notes)
 
 

@@ -1,21 +1,19 @@
-"""E. What a prompt is made of and learned by: tokens, the strengths' first value, sharing, loss, spread of times, states."""
+"""E. What a prompt is made of and learned by: tokens, sharing between blocks, loss, states or results."""
 
 import sys
 from collections.abc import Sequence
 
-from benchmarks.claims.common import Study, arguments, study_of, variants
+from benchmarks.claims.common import Study, broad_arguments, study_of, variants
 from benchmarks.claims.reporting import command_of, finish
-from ebr_engine.bridge.schedules import FAST_STEPS
+from ebr_engine.prompts.catalogue import TASKS
 
 SWEEP = {
-    "tokens": (1, 4, 16, 64, 226),
-    "alpha": (0.0, 0.1, 1.0),
+    "tokens": (1, 16),
     "per_block": (False, True),
-    "loss": ("pixel", "x0", "velocity"),
-    "power": (0.5, 1.0, 2.0),
-    "on_policy": (False, FAST_STEPS),
+    "loss": ("pixel", "velocity"),
+    "unroll": (0, 2),
 }
-QUICK = {"tokens": (1, 4), "alpha": (0.0, 0.1), "per_block": (True,), "loss": ("pixel", "velocity")}
+QUICK = {"tokens": (1, 4), "per_block": (True,), "loss": ("pixel", "velocity")}
 
 
 def arms(study: Study) -> dict:
@@ -39,10 +37,11 @@ def base_name(study: Study) -> str:
 
 def main(given: Sequence[str] | None = None) -> None:
     """Measure what the store lacks, write the table and the plot."""
-    study = study_of("e_prompt", arguments(__doc__).parse_args(given), ("haze", "rain", "lowlight"))
+    study = study_of("e_prompt", broad_arguments(__doc__).parse_args(given), TASKS)
     rows = study.measure(arms(study))
-    question = "E. The prompt: tokens, initial strength, sharing, loss, times, the sampler's own states"
-    finish(study, question, rows, base_name(study), command_of(__file__, given, sys.argv[1:]))
+    question = "E. The prompt: tokens, sharing, loss, states or results"
+    notes = ["per_block: a prompt of its own for each block; unroll 2: learned from the result of two steps, through both"]
+    finish(study, question, rows, base_name(study), command_of(__file__, given, sys.argv[1:]), notes)
 
 
 if __name__ == "__main__":

@@ -6,21 +6,24 @@ that learned the mixture itself.
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from benchmarks.claims.common import Degrade, Study, arguments, fingerprint, key_of, study_of
-from benchmarks.claims.fitting import fit
+from benchmarks.claims.common import Degrade, Study, broad_arguments, fingerprint, key_of, study_of
+from benchmarks.claims.learning import config_of, fitted
 from benchmarks.claims.reporting import command_of, finish
 from ebr_engine.engine.classify import diagnose
 from ebr_engine.evaluation.photos import STRENGTH, Case
 from ebr_engine.media.degradations import degrade
 from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.prompts.prompt import Prompt, load_prompt
-from ebr_engine.training.scenes import still_pool
+from ebr_engine.training.config import LearnConfig
+from ebr_engine.training.data import SceneSamples, seeded
+from ebr_engine.training.learner import Learner
+from ebr_engine.training.scenes import ScenePool
 
 MIXTURES = (("haze", "rain"), ("haze", "snow"), ("lowlight", "blur"))
 REFERENCE = "input"
@@ -45,29 +48,31 @@ def unseen(clean: Tensor, generator: torch.Generator, depth: Tensor | None) -> T
     return ((noisy.clamp(0, 1) * LEVELS).round() / LEVELS).clamp(0, 1)
 
 
+class MixedScenes(SceneSamples):
+    """Crops of scenes, degraded by a mixture."""
+
+    def __init__(self, config: LearnConfig, pool: ScenePool, tasks: Sequence[str]):
+        super().__init__(config, pool)
+        self.how = mixture(tasks)
+
+    def pixels(self, number: int) -> tuple[Tensor, Tensor]:
+        """See `Samples`."""
+        generator = seeded(self.config.seed, "scene", number)
+        clean, depth, _ = self.pool.crops(1, self.config.crop, generator)
+        return self.how(clean, generator, depth).movedim(0, 1), clean.movedim(0, 1)
+
+
 def mixture_prompt(study: Study, tasks: Sequence[str], seed: int) -> Prompt:
     """A prompt learned on a mixture, with the study's settings; kept in `work`."""
-    learning = study.learning
     name = "+".join(tasks)
-    key = key_of(asdict(learning) | {"mixture": name, "seed": seed, "model": fingerprint(study.model)})
+    key = key_of(asdict(study.learning) | {"mixture": name, "seed": seed, "model": fingerprint(study.model)})
     path = study.work / "prompts" / f"{key}.safetensors"
-    if path.exists():
-        return load_prompt(path)
-    mini = study.mini
-    width, blocks = mini.trunk.config.width, mini.trunk.config.num_layers
-    residual = (torch.randn(learning.tokens, width, generator=torch.Generator().manual_seed(seed)) * 0.02).requires_grad_()
-    alpha = torch.full((blocks,), learning.alpha).requires_grad_()
-
-    def velocity(state: Tensor, t: Tensor) -> Tensor:
-        tables = mini.conditioner(t * 1000, mini.context, [(residual, alpha)])
-        return mini.trunk(state, tables.to("cpu", mini.trunk.patch_in.weight.dtype).batch())
-
-    with still_pool(learning.scenes) as pool:
-        seconds = fit([residual, alpha], velocity, mini.codec, pool, mixture(tasks), learning, seed)
-    about = {"mixture": list(tasks), "seconds": round(seconds, 1), **asdict(learning)}
-    prompt = Prompt(residual.detach(), alpha.detach(), "mini", name, "mini", learning.t0, training=about)
-    prompt.save(path)
-    return prompt
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        config = config_of(study, tasks[0], seed)
+        learner = fitted(study, config, Learner.start, lambda config, pool: MixedScenes(config, pool, tasks))
+        replace(learner.prompt({"mixture": list(tasks)}), task=name).save(path)
+    return load_prompt(path)
 
 
 def mixed_arms(study: Study, tasks: Sequence[str]) -> dict[str, Callable[[Case, int], Tensor]]:
@@ -121,7 +126,7 @@ def unseen_arms(study: Study) -> dict[str, Callable[[Case, int], Tensor]]:
 
 def main(given: Sequence[str] | None = None) -> None:
     """Measure what the store lacks, write a table and a plot for the mixtures and for the unseen degradation."""
-    parser = arguments(__doc__)
+    parser = broad_arguments(__doc__)
     options = parser.parse_args(given)
     if options.tasks:
         parser.error("the mixtures are fixed; leave --tasks out")

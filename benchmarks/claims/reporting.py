@@ -60,20 +60,32 @@ def table(rows: Sequence[Row], reference: str) -> str:
     return "\n".join(lines)
 
 
-def finish(study: Study, question: str, rows: Sequence[Row], reference: str, command: str, notes: Sequence[str] = ()) -> str:
-    """Write NAME.md and NAME.svg beside the store; returns the table's text."""
+def finish(
+    study: Study,
+    question: str,
+    rows: Sequence[Row],
+    reference: str,
+    command: str,
+    notes: Sequence[str] = (),
+    learned: bool = True,
+) -> str:
+    """Write NAME.md and NAME.svg beside the store; returns the table's text. `learned`: whether the study learns its prompts."""
     others = [arm for arm in in_order(rows, "arm") if arm != reference]
     gaps = {arm: difference(rows, arm, reference) for arm in others}
     learning = study.learning
+    budget = f"{learning.iterations} iterations of {learning.batch} crops of {learning.size} pixels, T0 {learning.t0:g}"
+    several = len(study.seeds) > 1
     how = [
-        f"{len(study.photos)} photos of {study.size} x {study.size} pixels ({', '.join(study.photos)}), "
-        f"{len(study.seeds)} seeds, {study.steps} evaluations; tasks: {', '.join(study.tasks)}",
-        f"learned in {learning.iterations} iterations of {learning.batch} crops of {learning.size} pixels, T0 {learning.t0:g}",
-        f"differences in dB with 95 % bootstrap intervals over photos and seeds, {DRAWS} draws",
+        f"{len(study.photos)} photos of {study.size} x {study.size} pixels ({', '.join(study.photos)}), {len(study.seeds)} seed"
+        + "s" * several
+        + f", {study.steps} evaluations" * learned
+        + f"; tasks: {', '.join(study.tasks)}",
+        f"learned in {budget}" if learned else "the prompts are the bundled ones: nothing is learned",
+        f"differences in dB with 95 % bootstrap intervals over photos{' and seeds' * several}, {DRAWS} draws",
         *notes,
     ]
     if study.quick:
-        how.insert(0, "QUICK FORM: a tiny random backbone; the numbers mean nothing")
+        how.insert(0, "QUICK FORM: the numbers mean nothing")
     text = table(rows, reference)
     plot = study.out / f"{study.name}.svg"
     write_atomically(plot, forest(gaps, f"PSNR in dB against: {reference}").encode())

@@ -23,32 +23,6 @@ struct alignas(64) TileConfig {
     }
 };
 
-// Transposes 16 x 16 numbers of 32 bits.
-INLINE void transpose(__m512i (&r)[16]) {
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4)
-        for (int j = 0; j < 2; ++j) {
-            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
-            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
-        }
-    for (int i = 0; i < 4; ++i) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; ++i) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-    }
-}
-
 // 16 rows of 32 bf16 from x on, `stride` apart, as 16 pairs of columns; rows past `count` are zero.
 INLINE void load_pairs(const bf16* x, int64_t stride, int64_t count, __m512i (&r)[16]) {
     for (int i = 0; i < 16; ++i) r[i] = i < count ? _mm512_loadu_si512(x + i * stride) : _mm512_setzero_si512();
@@ -144,9 +118,7 @@ INLINE void store_sums(float* o) {
 // Likelihoods of two keys from their logits, by pairs; the sum is of what was rounded: likelihoods that are alike are all
 // rounded to the same side.
 INLINE void likely(const float* s, float scale, const V (&largest)[2], V (&sums)[2], bf16* p) {
-    alignas(64) static const uint16_t by_pairs[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                      8,  24, 9,  25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    const __m512i interleave = _mm512_load_si512(by_pairs), ones = _mm512_set1_epi16(0x3f80);
+    const __m512i interleave = by_pairs(), ones = _mm512_set1_epi16(0x3f80);
     for (int j = 0; j < 2; ++j) {
         const V p0 = exp2<false>(load(s + j * W) * scale - largest[j]);
         const V p1 = exp2<false>(load(s + QUERIES + j * W) * scale - largest[j]);

@@ -26,12 +26,6 @@ INLINE void split(V low, V high, __m512i interleave, __m512i (&parts)[PARTS]) {
     }
 }
 
-INLINE __m512i by_pairs() {
-    alignas(64) static const uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                   8,  24, 9,  25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    return _mm512_load_si512(order);
-}
-
 // 16 rows of 16 numbers from x on, transposed; rows past `count` are zero.
 INLINE void load_columns(const float* x, int64_t stride, int64_t count, __m512i (&r)[16]) {
     for (int i = 0; i < 16; ++i) r[i] = i < count ? _mm512_loadu_si512(x + i * stride) : _mm512_setzero_si512();

@@ -23,13 +23,16 @@ bool tiles_allowed() {
 #endif
 }
 
+bool has_bf16() {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & (1u << 5);
+}
+
 bool has_amx() {
     unsigned a, b, c, d;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
     const bool bf16 = d & (1u << 22), tile = d & (1u << 24);
-    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d)) return false;
-    const bool avx512_bf16 = a & (1u << 5);
-    return bf16 && tile && avx512_bf16 && tiles_allowed();
+    return bf16 && tile && tiles_allowed();
 }
 #endif
 
@@ -45,6 +48,8 @@ std::vector<Level> levels() {
                            __builtin_cpu_supports("avx512vl"), __builtin_cpu_supports("avx512dq")})
         if (!has) return found;
     found.push_back({"avx512", &avx512});
+    if (!has_bf16()) return found;
+    found.push_back({"avx512_bf16", &avx512_bf16});
     if (has_amx()) found.push_back({"amx", &amx});
 #endif
     return found;

@@ -35,15 +35,23 @@ struct Work {
     }
 };
 
+struct Kept {
+    void* address = nullptr;
+    size_t bytes = 0;
+    ~Kept() { std::free(address); }
+};
+thread_local Kept kept[3];
+
 }  // namespace
 
+void leave(Use use) {
+    Kept& one = kept[static_cast<int>(use)];
+    std::free(one.address);
+    one.address = nullptr;
+    one.bytes = 0;
+}
+
 void* room(Use use, size_t bytes) {
-    struct Kept {
-        void* address = nullptr;
-        size_t bytes = 0;
-        ~Kept() { std::free(address); }
-    };
-    static thread_local Kept kept[3];
     Kept& one = kept[static_cast<int>(use)];
     if (one.bytes < bytes) {
         std::free(one.address);
@@ -55,11 +63,18 @@ void* room(Use use, size_t bytes) {
 }
 
 // glibc gives memory of some size back to the system when it is freed, and takes it again, every page anew and zeroed, for
-// the next activation: 8 % of an evaluation's time in float32 at 256 x 256. What is kept is at most the last limit.
+// the next activation: 8 % of an evaluation's time in float32 at 256 x 256. What is kept is at most the last limit. Larger pieces
+// are taken anew, for about 1 % of the time of evaluations that have them: kept, they leave holes that the next ones do not fit.
 void keep_memory() {
 #if defined(__GLIBC__)
-    mallopt(M_MMAP_THRESHOLD, 64 << 20);
+    mallopt(M_MMAP_THRESHOLD, 8 << 20);
     mallopt(M_TRIM_THRESHOLD, 256 << 20);
+#endif
+}
+
+void return_memory() {
+#if defined(__GLIBC__)
+    malloc_trim(0);
 #endif
 }
 

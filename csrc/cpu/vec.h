@@ -128,5 +128,74 @@ INLINE V exp2(V x) {
 #endif
 }
 
+#if defined(__AVX512F__)
+// Transposes 16 x 16 numbers of 32 bits.
+INLINE void transpose(__m512i (&r)[16]) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; ++j) {
+            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
+            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
+        }
+    for (int i = 0; i < 4; ++i) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; ++i) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+}
+#endif
+
+#if defined(__AVX512BF16__)
+// The order that makes pairs of two vectors of bf16 that lie after each other.
+INLINE __m512i by_pairs() {
+    alignas(64) static const uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                   8,  24, 9,  25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return _mm512_load_si512(order);
+}
+#endif
+
+// Transposes W x W numbers.
+INLINE void transpose(V (&r)[W]) {
+#if defined(__AVX512F__)
+    __m512i rows[16];
+    for (int i = 0; i < 16; ++i) rows[i] = (__m512i)r[i];
+    transpose(rows);
+    for (int i = 0; i < 16; ++i) r[i] = (V)rows[i];
+#elif defined(__AVX2__)
+    __m256 t[8], u[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps((__m256)r[i], (__m256)r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps((__m256)r[i], (__m256)r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; ++j) {
+            u[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0x44);
+            u[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0xee);
+        }
+    for (int i = 0; i < 4; ++i) {
+        r[i] = (V)_mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+        r[i + 4] = (V)_mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+    }
+#else
+    for (int i = 0; i < W; ++i)
+        for (int j = i + 1; j < W; ++j) {
+            const float kept = r[i][j];
+            r[i][j] = r[j][i];
+            r[j][i] = kept;
+        }
+#endif
+}
+
 }  // namespace
 }  // namespace ebr::cpu

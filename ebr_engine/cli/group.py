@@ -32,6 +32,7 @@ COMMANDS = {
     "cache-text": ("cache_text:cache_text", "Restore"),
     "info": ("info:info", "Restore"),
     "bench": ("bench:bench", "Restore"),
+    "warm": ("warm:warm", "Restore"),
     "serve": ("serve:serve", "Restore"),
     "train": ("train:train", "Learn and measure"),
     "cache-latents": ("cache_latents:cache_latents", "Learn and measure"),

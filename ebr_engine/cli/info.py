@@ -29,6 +29,7 @@ def collect() -> dict[str, Any]:
     from ebr_engine import settings
     from ebr_engine.backbones.layers import trunk_dtype
     from ebr_engine.engine.devices import choose_device, device_name
+    from ebr_engine.engine.warm import prepared
     from ebr_engine.kernels import backend, tune
     from ebr_engine.version import __version__
 
@@ -45,6 +46,7 @@ def collect() -> dict[str, Any]:
         "cuda": _cuda_devices(torch),
         "kernels": [{"name": b.name, "available": b.available, "reason": b.reason} for b in backend.backends()],
         "choices": tune.summary(),
+        "prepared": prepared(choose_device("auto")),
         "backbones": _backbones(),
         "memory": _memory(),
         "tasks": _tasks(settings.prompt_dir()),
@@ -87,6 +89,8 @@ def _show(facts: dict[str, Any]) -> None:
     if facts["choices"]:
         words = {name: "\n".join(f"{kind}: {way}" for kind, way in kinds.items()) for name, kinds in facts["choices"].items()}
         section("Chosen by measuring", words)
+    if facts["prepared"]:
+        section("Prepared by warm", {kind: _prepared(one) for kind, one in facts["prepared"].items()})
     section("Backbones", {name: _sizes(**sizes) for name, sizes in facts["backbones"].items()})
     section("Memory on a GPU, computed (bf16)", {name: _needs(**needs) for name, needs in facts["memory"].items()})
     section("Tasks", {name: ", ".join(tasks) for name, tasks in facts["tasks"].items()} or {"none": "no prompt found"})
@@ -164,6 +168,12 @@ def _rounded(count: int, unit: str) -> str:
     billion = "G" if unit else "B"
     name, size = next((n, s) for n, s in ((billion, 1e9), ("M", 1e6), ("k", 1e3), ("", 1)) if count >= s)
     return f"{count / size:.3g} {name}{unit}"
+
+
+def _prepared(one: dict[str, Any]) -> str:
+    if one["compiled"] is None:
+        return "ways chosen, nothing compiled"
+    return f"compiled in {one['compiled']:.1f} s, from what is kept in {one['kept']:.1f} s"
 
 
 def _yes_no(available: bool, reason: str) -> str:

@@ -30,7 +30,9 @@ from ebr_engine.bridge.sampler import Callback, Velocity, sample
 from ebr_engine.engine.devices import synchronise
 from ebr_engine.engine.layout import tiled
 from ebr_engine.engine.plan import Plan
+from ebr_engine.engine.warm import compile_seconds
 from ebr_engine.errors import EngineError, warn
+from ebr_engine.kernels.backend import return_memory
 from ebr_engine.media.tiling import Tiles
 
 COMPILE_SHARE = 0.1  # of the time that the expected pictures of a size take: `auto` compiles where that is no less
@@ -203,11 +205,13 @@ class Runner:
         if self.compile == "auto" and not self._refused:
             self.expected.update(sizes)
 
-    def pack(self) -> None:
-        """Lay the weights out for a CPU's products, unless that is done."""
-        if self._to_pack is not None:
-            pack_trunk(self._to_pack)
-            self._to_pack = None
+    def pack(self) -> bool:
+        """Lay the weights out for a CPU's products, unless that is done; whether it was done now."""
+        if self._to_pack is None:
+            return False
+        pack_trunk(self._to_pack)
+        self._to_pack = None
+        return True
 
     def _compiled(self) -> Backbone:
         return replace(self.backbone, trunk=compile_trunk(self.backbone.trunk))
@@ -223,7 +227,8 @@ class Runner:
         if cells not in self._worth:
             self._plain[cells] = self._evaluation_seconds(cells, plan)
             seconds = self.expected[cells] * self._plain[cells] * len(plan.table) * len(plan.stages)
-            self._worth[cells] = self.compile_seconds <= COMPILE_SHARE * seconds
+            kept = compile_seconds(self.backbone, cells)
+            self._worth[cells] = (self.compile_seconds if kept is None else kept) <= COMPILE_SHARE * seconds
             if self._worth[cells] and self.compiled is None:
                 self.compiled = self._compiled()
         return self._worth[cells] and self.compiled is not None
@@ -249,7 +254,7 @@ class Runner:
         `callback` hears of every evaluation, of tiles of every group, but of a run that is one graph when all of them are done.
         On a CPU the first run lays the transformer's weights out for its products, in place.
         """
-        self.pack()
+        first = self.pack()
         cells = tuple(degraded.shape[-2:]) if tiling is None else (tiling.tiles.tile_height, tiling.tiles.tile_width)
         if self.graphs is not None:
             try:
@@ -266,6 +271,8 @@ class Runner:
         velocity = plan.averaged(self.velocity if compiles else self.backbone.velocity)
         if tiling is not None:
             velocity, callback = self._groups(velocity, tiling, plan, callback), None
+        if first:
+            velocity = after_return(velocity)
         velocity = plan.seen(velocity, self.backbone.codec, degraded)
         return sample(velocity, plan.conditioning, degraded, noise, plan.steps, callback)
 
@@ -346,6 +353,20 @@ class _Shared:
 
     plan: Plan
     loaded: Any  # a weak reference to a plan
+
+
+def after_return(velocity: Velocity) -> Velocity:
+    """A velocity before whose first evaluation free memory goes back to the system: what loading, laying out and the codec left
+    is in pieces too small for the transformer, whose first evaluation is the process's peak."""
+    waiting = [True]
+
+    def evaluated(state: Tensor, step: Any) -> Tensor:
+        if waiting:
+            waiting.clear()
+            return_memory()
+        return velocity(state, step)
+
+    return evaluated
 
 
 def compile_trunk(trunk: nn.Module) -> Any:

@@ -1,10 +1,12 @@
 """Real photos that no training has seen, degraded with test seeds: the quality benchmark's inputs.
 
 Photos: astronaut, chelsea, coffee and motorcycle of scikit-image (`skimage.data`; the first three CC0, the last from the
-Middlebury stereo data). Haze on the motorcycle follows its real depth.
+Middlebury stereo data). Haze on the motorcycle follows its real depth. Ten are what all packages of the extras have: `MORE` are
+five others of scikit-image's wheel, four of them grey, and the portrait among matplotlib's sample data.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ from ebr_engine.errors import EbrError
 from ebr_engine.media.degradations import degrade, depth_from_disparity, seeds
 
 NAMES = ("astronaut", "chelsea", "coffee", "motorcycle")
+PORTRAIT = "grace_hopper"
+MORE = ("rocket", PORTRAIT, "camera", "coins", "brick", "grass")
+TEN = (*NAMES, *MORE)
 STRENGTH = 0.75  # of 0 (mild) to 1 (ruined): what a photographer would call bad
 
 
@@ -31,20 +36,36 @@ class Case:
 def load_photo(name: str, size: int | None) -> tuple[Tensor, Tensor | None]:
     """A photo [1, 3, H, W] and its depth [1, 1, H, W] where it is known.
 
-    `size`: the shorter side is reduced to it and the centre square taken; None keeps the whole photo.
+    `size`: the shorter side is reduced to it and the centre square taken; None keeps the whole photo. A grey photo has three
+    equal channels.
     """
-    try:
-        from skimage import data
-    except ImportError as error:
-        raise EbrError("the test photos come with scikit-image: pip install 'ebr-engine[train]'") from error
     depth = None
-    if name == "motorcycle":
-        image, _, disparity = data.stereo_motorcycle()
-        depth = depth_from_disparity(torch.from_numpy(np.array(disparity)))
+    if name == PORTRAIT:
+        image = _portrait()
     else:
-        image = getattr(data, name)()
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+        try:
+            from skimage import data
+        except ImportError as error:
+            raise EbrError("the test photos come with scikit-image: pip install 'ebr-engine[train]'") from error
+        if name == "motorcycle":
+            image, _, disparity = data.stereo_motorcycle()
+            depth = depth_from_disparity(torch.from_numpy(np.array(disparity)))
+        else:
+            image = getattr(data, name)()
+    pixels = torch.from_numpy(np.array(image)).float() / 255
+    pixels = pixels.expand(1, 3, -1, -1).contiguous() if pixels.ndim == 2 else pixels.permute(2, 0, 1)[None]
     return square(pixels, size), None if depth is None else square(depth, size).clamp(0, 1)
+
+
+def _portrait() -> np.ndarray:
+    from ebr_engine.media.images import opaque_pixels
+
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise EbrError("this test photo comes with matplotlib: pip install 'ebr-engine[curves]'") from error
+    pixels = opaque_pixels(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg")
+    return (pixels * 255).round().astype(np.uint8)
 
 
 def square(x: Tensor, size: int | None) -> Tensor:
@@ -62,6 +83,6 @@ def square(x: Tensor, size: int | None) -> Tensor:
 def make_case(photo: str, task: str, size: int | None, strength: float = STRENGTH) -> Case:
     """One photo degraded for one task, the same on every call; quantised to 8 bit as a file would be."""
     clean, depth = load_photo(photo, size)
-    seed = seeds("test").start + NAMES.index(photo)
+    seed = seeds("test").start + TEN.index(photo)
     degraded = degrade(clean, task, torch.Generator().manual_seed(seed), depth=depth, strength=strength)
     return Case(photo, task, clean, (degraded * 255).round() / 255)

@@ -155,6 +155,7 @@ def pretrain(
     scenes: Path | None = None,
     ahead: bool | None = None,
     tell: Callable[[Progress], None] = lambda _: None,
+    clock: Callable[[], float] | None = None,
 ) -> None:
     """Train a backbone and write `out` (safetensors); an interrupted run goes on from its checkpoint (`.ckpt`).
 
@@ -162,9 +163,10 @@ def pretrain(
     `start`: weights to begin from in place of random ones, with a fresh optimizer; what is written tells both runs' training.
     `device`: `auto`, `cpu` or `cuda`. `data`: a folder of your own pictures and clips in place of procedural scenes. `scenes`: a
     file that keeps the first pool of scenes for the next run. `ahead`: whether processes make crops ahead, which a GPU needs and
-    a CPU has no cores for (None: by the device). `tell` hears of every 50 steps, and of the last.
+    a CPU has no cores for (None: by the device). `tell` hears of every 50 steps, and of the last. `clock`: seconds that the
+    minutes are counted by (None: the wall's), such as `time.process_time` where runs share a core.
     """
-    course = course or COURSE
+    course, clock = course or COURSE, clock or time.monotonic
     place = resolve_device(device)
     if course.pool and (data or scenes):
         raise EbrError("pictures of your own, and scenes that are kept, are mini's; leave --data and --scenes out")
@@ -228,9 +230,9 @@ def pretrain(
             places, workers = model.text_encoder.index, max(1, cores - cores // 4 - 1)
             seed = config.seed + 1000 * (runs + 1)
             supply = stack.enter_context(Supply(pool, config.recipe, places, CONTEXT_TOKENS, workers, place, seed))
-        saved_at, sums, seen, recent = passed, {}, 0, time.monotonic()
+        saved_at, sums, seen, recent = passed, {}, 0, clock()
         while passed < config.minutes:
-            started = time.monotonic()
+            started = clock()
             scale = rate_factor(passed / config.minutes, config)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
@@ -254,12 +256,12 @@ def pretrain(
             with torch.no_grad():
                 torch._foreach_lerp_(list(average.values()), [p.detach() for p in model.parameters()], 1 - decay)
             iteration += 1
-            passed += (time.monotonic() - started) / 60
+            passed += (clock() - started) / 60
             seen += len(latent)
             sums.setdefault(size, []).append(loss)
             if iteration % REPORTED == 0 or passed >= config.minutes:
                 losses = {s: sum(v).item() / len(v) for s, v in sums.items()}
-                seconds = max(time.monotonic() - recent, 1e-9)
+                seconds = max(clock() - recent, 1e-9)
                 tell(Progress(iteration, passed, max(config.minutes - passed, 0.0), seen / seconds, losses))
                 if iteration % REPORTED == 0:
                     record = {"iteration": iteration, "minutes": round(passed, 2), "lr": config.learning_rate * scale}
@@ -267,7 +269,7 @@ def pretrain(
                     record["seconds_per_iteration"] = round(seconds / REPORTED, 3)
                     record |= {"crops made": supply.made} if supply else {}
                     print(json.dumps(record), file=log, flush=True)
-                    sums, seen, recent = {}, 0, time.monotonic()
+                    sums, seen, recent = {}, 0, clock()
             if passed - saved_at >= config.save_every:
                 save()
                 saved_at = passed

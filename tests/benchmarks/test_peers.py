@@ -53,6 +53,9 @@ def test_gains_multiply(quick):
         product = 1.0
         for rung in case["rungs"]:
             assert rung["seconds"]["median"] > 0
+            if rung["aside"]:
+                assert rung["total_gain"] == pytest.approx(product * rung["gain"])
+                continue
             product *= rung["gain"]
             assert rung["total_gain"] == pytest.approx(product)
 
@@ -69,6 +72,15 @@ def test_the_machine_is_told(quick):
     for word in (quick.result["commit"], version("torch"), quick.result["date"]):
         assert word in quick.text
     assert quick.result["device"] == "cpu"
+
+
+@pytest.mark.slow
+def test_other_runtimes_stand_aside_with_the_same_result():
+    case = random_model(work_of("wan-width", True), CPU, torch.float32).add_transformer()
+    found = {rung["rung"]: rung for rung in peers.climb(case, "wan-width", 3, 1, False, others=True)["rungs"]}
+    aside = [name for name, rung in found.items() if rung["aside"]]
+    assert "ours, by ONNX Runtime" in aside
+    assert all(found[name]["rms_difference"] < 1e-5 for name in aside)
 
 
 def test_a_rung_that_fails_is_skipped_with_its_reason(monkeypatch):

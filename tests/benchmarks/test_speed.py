@@ -136,7 +136,9 @@ def test_time_beside_busy_processes_is_told_by_what_fair_sharing_gives():
 def test_the_start_is_told_beside_another_commits():
     seconds = {"here": report.spread([1.0, 2.0, 3.0]), "beside": report.spread([3.0])}
     peaks = {"here": 10**8, "beside": 2 * 10**8}
-    text = starting.table({"size": [64, 48], "task": "rain", "rounds": 3, "seconds": seconds, "peak_bytes": peaks})
+    text = starting.table(
+        {"size": [64, 48], "task": "rain", "precision": "auto", "rounds": 3, "seconds": seconds, "peak_bytes": peaks}
+    )
     assert text.endswith("x1.50")
     assert "64 x 48" in text
 

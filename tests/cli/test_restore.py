@@ -351,5 +351,5 @@ def test_an_engine_file_needs_no_task_and_takes_none(cli, engine, monkeypatch):
     picture("in.png")
     failed(cli("restore", "in.png", "-o", "out.png", "--engine", "x.ebr", "--task", "haze"), 2, "its own prompt")
     assert cli("restore", "in.png", "-o", "out.png", "--engine", "x.ebr", "--device", "cpu")[0] == 0
-    placed = {"device": "cpu", "offload": "none", "compile": "auto", "max_memory": None, "low_memory": False}
+    placed = {"device": "cpu", "offload": "none", "compile": "auto", "max_memory": None, "low_memory": False, "devices": None}
     assert engine.made == [{"engine": Path("x.ebr"), "vae": None, **placed}]

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -115,6 +116,12 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, quick):
     fresh = run(out, resume=False, minutes=2)
     assert fresh.training["iterations"] == 2
     assert quick[-1] == 0
+
+
+def test_minutes_are_those_of_the_clock_that_is_named(tmp_path, quick):
+    seconds = iter(range(0, 10**9, 120))  # twice what the other clock says
+    pretrain.pretrain(tmp_path / "tiny.safetensors", replace(QUICK, minutes=6), sizes=TINY, clock=lambda: next(seconds))
+    assert load_mini(tmp_path / "tiny.safetensors").training["iterations"] == 3
 
 
 def test_a_killed_run_has_its_last_checkpoint(tmp_path, quick, monkeypatch):

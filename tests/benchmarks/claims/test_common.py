@@ -135,7 +135,9 @@ def test_equal_settings_have_one_key_and_any_change_another():
 def test_a_prompt_is_learned_once_and_again_for_other_settings(study, monkeypatch):
     learned = []
     real = common.learn_prompt
-    monkeypatch.setattr(common, "learn_prompt", lambda settings, *rest: (learned.append(settings), real(settings, *rest)))
+    monkeypatch.setattr(
+        common, "learn_prompt", lambda study, settings, path: (learned.append(settings), real(study, settings, path))
+    )
     first, again, other = study.prompt("haze", 0), study.prompt("haze", 0), study.prompt("haze", 0, tokens=2)
     assert torch.equal(first.residual, again.residual)
     assert [settings["tokens"] for settings in learned] == [4, 2]
