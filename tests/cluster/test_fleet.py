@@ -42,9 +42,18 @@ def nodes():
     from ray.cluster_utils import Cluster
 
     own = {"_system_config": {"worker_niceness": 0}}  # not 15, which waits for all else that a machine has to do
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **own})
-    made = [cluster.add_node(num_cpus=1) for _ in range(2)]
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    for attempt in range(3):  # Ray gives a node 30 s to start, which a busy machine may not keep to
+        cluster = Cluster()
+        try:
+            cluster.add_node(num_cpus=0, include_dashboard=False, **own)
+            made = [cluster.add_node(num_cpus=1) for _ in range(2)]
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            break
+        except Exception:
+            ray.shutdown()
+            cluster.shutdown()
+            if attempt == 2:
+                raise
     yield cluster, made
     ray.shutdown()
     cluster.shutdown()
