@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import report
+from benchmarks.gpu_cases import CODEC_WIDTHS, sizes
 from benchmarks.gpu_cases import MODELS as CHECKED
-from benchmarks.gpu_cases import sizes
 from benchmarks.report import ROOT, Benchmark, columns
 from benchmarks.roofline import WAN_DISTINCT, workload
 from ebr_engine.kernels import backend
@@ -39,6 +39,7 @@ from ebr_engine.kernels import prompt_attention as attention
 from ebr_engine.kernels import prompt_attention_gradient as attention_gradient
 from ebr_engine.kernels.attention_fp8 import attention_fp8_launch, quantize_heads_launch
 from ebr_engine.kernels.bridge_step import bridge_step_launch
+from ebr_engine.kernels.channel_norm_silu import group_pixels_launch, rms_pixels_launch
 from ebr_engine.kernels.context_kv import context_kv_launch
 from ebr_engine.kernels.gated_activation import empty_joined, gated_activation_backward_launch, gated_activation_launch
 from ebr_engine.kernels.gated_residual_norm import gated_residual_norm_backward_launch, gated_residual_norm_launch
@@ -217,6 +218,23 @@ def attention_fp8(s: Shapes) -> None:
         attention_fp8_launch(*quantize_heads_launch(*heads), torch.bfloat16)
 
 
+def channel_norm_silu(s: Shapes) -> None:
+    pixels = s.latent[-2] * s.latent[-1]
+    for x, groups in codec_features(s.wan, pixels):
+        table, out = s.wide(x.shape[-1]), torch.empty_like(x)
+        if groups:
+            group_pixels_launch(x, table, table, groups, 1e-6, True, out)
+        else:
+            rms_pixels_launch(x, table, None, 1e-12, True, out)
+
+
+def codec_features(wan: bool, pixels: int) -> list[tuple[Tensor, int]]:
+    """Features of a codec at all of its widths, [frames, pixels, channels], and the groups of its norm."""
+    shapes = CODEC_WIDTHS["wan" if wan else "flux"]
+    found = [(frames, times * pixels, width) for width, times, frames in shapes]
+    return [(torch.empty(shape, device="meta", dtype=torch.bfloat16), 0 if wan else 32) for shape in found]
+
+
 def fp8_layers(s: Shapes) -> Iterator[tuple[tuple, Tensor | None]]:
     """The operands of a block's linear layers, and the bound of the one before a GELU."""
     if s.has_fp8:
@@ -266,6 +284,7 @@ OPERATIONS: dict[str, Callable[[Shapes], None]] = {
         qkv_norm_rope,
         attention_fp8,
         bridge_step,
+        channel_norm_silu,
     )
 }
 

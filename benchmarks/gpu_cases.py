@@ -26,10 +26,18 @@ from ebr_engine.kernels import (
 )
 from ebr_engine.kernels import gated_residual_norm as gated
 from ebr_engine.kernels import layer_norm_modulate as norm
+from ebr_engine.kernels.channel_norm_silu import channel_norm_silu, channel_norm_silu_ref
 
 MODELS = ("wan-1.3b", "flux-dev", "wan-14b")
 EPS = 1e-6
 EXTENDED = ("layer_norm_modulate", "gated_residual_norm", "qk_norm_rope", "quantize_fp8")  # what the CUDA extension has
+
+
+# Channels of a codec's features, how many times the latent's pixels they are, and of how many frames at once.
+CODEC_WIDTHS = {
+    "wan": ((96, 64, 4), (192, 16, 4), (384, 4, 2), (384, 1, 1)),
+    "flux": ((128, 64, 1), (256, 16, 1), (512, 4, 1), (512, 1, 1)),
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ class Draw:
 def cases(s: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Callable[[], list[Case]]]:
     """Makers of the cases at these sizes, one after the other, so that the inputs of only one lie in memory."""
     draw = Draw(device, dtype)
-    first = (norms, gated_norms, rotary, projected, quantised, activations)
+    first = (norms, gated_norms, rotary, projected, quantised, activations, channel_norms)
     for make in (*first, self_attention, cross_attention, keys_values, step, linears):
         yield lambda make=make: make(s, draw)
 
@@ -262,6 +270,30 @@ def activations(s: Sizes, draw: Draw) -> list[Case]:
             gated_activation.gated_activation_fp8_ref, exact=gated_activation.gated_activation_ref,
         ),
     ]  # fmt: skip
+
+
+def channel_norms(s: Sizes, draw: Draw) -> list[Case]:
+    """In front of the widest convolutions of the model's codec, at a latent of as many tokens; the plain form takes pixels."""
+    width, times, frames = CODEC_WIDTHS["flux" if s.per_head else "wan"][0]
+    if s.tokens < 100:
+        width, times, frames = s.width, 1, s.batch
+    groups = 4 if s.per_head else 0
+    x = draw(frames, s.tokens, times, width).permute(0, 3, 1, 2)  # channels side by side
+    inputs = {"x": x, "weight": draw.wide(width, around=1.0, scale=0.3), "bias": draw.wide(width) if groups else None}
+    inputs |= {"groups": groups, "eps": EPS if groups else 1e-12, "silu": True}
+
+    def plain(x: Tensor, **others: Any) -> Tensor:
+        y = channel_norm_silu_ref(x.permute(0, 2, 3, 1).flatten(1, 2), **others)
+        return y.unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2)
+
+    def library(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, eps: float, silu: bool) -> Tensor:
+        weight, bias = (None if t is None else t.to(x) for t in (weight, bias))
+        if groups:
+            return F.silu(F.group_norm(x, groups, weight, bias, eps))
+        return F.silu(F.normalize(x, dim=1) * x.shape[1] ** 0.5 * weight.view(-1, 1, 1))
+
+    named = {"F.group_norm, F.silu" if groups else "F.normalize, F.silu": library}
+    return [Case("channel_norm_silu", "groups" if groups else "rms", inputs, channel_norm_silu, plain, library=named)]
 
 
 def self_attention(s: Sizes, draw: Draw) -> list[Case]:

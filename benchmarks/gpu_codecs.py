@@ -1,9 +1,10 @@
-"""The GPU check's section on a codec: diffusers' VAE with random weights behind the engine's two halves, at the real sizes."""
+"""The GPU check's section on a codec: the VAE with random weights at the real sizes, beside diffusers' module."""
 
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.clock import Run, milliseconds, relative_rms
 from benchmarks.full_size import FLUX_VAE
@@ -18,9 +19,6 @@ ROUNDING = 0.05  # relative RMS of a bf16 codec from the float32 one; random wei
 
 def codec(run: Run, name: str) -> None:
     """Encoding and decoding: in bf16 as it runs on a GPU, how far that is from float32, and in tiles."""
-    if find_spec("diffusers") is None:
-        run.add(codec=name, error="left out: diffusers is not installed")
-        return
     frames, height, width = (TINY if run.tiny else SIZES)[name]
     pixels = torch.rand(1, 3, frames, height, width, device=run.device)
     one = random_codec(name, run.tiny).to(run.device)
@@ -35,7 +33,27 @@ def codec(run: Run, name: str) -> None:
                 found = milliseconds(call, run.device)
                 rate = frames * height * width / found["median"] / 1e3
                 run.add(form=form, **about, ms=found["median"], quartiles=found["quartiles"], **{"megapixels a second": rate})
+    beside(run, name, pixels)
     compared(run, name, one)
+
+
+def beside(run: Run, name: str, pixels: torch.Tensor) -> None:
+    """diffusers' module in bf16 on the same pixels, in one piece as it is."""
+    if find_spec("diffusers") is None:
+        run.add(codec=name, form="diffusers", error="left out: diffusers is not installed")
+        return
+    about = {"codec": name, "precision": "bf16"}
+    with run.guarded(**about), torch.no_grad():
+        vae = published(name, run.tiny).to(run.device, torch.bfloat16).eval()
+        x = (pixels if name == "wan" else pixels.squeeze(2)).bfloat16()
+        latent = vae.encode(x).latent_dist.mode()
+        calls = {"encode, diffusers": lambda: vae.encode(x), "decode, diffusers": lambda: vae.decode(latent)}
+        for form, call in calls.items():
+            if run.left(3, form=form, **about):
+                call()
+                found = milliseconds(call, run.device)
+                rate = pixels[0, 0].numel() / found["median"] / 1e3
+                run.add(form=form, **about, ms=found["median"], quartiles=found["quartiles"], **{"megapixels a second": rate})
 
 
 def compared(run: Run, name: str, one: VaeCodec) -> None:
@@ -58,9 +76,18 @@ def compared(run: Run, name: str, one: VaeCodec) -> None:
 
 
 def random_codec(name: str, small: bool) -> VaeCodec:
-    """The published architecture, freshly initialised, behind the engine's interface."""
+    """The published architecture, freshly initialised."""
+    kind = spec(name).codec
+    return kind(kind.network(kind.sizes(**sizes(name, small))))
+
+
+def published(name: str, small: bool) -> nn.Module:
+    """diffusers' module of the same sizes."""
     import diffusers
 
-    kind = spec(name).codec
-    sizes = (FLUX_VAE if name == "flux" else {}) | (NARROW[name] if small else {})
-    return kind(getattr(diffusers, kind.published)(**sizes))
+    return getattr(diffusers, spec(name).codec.published)(**sizes(name, small))
+
+
+def sizes(name: str, small: bool) -> dict[str, Any]:
+    """What config.json would have, where that is not the default."""
+    return (FLUX_VAE if name == "flux" else {}) | (NARROW[name] if small else {})

@@ -84,26 +84,21 @@ def restorer_of(case: Case) -> Any:
 
     if case.backbone == "mini":
         return Restorer("mini", precision=case.precision, device="cpu", max_memory="1T")
-    import diffusers
-
     from ebr_engine.backbones.wan.codec import WanCodec
+    from ebr_engine.backbones.wan.vae import WanVae, WanVaeConfig
     from ebr_engine.engine.fallback import Fitting
     from ebr_engine.engine.run import Engine
 
     work = work_of("wan-1.3b")
     work = replace(work, config=replace(work.config, num_attention_heads=4, num_layers=8, ffn_dim=2048), latent=(16, 1, 8, 8))
     model = random_model(work, "cpu", torch.float32)
-    model.codec = WanCodec(diffusers.AutoencoderKLWan(base_dim=32))
+    model.codec = WanCodec(WanVae(WanVaeConfig(base_dim=32)))
     return Restorer.from_backbone(Engine(model.backbone(), model.device, "none", "off", Fitting(2**40)))
 
 
 def measure(case: str) -> None:
     """Run a case in this process and print predicted and measured bytes as JSON."""
     case = Case(**json.loads(case))
-    if case.backbone == "wan":
-        import diffusers
-
-        diffusers.AutoencoderKLWan(base_dim=2)
     warm = torch.nn.Linear(64, 64)
     warm(torch.rand(512, 64))
     Path("/proc/self/clear_refs").write_text("5")  # begins to look for the peak anew

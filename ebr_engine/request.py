@@ -181,7 +181,7 @@ class RestoreRequest:
     revision: str | None = _model(None, "--revision NAME", "Branch, tag or commit of a hub id.")
     offline: bool = _model(False, "--offline", "Never ask the hub; use what has been downloaded.", free=True)
     context: Path | None = _model(None, "--context FILE", "The empty text, from ebr-engine cache-text; spares the text encoders.")
-    vae: Path | None = _model(None, "--vae FOLDER", "Another VAE, in diffusers' layout.")
+    vae: Path | None = _model(None, "--vae FOLDER", "Another VAE, in diffusers' layout; a tiny one is for --preview.")
     sample_latents: bool = _model(
         False, "--sample-latents", "Draw latents from the VAE's posterior, as released, rather than take its mode."
     )

@@ -71,6 +71,24 @@ PYBIND11_MODULE(_cpu, m) {
         py::gil_scoped_release released;
         return chosen.rope(a);
     });
+    m.def("channel_norm", [](int level, uintptr_t x, uintptr_t out, const Rows& weight, const Rows& bias, int64_t frames,
+                             int64_t pixels, int64_t channels, int64_t groups, float eps, bool silu, int dtype, int threads) {
+        const ChannelNorm a{x, out, weight, bias, frames, pixels, channels, groups, eps, silu, dtype_of(dtype), threads};
+        const Table& chosen = table(level);
+        py::gil_scoped_release released;
+        return chosen.channel_norm(a);
+    });
+    m.def("convolution", [](int level, const std::vector<uintptr_t>& frames, bool doubled, uintptr_t weight, uintptr_t bias,
+                            uintptr_t added, uintptr_t out, int64_t height, int64_t width, int64_t channels, int64_t outputs,
+                            int threads) {
+        Convolution a{{}, static_cast<int64_t>(frames.size()), doubled, weight, bias, added, out, height, width, channels, outputs,
+                      threads};
+        if (a.frames > LARGEST_FRAMES) throw py::value_error("a convolution sums over fewer frames");
+        for (size_t i = 0; i < frames.size(); ++i) a.frame[i] = frames[i];
+        const Table& chosen = table(level);
+        py::gil_scoped_release released;
+        return chosen.convolution(a);
+    });
     m.def("keep_memory", &keep_memory);
     m.def("return_memory", &return_memory);
     m.def("gelu", [](int level, uintptr_t x, uintptr_t out, int64_t size, int dtype, int threads) {

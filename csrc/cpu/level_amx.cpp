@@ -1,4 +1,6 @@
 #include "amx_float.h"
+#include "channels.h"
+#include "convolution.h"
 #include "rows.h"
 
 namespace {
@@ -7,4 +9,4 @@ bool by_dtype(const ebr::cpu::Attention& a) {
 }
 }  // namespace
 
-const ebr::cpu::Table ebr::cpu::amx{by_dtype, norm, rope, gelu};
+const ebr::cpu::Table ebr::cpu::amx{by_dtype, norm, rope, gelu, channel_norm, convolution};

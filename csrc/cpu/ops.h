@@ -77,12 +77,39 @@ struct Gelu {
     int threads;
 };
 
+// The norm of every pixel over its channels (`groups` 0: its root mean square, `eps` the least length) or of a frame's groups of
+// channels, and SiLU; x and out [frames, pixels, channels] contiguous, weight and bias [channels].
+struct ChannelNorm {
+    uintptr_t x, out;
+    Rows weight, bias;
+    int64_t frames, pixels, channels, groups;
+    float eps;
+    bool silu;
+    Dtype dtype;
+    int threads;
+};
+
+constexpr int64_t LARGEST_FRAMES = 3;  // that a convolution sums over
+
+// out = bias + added + the sum over frames of frame ∗ weight, 3 x 3 with zeros around, in float32.
+struct Convolution {
+    uintptr_t frame[LARGEST_FRAMES];  // each [height, width, channels] contiguous; 0: zeros
+    int64_t frames;
+    int doubled;                 // 1: frames have half the height and width, and every pixel counts as 2 x 2
+    uintptr_t weight;            // [frames, outputs, 3, 3, channels] contiguous
+    uintptr_t bias, added, out;  // [outputs], [height, width, outputs]; bias and added may be 0
+    int64_t height, width, channels, outputs;
+    int threads;
+};
+
 // Each operation returns false, having done nothing, if it has no kernel for the layout.
 struct Table {
     bool (*attention)(const Attention&);
     bool (*norm)(const Norm&);
     bool (*rope)(const Rope&);
     bool (*gelu)(const Gelu&);
+    bool (*channel_norm)(const ChannelNorm&);
+    bool (*convolution)(const Convolution&);
 };
 
 extern const Table baseline, avx2, avx512, avx512_bf16, amx;
@@ -97,6 +124,7 @@ bool pooled();  // whether torch's OpenMP runtime was found; if not, everything 
 // library that a level used would be linked once for all levels, perhaps the newest one's.
 enum class Use : int { part, tables, packed };
 void* room(Use use, size_t bytes);
+void leave(Use use);  // give it back
 
 template <typename F>
 void spread(int64_t parts, int threads, F&& body) {

@@ -35,15 +35,23 @@ struct Work {
     }
 };
 
+struct Kept {
+    void* address = nullptr;
+    size_t bytes = 0;
+    ~Kept() { std::free(address); }
+};
+thread_local Kept kept[3];
+
 }  // namespace
 
+void leave(Use use) {
+    Kept& one = kept[static_cast<int>(use)];
+    std::free(one.address);
+    one.address = nullptr;
+    one.bytes = 0;
+}
+
 void* room(Use use, size_t bytes) {
-    struct Kept {
-        void* address = nullptr;
-        size_t bytes = 0;
-        ~Kept() { std::free(address); }
-    };
-    static thread_local Kept kept[3];
     Kept& one = kept[static_cast<int>(use)];
     if (one.bytes < bytes) {
         std::free(one.address);

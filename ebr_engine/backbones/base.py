@@ -26,7 +26,7 @@ class ModelSource:
     revision: str | None = None  # of a hub id
     offline: bool = False  # never ask the hub
     context: Path | None = None  # a file of `ebr-engine cache-text`, in place of the text encoders
-    vae: Path | None = None  # a folder in diffusers' layout, in place of the model's own
+    vae: Path | None = None  # a folder in diffusers' layout, in place of the model's own; a tiny one is for previews
     sample_latents: bool = False  # draw from the VAE's posterior, as released, rather than take its mode
 
 
@@ -145,6 +145,7 @@ class CodecCosts:
     tile: int = 0  # side of the tiles beyond
     width: int = 1  # channels at full resolution
     parameters: int = 0
+    on_cpu: float = 1.0  # share of encode and decode where frames go one by one, as they do on a CPU
 
 
 @dataclass(frozen=True)
@@ -299,6 +300,7 @@ class Backbone:
     codec_source: dict[str, str] = field(default_factory=dict)  # where the VAE lies, for an engine file
     fixed: tuple[int, int, int] | None = None  # frames, height, width in pixels: all that an exported trunk takes, if it is so
     boundary: float = 1.0  # of the bridge's times: from here on the model has another transformer, which is not loaded
+    preview: Codec | None = None  # a rough and fast one, for previews alone
 
     @property
     def name(self) -> str:

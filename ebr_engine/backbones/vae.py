@@ -9,15 +9,12 @@ Time goes frame group by frame group (one frame, then `temporal` at a time), wit
 carried over, which is exact.
 """
 
-import json
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +22,13 @@ from torch import Tensor, nn
 from ebr_engine.backbones.base import check_latent, check_pixels
 from ebr_engine.backbones.registry import spec
 from ebr_engine.backbones.sharding import WHOLE, Ulysses, Whole
+from ebr_engine.backbones.vae_files import read_network
+from ebr_engine.backbones.vae_layers import Cache
 from ebr_engine.errors import BackboneError, EbrError
 from ebr_engine.media.windows import Window, plan_windows
 
 COARSE = -1  # the cache of the coarse half, which knows no tiles
 log = logging.getLogger("ebr_engine")
-Cache = defaultdict[int, Any]  # what a network remembers of earlier frames, by layer (diffusers' feat_cache)
 
 
 @dataclass
@@ -44,7 +42,7 @@ class Stream:
 
     def cache(self, sample: int, window: int) -> Cache:
         """The cache of a tile (or of the coarse half) of one sample of the batch."""
-        return self.caches.setdefault((sample, window), _cache()) if self.keep else _cache()
+        return self.caches.setdefault((sample, window), {}) if self.keep else {}
 
     def snapshot(self) -> dict[tuple[int, int], Cache]:
         """The caches as they are now; the networks replace their entries and never write into them."""
@@ -52,7 +50,7 @@ class Stream:
 
 
 class VaeCodec(ABC):
-    """A VAE of diffusers behind the interface `base.Codec`; `load_codec` makes one.
+    """A VAE behind the interface `base.Codec`; `load_codec` makes one.
 
     `dtype`: of the networks; None is bf16 on CUDA and float32 elsewhere. `sample_latents`: draw from the posterior with a CPU
     generator seeded by `seed`, anew for every clip, rather than take its mode. `tile` and `overlap`: pixels, multiples of
@@ -60,6 +58,8 @@ class VaeCodec(ABC):
     """
 
     published: str  # diffusers' name of the class
+    network: type[nn.Module]  # made of a `sizes`, which it has as its `config`
+    sizes: type
     spatial: int
     temporal: int
     channels: int
@@ -115,8 +115,7 @@ class VaeCodec(ABC):
     def to(self, device: torch.device | str) -> "VaeCodec":
         """Move the weights; returns the same object."""
         self.device = torch.device(device)
-        for part in self.vae.children():  # diffusers' own `to` warns of every change of dtype
-            part.to(self.device, self.dtype)
+        self.vae.to(self.device, self.dtype)
         return self
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -264,7 +263,7 @@ class VaeCodec(ABC):
             log.warning("the codec gave values that are not finite in %s; it goes on in float32", self.dtype)
             self.asked_dtype = torch.float32
             self.to(self.device)
-            stream.caches = {key: _cache(cache) for key, cache in before.items()}
+            stream.caches = {key: in_float32(cache) for key, cache in before.items()}
             result = run()
         if not _finite(result):
             raise EbrError("the codec gave values that are not finite, in float32 too: its input or its weights are damaged")
@@ -292,8 +291,9 @@ class VaeCodec(ABC):
         """Features → pixels [1, 3, frames of the group, H, W] in about [-1, 1]."""
 
 
-def _cache(entries: Cache | None = None) -> Cache:
-    return defaultdict(lambda: None, entries or {})
+def in_float32(cache: Cache) -> Cache:
+    """What a network remembers, for the same network in float32."""
+    return {number: tuple(frame.float() for frame in frames) for number, frames in cache.items()}
 
 
 def _finite(x: Tensor) -> bool:
@@ -314,26 +314,6 @@ def load_codec(
 
     Options as for `VaeCodec`. Raises `BackboneError` for a folder that is missing, incomplete, damaged or of another model.
     """
-    folder, codec = Path(folder), spec(backbone).codec
-    try:
-        import diffusers
-    except ImportError as error:
-        raise BackboneError(f"the VAE of {backbone} needs diffusers: pip install 'ebr-engine[models]'") from error
-    try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
-        raise BackboneError(f"{folder} is no VAE in diffusers' layout: config.json is missing or no JSON object") from error
-    if found != codec.published:
-        raise BackboneError(f"{folder} holds a model of class {found}, but {backbone} takes {codec.published}")
-    if not hasattr(diffusers, codec.published):
-        raise BackboneError(f"diffusers {diffusers.__version__} has no {codec.published}: pip install -U diffusers")
-    try:
-        vae, report = getattr(diffusers, codec.published).from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
-        )
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise BackboneError(f"cannot load the VAE in {folder}: {' '.join(str(error).split())}") from error
-    for kind in ("missing", "unexpected"):
-        if names := sorted(report[f"{kind}_keys"]):
-            raise BackboneError(f"the VAE in {folder} does not fit its config.json: {kind} tensors {', '.join(names[:3])} …")
+    codec = spec(backbone).codec
+    vae = read_network(Path(folder), backbone, codec.published, codec.network, codec.sizes)
     return codec(vae, dtype=dtype, sample_latents=sample_latents, seed=seed, tile=tile, overlap=overlap)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ebr_engine.cli import options
 from ebr_engine.cli.learning_options import with_settings
 from ebr_engine.errors import EbrError
 
@@ -20,6 +21,8 @@ def cache_latents(
     settings: Annotated[
         list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE...", help="Any of them; see train --settings.")
     ] = None,
+    cluster: options.cluster(None) = None,
+    cluster_cores: options.cores(None) = 1,
 ) -> None:
     """Encode every crop that a run will learn from: kept by content, codec and size, verified when read.
 
@@ -45,13 +48,18 @@ def cache_latents(
 
     started = time.monotonic()
     samples = pair_samples(chosen, chosen.data)
-    loaded = backbone_of(chosen, chosen.device)
-    check_fits(chosen, loaded, World())
 
     def tell(done: int, total: int) -> None:
         if done % max(1, total // 10) == 0:
             typer.echo(f"{done}/{total}  {time.monotonic() - started:.0f} s", err=True)
 
-    made, there = fill_cache(chosen, samples, loaded, tell)
+    if cluster:
+        from ebr_engine.cluster.latents import fill_on
+
+        made, there = fill_on(cluster, cluster_cores, chosen, samples, lambda text: typer.echo(text, err=True), tell)
+    else:
+        loaded = backbone_of(chosen, chosen.device)
+        check_fits(chosen, loaded, World())
+        made, there = fill_cache(chosen, samples, loaded, tell)
     skipped = f", {len(samples.bad)} pair(s) skipped" if samples.bad else ""
     typer.echo(f"{cache}  {made} made, {there} there{skipped}, {time.monotonic() - started:.1f} s")

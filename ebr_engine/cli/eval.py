@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from ebr_engine.bridge.schedules import SCHEDULES
+from ebr_engine.cli import options
 from ebr_engine.cli.options import takes
 from ebr_engine.errors import EbrError
 from ebr_engine.evaluation.choices import FORMS, METRICS, PROTOCOLS
@@ -61,6 +62,8 @@ Seeds = Annotated[
     _files("--seeds", metavar="N,N...", show_default="--seed's", help="Restore by several seeds; scores are means over them."),
 ]
 Workers = Annotated[int, _files("--workers", metavar="N", min=1, help="Processes; scores do not depend on it, but for rounding.")]
+Cluster = options.cluster("Your files")
+Cores = options.cores("Your files")
 Resume = Annotated[bool, _files("--resume/--no-resume", help="Keep the rows that an earlier run left in --out.")]
 
 
@@ -92,6 +95,8 @@ def evaluate(
     protocol: ProtocolChoice = "native",
     metrics: Metrics = "psnr,ssim",
     workers: Workers = 1,
+    cluster: Cluster = None,
+    cluster_cores: Cores = 1,
     resume: Resume = True,
     weights_dir: WeightsDir = None,
     empty: Empty = True,
@@ -153,7 +158,7 @@ def evaluate(
         raise EbrError("--prompts is the bundled benchmark's; a prompt for files of your own goes by --prompt")
     wanted = Request(
         *(source, target, restored, list_file, root, clips, incomplete, protocol, metrics, workers, resume, out),
-        *(weights_dir, empty, form),
+        *(weights_dir, empty, form, cluster, cluster_cores),
     )
     if not schedule:
         schedule = "released" if protocol == "released" and not request.engine else "fast"

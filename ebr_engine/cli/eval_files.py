@@ -35,6 +35,8 @@ class Request:
     weights_dir: Path | None
     empty: bool
     form: str  # of the table that is printed
+    cluster: str | None = None
+    cluster_cores: int = 1
 
 
 def evaluate_files(request: Request, tasks: list[str], asked: RestoreRequest, seeds: tuple[int, ...]) -> None:
@@ -80,6 +82,11 @@ def evaluate_files(request: Request, tasks: list[str], asked: RestoreRequest, se
 
     measurer = cache(lambda: Measurer(settings, device))
     how_run = {"device": device, "workers": request.workers, "resume": request.resume}
+    if request.cluster:
+        from ebr_engine.cluster.measure import measuring
+
+        how = request.cluster, request.cluster_cores, settings, device
+        how_run["elsewhere"] = measuring(*how, lambda text: tell(text, "note"))
     with warnings_told():
         rows = evaluate(items, settings, request.out, callback=tell_row, measurer=measurer, **how_run)
     if len(fresh) < len(rows):

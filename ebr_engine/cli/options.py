@@ -149,3 +149,14 @@ def about_plan(request: RestoreRequest, names: list[str], steps: int) -> dict[st
     """What an engine file says of its run."""
     asked = {name: getattr(request, name) for name in ("precision", "schedule", "mix", "strength")}
     return {"prompts": names, **asked, "steps": steps}
+
+
+def cluster(panel: str | None) -> Any:
+    """The annotation of `--cluster` in a panel."""
+    help = "Many workers on Ray: local, auto or ray://HOST:PORT; needs the extra cluster."
+    return Annotated[str | None, named(panel, "--cluster WHERE", help)]
+
+
+def cores(panel: str | None) -> Any:
+    """The annotation of `--cluster-cores` in a panel."""
+    return Annotated[int, named(panel, "--cluster-cores N", "Cores of each worker, where it has no GPU of its own.", min=1)]

@@ -74,7 +74,19 @@ class Display(Progress):
 
     def share(self, part: float, text: str) -> None:
         """`part` of the current file, 0 to 1, is done; `text` says where it is."""
-        done = self._begun - 1 + min(part, 1)
+        self._show(self._begun - 1 + min(part, 1), text)
+
+    def several(self, done: float, text: str) -> None:
+        """`done` files, parts of some counted, of those that are worked on side by side; `text` says by whom."""
+        if not self._begun:
+            self._started, self._name = time.monotonic(), f"{self.files} files" if self.files > 1 else "1 file"
+            if self._bar:
+                self._bar.start_task(self._task)
+                self._bar.update(self._task, description=self._name)
+        self._begun = int(done) + 1
+        self._show(done, f"{done:.4g} done, {text}")
+
+    def _show(self, done: float, text: str) -> None:
         if self._bar:
             self._bar.update(self._task, completed=done, step=text)
         elif not self.quiet and (now := time.monotonic()) - self._told >= PLAIN_SECONDS:

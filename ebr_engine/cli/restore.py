@@ -1,6 +1,6 @@
 """`ebr-engine restore`: pictures in, restored pictures out."""
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +9,7 @@ import typer
 from ebr_engine.cli import options
 from ebr_engine.cli.options import named, takes
 from ebr_engine.errors import EbrError
-from ebr_engine.jobs.texts import is_prompt, prompts_of_texts
+from ebr_engine.jobs.texts import is_address, is_prompt, prompts_of_texts
 from ebr_engine.request import FIELDS, RestoreRequest
 from ebr_engine.settings import several_processes
 
@@ -19,7 +19,9 @@ def restore(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="INPUT", help="Pictures, clips or sounds, folders of them, or patterns in quotes such as 'photos/**/*.jpg'."
+            metavar="INPUT",
+            help="Pictures, clips or sounds, folders of them, patterns in quotes such as 'photos/**/*.jpg', or addresses: "
+            "s3://bucket/photos/.",
         ),
     ] = None,
     *,
@@ -27,7 +29,7 @@ def restore(
         str | None, named("Files", "--out -o OUT", "A file for one input, or a folder (made if missing) that mirrors them.")
     ] = None,
     manifest: Annotated[
-        Path | None,
+        str | None,
         named(
             "Files", "--manifest FILE", "A list of work, .csv or .jsonl: input, output, task and more; relative to its folder."
         ),
@@ -45,6 +47,12 @@ def restore(
         named("Files", "--resume/--no-resume", "Leave out what an earlier run with the same settings finished; go on in clips."),
     ] = True,
     fail_fast: Annotated[bool, named("Files", "--fail-fast", "End at the first file that fails.")] = False,
+    cluster: options.cluster("Computing") = None,
+    cluster_cores: options.cores("Computing") = 1,
+    cluster_workers: Annotated[
+        int | None,
+        named("Computing", "--cluster-workers N", "So many at most.", min=1, show_default="all that there is room for"),
+    ] = None,
     quiet: Annotated[bool, named("Files", "--quiet -q", "Print errors only.")] = False,
     json: Annotated[
         bool, named("Files", "--json", "Print a JSON object a file, and one for the whole, in place of lines.")
@@ -64,11 +72,15 @@ def restore(
 
     [bold]ebr-engine restore noisy.wav -o clean.wav --backbone mini-audio --task noise[/]
 
+    [bold]ebr-engine restore s3://photos/2024/ -o s3://restored/2024/ --task rain --cluster ray://head:10001[/]
+
     [bold]ebr-engine restore in.png -o out.png --prompt rain.safetensors:0.7 haze.safetensors:0.3[/]
     """
     from ebr_engine.cli.progress import Display
     from ebr_engine.jobs.work import find_work
 
+    if cluster and (several_processes() or request.devices):
+        raise EbrError("--cluster gives each worker one device; leave torchrun and --devices out")
     if several_processes():
         from ebr_engine.engine.parallel import torchrun
 
@@ -78,30 +90,55 @@ def restore(
     words = inputs or []
     if more := [word for word in words if is_prompt(word)]:
         request = request.with_(prompt=(*request.prompt, *prompts_of_texts(more)))
-    files = [Path(word).expanduser() for word in words if not is_prompt(word)]
+    words = [word for word in words if not is_prompt(word)]
     if out == "-":
         raise EbrError("-o -: pictures are not written to standard output; name a file or a folder")
-    out = out and str(Path(out).expanduser()) + ("/" if out.endswith("/") else "")
-    manifest = manifest and manifest.expanduser()
-    work = find_work(files, out, request, manifest=manifest, overwrite=overwrite, resume=resume)
-    with Display(len(work.jobs), quiet, json) as progress, work.locked():
+    if preview and cluster:
+        raise EbrError("--preview shows one file before all others; make it without --cluster")
+    if far := any(map(is_address, (*words, out or "", manifest or ""))):
+        from ebr_engine.jobs.remote import find_remote
+
+        if preview:
+            raise EbrError("--preview is for files of this machine; leave it out where there is an address")
+        work = find_remote(words, out, request, manifest=manifest, overwrite=overwrite, resume=resume)
+    else:
+        out = out and str(Path(out).expanduser()) + ("/" if out.endswith("/") else "")
+        listed = Path(manifest).expanduser() if manifest else None
+        files = [Path(word).expanduser() for word in words]
+        work = find_work(files, out, request, manifest=listed, overwrite=overwrite, resume=resume)
+    with Display(work.files, quiet, json) as progress, work.locked(), ExitStack() as stack:
         if work.left_out:
             progress.error(work.left_out, "note")
-        if not work.jobs:
+        if not work.files:
             progress.summary(0, [], work.skipped, 0, 0.0)
             return
 
-        from ebr_engine.engine.restorer import Restorer
-        from ebr_engine.jobs.preview import write_preview
         from ebr_engine.jobs.recipe import Recipes
-        from ebr_engine.jobs.run import run_work
+        from ebr_engine.jobs.run import Run, run_work
 
-        with closing(Restorer.from_request(request)) as restorer:
-            recipes = Recipes(restorer, work.digests, keep_parts=resume)
-            if preview:
-                write_preview(restorer, work.jobs, recipes, progress)
-                if not progress.go_on(len(work.jobs), yes):
-                    return
-            failed = run_work(restorer, work, progress, recipes, fail_fast)
+        if cluster:
+            from ebr_engine.cluster.restore import fleet_on
+            from ebr_engine.cluster.run import FleetRun
+
+            jobs = work.first() if far else work.jobs
+            restorer = stack.enter_context(
+                fleet_on(cluster, cluster_cores, cluster_workers, request, work.digests, jobs, progress)
+            )
+            kind = FleetRun
+        else:
+            from ebr_engine.engine.restorer import Restorer
+
+            restorer, kind = stack.enter_context(closing(Restorer.from_request(request))), Run
+        recipes = Recipes(restorer, work.digests, keep_parts=resume)
+        if preview:
+            from ebr_engine.jobs.preview import write_preview
+
+            write_preview(restorer, work.jobs, recipes, progress)
+            if not progress.go_on(len(work.jobs), yes):
+                return
+        if far:
+            failed = work.run(restorer, progress, recipes, fail_fast, kind)
+        else:
+            failed = run_work(restorer, work, progress, recipes, fail_fast, kind)
     if failed:
         raise typer.Exit(1)

@@ -49,6 +49,7 @@ def costs(
         weights //= 2 if kind in ("fp8", "int8") else 1  # nearly all of them are in the layers that are quantised
         trunk = weights, weights * (config.blocks - 2) // config.blocks
     codec, whole = spec.codec_costs, torch.bfloat16.itemsize
+    share = codec.on_cpu if device == "cpu" else 1.0
     width, element = (1, 1) if spec.bundled else vae or (codec.width, whole)
     return Costs(
         trunk=trunk[0] + OVERHEAD[device],
@@ -57,8 +58,8 @@ def costs(
         token=token_bytes(spec, config, device, kind),
         rotary=ROTARY_KEPT * FLOAT * config.head_dim,
         text=spec.text_rows,
-        encode=codec.encode * width * element,
-        decode=codec.decode * width * element,
+        encode=codec.encode * share * width * element,
+        decode=codec.decode * share * width * element,
         feature=FEATURES * width * FLOAT / codec.spatial**2,
         codec_whole=codec.whole * whole // element,
         codec_tile=codec.tile,

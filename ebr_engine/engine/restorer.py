@@ -1,7 +1,9 @@
 """`Restorer`: what people call. It loads a backbone, plans a request and restores pictures, clips and files."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +159,19 @@ class Restorer:
     def codec(self) -> Codec:
         """Pixels ↔ latents."""
         return self.backbone.codec
+
+    @contextmanager
+    def previewing(self) -> Iterator[None]:
+        """Within it pictures go through the tiny autoencoder that `vae` names, where it names one."""
+        own, preview = self.codec, self.backbone.preview
+        if preview is not None:
+            self.engine.backbone = replace(self.backbone, codec=preview.to(self.device))
+        try:
+            yield
+        finally:
+            if preview is not None:
+                preview.to("cpu")
+                self.engine.backbone = replace(self.backbone, codec=own)
 
     def expect(self, sizes: Iterable[tuple[int, int]]) -> None:
         """Say which sizes (height, width) of pictures or frames are to come, each as often as it comes.

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -222,13 +223,14 @@ def evaluate(
     resume: bool = True,
     callback: Callable[[Row], None] | None = None,
     measurer: Callable[[], Measurer] | None = None,
+    elsewhere: Callable[[Sequence[Item]], Iterator[Row]] | None = None,
 ) -> list[Row]:
     """Measure every item: rows in the items' order, kept in `out`/rows.jsonl as they come, so that a run can go on.
 
     A file that cannot be measured gives a row with `error` in place of scores, which a resumed run tries again. Rows do not
     depend on `workers`, but for rounding. `callback(row)` after each that is new. `measurer`: makes the measurer of a single
-    process, so that it can be used again. Raises `EbrError` for a model or a library
-    that is missing, and where `out` holds rows of other settings.
+    process, so that it can be used again. `elsewhere`: measures in place of processes here. Raises `EbrError` for a model or
+    a library that is missing, and where `out` holds rows of other settings.
     """
     out.mkdir(parents=True, exist_ok=True)
     stamps = {item.name: item.stamp() for item in items}
@@ -240,7 +242,8 @@ def evaluate(
             print(json.dumps(line), file=journal, flush=True)
         todo = [item for item in items if item.name not in done]
         make = measurer or (lambda: Measurer(settings, device))
-        for row in _rows(todo, settings, device, min(workers, len(todo)), make):
+        here = partial(_rows, settings=settings, device=device, workers=min(workers, len(todo)), make=make)
+        for row in (elsewhere or here)(todo):
             if "error" not in row:
                 print(json.dumps(row | {"stamp": stamps[row["name"]]}), file=journal, flush=True)
             done[row["name"]] = row
@@ -278,7 +281,7 @@ def _read_rows(path: Path, key: dict) -> dict[str, Row]:
 def _rows(items: Sequence[Item], settings: Settings, device: str, workers: int, make: Callable[[], Measurer]) -> Iterator[Row]:
     if workers <= 1:
         measurer = make() if items else None
-        yield from (_row(measurer, item) for item in items)
+        yield from (row_of(measurer, item) for item in items)
         return
     context = torch.multiprocessing.get_context("spawn")
     tasks, rows = context.Queue(), context.Queue()
@@ -320,10 +323,11 @@ def _work(tasks: Any, rows: Any, settings: Settings, device: str, threads: int) 
         rows.put({"fatal": str(error)})
         return
     while (item := tasks.get()) is not None:
-        rows.put(_row(measurer, item))
+        rows.put(row_of(measurer, item))
 
 
-def _row(measurer: Measurer, item: Item) -> Row:
+def row_of(measurer: Measurer, item: Item) -> Row:
+    """The row of an item, or its error."""
     started = time.perf_counter()
     try:
         return measurer.measure(item) | {"seconds": round(time.perf_counter() - started, 2)}

@@ -2,9 +2,10 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from itertools import chain
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from ebr_engine.media.video.parts import Parts
     from ebr_engine.request import RestoreRequest
 
+Shown = Callable[["Chunk"], Callable[[int, int], None]]  # of a chunk: what is called after each step on it
+Through = Callable[["Iterator[Chunk]", Recipe, Shown], "Iterator[tuple[Chunk, np.ndarray]]"]  # chunks with their restorations
+
 LOOKS = 3  # frames of a clip that task auto looks at, from its beginning on
 
 
@@ -38,8 +42,12 @@ def restore_clip(
     progress: Progress,
     interrupts: Interrupts,
     commit: "Callable[[Path, Path], None] | None" = None,
+    through: Through | None = None,
 ) -> Outcome:
-    """Restore one clip. A file under the final name is always whole, and given it by `commit(part, path)`."""
+    """Restore one clip. A file under the final name is always whole, and given it by `commit(part, path)`.
+
+    `through` restores chunks, in order; one by one by `restorer` where nobody else does.
+    """
     from ebr_engine.media.chunking import blend, chunked
     from ebr_engine.media.video import open_video, write_video
     from ebr_engine.media.video.parts import Parts
@@ -87,18 +95,16 @@ def restore_clip(
                     if parts:
                         parts.add(picture, frame)
 
-                begun = time.perf_counter()
-                first = parts.chunks if parts else 0
-                for index, chunk in enumerate(chunks):
-                    if index < first:
-                        continue
-                    shown = _shown(chunk, total, begun, parts.frames if parts else 0, progress, interrupts)
-                    finished, tail = blend(chunk, _restored(restorer, chunk, recipe, shown), tail)
+                done, before = (parts.chunks, parts.frames) if parts else (0, 0)
+                shown = partial(_shown, total, time.perf_counter(), before, progress, interrupts)
+                for chunk, pixels in (through or partial(_one_by_one, restorer))(islice(chunks, done, None), recipe, shown):
+                    finished, tail = blend(chunk, pixels, tail)
+                    del chunk, pixels  # before the next ones are waited for
                     while finished:
                         encoder.call(write, finished.popleft())
+                    done += 1
                     if parts:
-                        encoder.call(parts.settle, index + 1, tail)
-                    del chunk  # before the next one is waited for
+                        encoder.call(parts.settle, done, tail)
                 for frame in tail:
                     encoder.call(write, frame)
                 encoder.call(writer.drain)
@@ -148,18 +154,26 @@ def _write_stored(parts: "Parts", writer: Any, encoder: Behind, interrupts: Inte
         encoder.call(writer.write_prepared, picture, frame)
 
 
-def _restored(restorer: Any, chunk: "Chunk", recipe: Recipe, callback: Callable[[int, int], None]) -> Any:
-    """The restoration of a chunk, [F, H, W, 3]."""
+def _one_by_one(restorer: Any, chunks: "Iterator[Chunk]", recipe: Recipe, shown: Shown) -> "Iterator[tuple[Chunk, np.ndarray]]":
+    for chunk in chunks:
+        yield chunk, restore_chunk(restorer, chunk.pixels, chunk.start, recipe, shown(chunk))
+        del chunk  # before the next one is waited for
+
+
+def restore_chunk(
+    restorer: Any, pixels: "np.ndarray", start: int, recipe: Recipe, callback: Callable[[int, int], None]
+) -> "np.ndarray":
+    """The restoration [F, H, W, 3] of the pixels of a chunk, whose first frame is number `start` of its clip."""
     import torch
 
     size = {"size": recipe.size} if recipe.size else {}
-    clip = torch.from_numpy(chunk.pixels).movedim(-1, 0)[None]  # [1, 3, F, H, W]
-    restored = restorer.run(clip, callback=callback, first=chunk.start, **recipe.run, **size)
+    clip = torch.from_numpy(pixels).movedim(-1, 0)[None]  # [1, 3, F, H, W]
+    restored = restorer.run(clip, callback=callback, first=start, **recipe.run, **size)
     return recoloured(restored, clip, recipe)
 
 
 def _shown(
-    chunk: "Chunk", total: int | None, begun: float, before: int, progress: Progress, interrupts: Interrupts
+    total: int | None, begun: float, before: int, progress: Progress, interrupts: Interrupts, chunk: "Chunk"
 ) -> Callable[[int, int], None]:
     """What is called after each step on a chunk: shows where the clip is, and stops there when that is asked for."""
     frames = f"frames {chunk.start + 1} to {chunk.start + len(chunk.frames)}" + (f" of {total}" if total else "")

@@ -36,7 +36,8 @@ def write_preview(restorer: Any, jobs: "Sequence[Job]", recipes: Recipes, progre
     whole = _whole(job, recipe)
     recipe = recipes.seen(recipe, lambda: some_frames(job.source, job.request) if job.is_clip else [whole.pixels])
     picture = _part(whole, recipe)
-    restored = pictures.restore(restorer, picture, recipe, lambda index, steps: None)
+    with restorer.previewing():
+        restored = pictures.restore(restorer, picture, recipe, lambda index, steps: None)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_image(path, pictures.compared(picture, restored, recipe.request.compare or "side"))
     note = f"  {recipe.note}" if recipe.note else ""

@@ -25,6 +25,9 @@ class Progress(AbstractContextManager):
     def share(self, part: float, text: str) -> None:
         """`part` of the current file, 0 to 1, is done; `text` says where it is."""
 
+    def several(self, done: float, text: str) -> None:
+        """`done` files, parts of some counted, of those that are worked on side by side; `text` says by whom."""
+
     def finish(self, outcome: Outcome) -> None:
         """A file is finished, left out or has failed."""
 

@@ -32,17 +32,24 @@ if TYPE_CHECKING:
     from ebr_engine.request import RestoreRequest
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_EXPECTED = (EbrError, OSError, MemoryError, RuntimeError)
+EXPECTED = (EbrError, OSError, MemoryError, RuntimeError)
 
 
-def run_work(restorer: Any, work: Work, progress: Progress, recipes: Recipes | None = None, fail_fast: bool = False) -> int:
+def run_work(
+    restorer: Any,
+    work: Work,
+    progress: Progress,
+    recipes: Recipes | None = None,
+    fail_fast: bool = False,
+    kind: "type[Run] | None" = None,
+) -> int:
     """Restore every job of a run by the recipe of its request, telling of each; the number that failed.
 
     What is finished is written down in the run's journal. The run ends early when the disk is full, and with `fail_fast` at the
-    first failure. Ctrl-C finishes what is being written and raises `Interrupted`. Raises `EbrError` for a request that the
-    backbone cannot meet, before any file is read.
+    first failure. Ctrl-C finishes what is being written and raises `Interrupted`. `kind`: how it is done, here and one by one
+    by default. Raises `EbrError` for a request that the backbone cannot meet, before any file is read.
     """
-    run = Run(restorer, work, recipes or Recipes(restorer, work.digests), progress)
+    run = (kind or Run)(restorer, work, recipes or Recipes(restorer, work.digests), progress)
     jobs = work.jobs
     for request in dict.fromkeys(job.request for job in jobs):
         run.recipes.of(request)
@@ -54,13 +61,8 @@ def run_work(restorer: Any, work: Work, progress: Progress, recipes: Recipes | N
     progress.expect(len(jobs), partial(_expected_seconds, restorer, run.recipes, sizes))
     started = time.perf_counter()
     try:
-        with Interrupts(progress.stopping) as run.interrupts, Behind() as run.writer, closing(ahead(run.read())) as sources:
-            for job, source in sources:
-                run.interrupts.check()
-                progress.start(job.source.name)
-                run.restore(job, source)
-                if run.full or (fail_fast and run.failures):
-                    break
+        with Interrupts(progress.stopping) as run.interrupts:
+            run.all(fail_fast)
     except KeyboardInterrupt:
         kept = ", and what is restored of a clip," if any(job.is_clip for job in jobs) else ""
         again = f"the finished ones{kept} are kept: the same command goes on" if work.journal or kept else "start again"
@@ -125,6 +127,16 @@ class Run:
         self.failures: list[Outcome] = []
         self.full = False
 
+    def all(self, fail_fast: bool) -> None:
+        """Do every job, the next one read and the last one written meanwhile."""
+        with Behind() as self.writer, closing(ahead(self.read())) as sources:
+            for job, source in sources:
+                self.interrupts.check()
+                self.progress.start(job.source.name)
+                self.restore(job, source)
+                if self.full or (fail_fast and self.failures):
+                    break
+
     def read(self) -> "Iterator[tuple[Job, Any]]":
         """Each job with its picture and how it is committed, or with the error in their place; nothing for a clip or a sound."""
         for job in self.work.jobs:
@@ -134,7 +146,7 @@ class Run:
             try:
                 commit = self._commit(job)
                 source = pictures.read(job, self.recipes.of(job.request)), commit
-            except _EXPECTED as error:
+            except EXPECTED as error:
                 source = error
             yield job, source
             del source
@@ -159,7 +171,7 @@ class Run:
             self.writer.wait()
             self._left_out(job, str(error))
             return
-        except _EXPECTED as error:
+        except EXPECTED as error:
             self.writer.wait()
             self._failed(job, error)
             return
@@ -189,7 +201,7 @@ class Run:
             return
         try:
             held = pictures.write(pictures.finish(job, picture, restored, recipe), recipe, commit)
-        except _EXPECTED as error:
+        except EXPECTED as error:
             self._failed(job, error)
             return
         seconds = time.perf_counter() - started

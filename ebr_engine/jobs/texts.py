@@ -38,3 +38,8 @@ def _split(text: str) -> tuple[str, float]:
         return (path, float(weight)) if path and not Path(text).exists() else (text, 1.0)
     except ValueError:
         return text, 1.0
+
+
+def is_address(text: str) -> bool:
+    """Whether a text names a place that is not a path of this machine, such as `s3://bucket/photos`."""
+    return "://" in text

@@ -24,6 +24,11 @@ class Work:
     journal: "Journal | None" = None
     left_out: str | None = None  # a line that tells of files that are no inputs
 
+    @property
+    def files(self) -> int:
+        """How many are left to do."""
+        return len(self.jobs)
+
     def locked(self) -> AbstractContextManager:
         """While entered, no other run may work on the same output folder; `EbrError` where one does."""
         return self.journal.locked() if self.journal else nullcontext()

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -81,12 +81,15 @@ class LatentSamples:
 
 
 class LatentCache:
-    """Latents in a folder, a file each, named by everything that decides them; files are hashed once while they do not change."""
+    """Latents in a folder, a file each, named by everything that decides them; files are hashed once while they do not change.
 
-    def __init__(self, folder: Path, config: LearnConfig, codec: Codec):
+    `codec`: or its fingerprint.
+    """
+
+    def __init__(self, folder: Path, config: LearnConfig, codec: Codec | str):
         self.folder = folder
         crop = {"size": config.crop, "frames": config.frames, "task": config.task if config.synthetic else None}
-        self.settings = {"codec": fingerprint(codec), **crop}
+        self.settings = {"codec": codec if isinstance(codec, str) else fingerprint(codec), **crop}
         try:
             self.files = json.loads((folder / INDEX).read_text())
         except (OSError, ValueError):
@@ -166,6 +169,20 @@ def fingerprint(codec: Codec) -> str:
     return f"{type(codec).__name__} {checksum(tensors)} {drawn}"
 
 
+@dataclass(frozen=True)
+class Encode:
+    """A view that a cache lacks."""
+
+    index: int  # of its pair
+    pair: Pair
+    view: View
+    key: str
+
+
+# What encodes views: each with its latents, or with the `BadDataError` of a pair that cannot be used, in any order.
+Encoder = Callable[[Iterator[Encode]], Iterator[tuple[Encode, tuple[Tensor, Tensor] | BadDataError]]]
+
+
 def fill_cache(config: LearnConfig, samples: PairSamples, backbone: Backbone, callback=None) -> tuple[int, int]:
     """Encode every view of every pair that the cache lacks; how many were made and how many were there.
 
@@ -173,25 +190,59 @@ def fill_cache(config: LearnConfig, samples: PairSamples, backbone: Backbone, ca
     """
     if not config.cache:
         raise EbrError("name the folder of the cache")
+    with LatentSamples(replace(config, cache=""), samples, backbone) as latents, torch.no_grad():
+
+        def encoded(todo: Iterator[Encode]) -> Iterator[tuple[Encode, tuple[Tensor, Tensor] | BadDataError]]:
+            for one in todo:
+                try:
+                    found = latents.pair(one.pair, one.view)
+                except BadDataError as error:
+                    found = error
+                yield one, found
+
+        return fill(config, samples, LatentCache(Path(config.cache), config, backbone.codec), encoded, callback)
+
+
+def fill(config: LearnConfig, samples: PairSamples, cache: "LatentCache", encoder: Encoder, callback=None) -> tuple[int, int]:
+    """As `fill_cache`, by any encoder."""
     made = there = 0
     total = len(samples) * config.views
-    with LatentSamples(config, samples, backbone) as latents, torch.no_grad():
+
+    def skipped(index: int, error: BadDataError) -> None:
+        nonlocal total
+        if config.bad_data == "refuse":
+            raise error
+        if index not in samples.bad:
+            log.warning("skipped: %s", error)
+        samples.bad[index] = str(error)
+        total -= 1
+
+    def lacking() -> Iterator[Encode]:
+        nonlocal there
         for index in range(len(samples)):
             for number in range(config.views):
                 view = samples.view(index, number)
                 try:
-                    found = latents.cache.read(latents.cache.key(samples.pairs[index], view)) is not None
-                    if not found:
-                        latents.pair(samples.pairs[index], view)
+                    key = cache.key(samples.pairs[index], view)
                 except BadDataError as error:
-                    if config.bad_data == "refuse":
-                        raise
-                    if index not in samples.bad:
-                        log.warning("skipped: %s", error)
-                    samples.bad[index] = str(error)
-                    total -= 1
+                    skipped(index, error)
                     continue
-                made, there = made + (not found), there + found
+                if cache.read(key) is None:
+                    yield Encode(index, samples.pairs[index], view, key)
+                    continue
+                there += 1
                 if callback is not None:
                     callback(made + there, total)
+
+    try:
+        for one, latents in encoder(lacking()):
+            if isinstance(latents, BadDataError):
+                skipped(one.index, latents)
+                continue
+            cache.write(one.key, latents)
+            made += 1
+            if callback is not None:
+                callback(made + there, total)
+    finally:
+        cache.close()
     return made, there

@@ -4,7 +4,6 @@ import json
 import logging
 import shutil
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from ebr_engine.backbones.flux.codec import FluxCodec
+from ebr_engine.backbones.flux.vae import FluxVae, FluxVaeConfig
 from ebr_engine.backbones.vae import load_codec
 from ebr_engine.errors import BackboneError, EbrError
 
@@ -115,7 +115,8 @@ def test_flux_codes_every_frame_alone_as_diffusers_does(folders, flux, frames):
 def test_flux_with_outer_convolutions_is_coded_as_by_diffusers():
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
     vae = diffusers.AutoencoderKL(**blocks, block_out_channels=[4, 4], latent_channels=16, norm_num_groups=2)
-    codec = FluxCodec(vae)
+    codec = FluxCodec(FluxVae(FluxVaeConfig(**blocks, block_out_channels=[4, 4], latent_channels=16, norm_num_groups=2)))
+    codec.vae.load_state_dict(vae.state_dict())
     pixels = smooth(1, 3, 1, 10, 6)
     assert codec.spatial == 2
     expected = vae.encode(pixels[:, :, 0] * 2 - 1).latent_dist.mode() * 0.18215  # no shift in this configuration
@@ -137,14 +138,14 @@ def test_sampled_latents_are_drawn_from_the_posterior_by_the_seed(folders):
 
 
 @torch.no_grad()
-def test_bf16_is_what_diffusers_gives_in_bf16(folders):
+def test_bf16_is_as_near_to_float32_as_diffusers_is_in_bf16(folders):
     vae, mean, std = published_wan(folders)
-    pixels = smooth(1, 3, 1, 8, 16)
+    pixels = smooth(1, 3, 5, 24, 16)
     codec = load_codec("wan", folders / "wan", dtype=torch.bfloat16)
-    expected = (vae.bfloat16().encode((pixels * 2 - 1).bfloat16()).latent_dist.mode().float() - mean) / std
-    latent = codec.encode(pixels)
+    latent, exact = codec.encode(pixels), load_codec("wan", folders / "wan").encode(pixels)
     assert latent.dtype == codec.decode(latent).dtype == torch.float32
-    torch.testing.assert_close(latent, expected, rtol=0, atol=0)
+    theirs = (vae.bfloat16().encode((pixels * 2 - 1).bfloat16()).latent_dist.mode().float() - mean) / std
+    assert (latent - exact).norm() < 1.5 * (theirs - exact).norm()
 
 
 def test_decoded_pixels_are_not_clamped(codec):
@@ -170,6 +171,11 @@ def test_tiles_of_wan_give_what_the_whole_picture_gives(folders, wan, shape):
     assert max(max(sides) for sides in seen) <= 128
 
 
+class Through(nn.Module):
+    def forward(self, x, overwrite=False):
+        return x
+
+
 def test_tiles_of_flux_differ_by_their_statistics_alone(folders):
     """GroupNorm sees a whole feature map; without it, tiles give what the whole picture gives: the attention is never cut."""
     whole, tiled = (load_codec("flux", folders / "flux", tile=tile, overlap=96) for tile in (0, 128))
@@ -178,8 +184,8 @@ def test_tiles_of_flux_differ_by_their_statistics_alone(folders):
             for module in half.modules():
                 for name, child in module.named_children():
                     if isinstance(child, nn.GroupNorm):
-                        setattr(module, name, nn.Identity())
-        codec.vae.decoder.conv_norm_out = nn.Identity()
+                        setattr(module, name, Through())
+        codec.vae.decoder.conv_norm_out = Through()
         codec.margin = 3 / 8
     pixels = smooth(1, 3, 1, 136, 200)
     latent = whole.encode(pixels)
@@ -248,7 +254,7 @@ def test_memory_does_not_grow_with_the_clip_beyond_input_and_output(wan):
     assert beyond[1] < 1.05 * beyond[0] + 4 * long.nbytes  # moments as they come and put together
 
 
-def test_no_more_than_a_group_of_frames_is_computed_at_once(folders):
+def test_frames_are_computed_one_by_one_on_a_cpu(folders):
     codec = load_codec("wan", folders / "wan", tile=64)
     most = {"encoder": 0, "decoder": 0}
     for half in most:
@@ -256,11 +262,11 @@ def test_no_more_than_a_group_of_frames_is_computed_at_once(folders):
         for module in (network.conv_in, network.conv_out):
 
             def note(module, args, out, half=half):
-                most[half] = max(most[half], args[0].shape[2], out.shape[2])
+                most[half] = max(most[half], len(args[0]), len(out))
 
             module.register_forward_hook(note)
     codec.decode(codec.encode(smooth(1, 3, 17, 72, 16)))
-    assert most == {"encoder": 4, "decoder": 4}
+    assert most == {"encoder": 1, "decoder": 1}
 
 
 def overflow(module, args, out):
@@ -415,14 +421,6 @@ def test_the_vae_of_another_backbone_is_an_error(folders):
         load_codec("wan", folders / "flux")
 
 
-def test_without_diffusers_the_error_says_what_to_install(folders, monkeypatch):
+def test_diffusers_is_not_needed(folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(BackboneError, match=r"pip install 'ebr-engine\[models\]'"):
-        load_codec("wan", folders / "wan")
-
-
-def test_a_diffusers_without_the_vae_is_told(tmp_path, monkeypatch):
-    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKLFlux2"}')
-    monkeypatch.setitem(sys.modules, "diffusers", SimpleNamespace(__version__="0.35.2"))
-    with pytest.raises(BackboneError, match=r"diffusers 0\.35\.2 has no AutoencoderKLFlux2: pip install -U diffusers"):
-        load_codec("flux2", tmp_path)
+    assert load_codec("wan", folders / "wan").channels == 16

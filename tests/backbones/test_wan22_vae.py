@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ebr_engine.backbones.registry import spec
-from ebr_engine.backbones.vae import _cache, load_codec
+from ebr_engine.backbones.vae import load_codec
 from ebr_engine.backbones.wan22.codec import patchify, unpatchify
 from ebr_engine.errors import BackboneError, EbrError
 from tests.real_layout import WAN22_VAE
@@ -63,12 +63,13 @@ def test_clips_are_coded_as_by_diffusers(folder, codec, frames, size):
 
 
 @torch.no_grad()
-def test_bf16_is_what_diffusers_gives_in_bf16(folder):
+def test_bf16_is_as_near_to_float32_as_diffusers_is_in_bf16(folder, codec):
     vae, mean, std = diffusers_own(folder)
-    pixels = smooth(1, 3, 1, 16, 32)
-    codec = load_codec("wan22-5b", folder, dtype=torch.bfloat16)
-    expected = (vae.bfloat16().encode((pixels * 2 - 1).bfloat16()).latent_dist.mode().float() - mean) / std
-    torch.testing.assert_close(codec.encode(pixels), expected, rtol=0, atol=0)
+    pixels = smooth(1, 3, 5, 32, 32)
+    latent = load_codec("wan22-5b", folder, dtype=torch.bfloat16).encode(pixels)
+    theirs = (vae.bfloat16().encode((pixels * 2 - 1).bfloat16()).latent_dist.mode().float() - mean) / std
+    exact = codec.encode(pixels)
+    assert (latent - exact).norm() < 1.5 * (theirs - exact).norm()
 
 
 @pytest.mark.parametrize("chunks", [(5, 4), (1, 8)])
@@ -110,6 +111,11 @@ def test_its_facts_are_those_of_the_published_sizes(codec):
         codec.encode(torch.rand(1, 3, 1, 24, 32))
 
 
+def of_network(sizes):
+    """Without those that no network is made of."""
+    return {name: size for name, size in sizes.items() if not name.startswith("scale_factor")}
+
+
 class Living(TorchDispatchMode):
     """Counts the bytes that live at once of tensors that are made while it is on."""
 
@@ -130,9 +136,10 @@ class Living(TorchDispatchMode):
     ("name", "tiny", "real"), [("wan", {"base_dim": 4}, {}), ("wan22-5b", WAN22_VAE, WAN22_VAE | REAL)], ids=["wan", "wan22-5b"]
 )
 def test_memory_of_the_published_sizes_is_what_the_spec_says(name, tiny, real):
-    costs, codec = spec(name).codec_costs, spec(name).codec(AutoencoderKLWan(**tiny))
+    costs, kind = spec(name).codec_costs, spec(name).codec
+    codec = kind(kind.network(kind.sizes(**of_network(tiny))))
     with torch.device("meta"):
-        codec.vae = vae = AutoencoderKLWan(**real)
+        codec.vae = vae = kind.network(kind.sizes(**of_network(real)))
     assert sum(weight.numel() for weight in vae.parameters()) == costs.parameters
     assert (codec.width, codec.spatial, codec.temporal) == (costs.width, costs.spatial, costs.temporal)
     height, width = spec(name).native_size
@@ -141,7 +148,7 @@ def test_memory_of_the_published_sizes_is_what_the_spec_says(name, tiny, real):
         (costs.encode, codec._encode_fine, codec._encode_coarse, [(3, frames, height, width) for frames in (1, 4, 4)]),
         (costs.decode, codec._decode_coarse, codec._decode_fine, 3 * [(codec.channels, 1, *cells)]),
     ):
-        caches = _cache(), _cache()
+        caches = {}, {}
         with torch.no_grad(), Living() as living:
             for shape in shapes:
                 coarse(fine(torch.empty(1, *shape, device="meta"), caches[0]), caches[1])

@@ -16,7 +16,15 @@ from ebr_engine.kernels import backend, scaled_linear
 CPU = torch.device("cpu")
 TIME = ("--minutes", "80")  # enough on a busy machine
 # Of kernels/, no operations themselves.
-OF_A_CPU = {"cpu", "gelu", "int8_linear", "packed_linear", "rms_norm", "tune"}  # native code there, torch's elsewhere
+OF_A_CPU = {
+    "convolution",
+    "cpu",
+    "gelu",
+    "int8_linear",
+    "packed_linear",
+    "rms_norm",
+    "tune",
+}  # native code there, torch's elsewhere
 HELPERS = {"__init__", "gate", "backend", "rows", "heads", "tiles", "cuda", "prompt_attention_gradient"}
 
 
@@ -146,8 +154,11 @@ def test_a_step_is_that_of_diffusers_modules(run, model):
 @pytest.mark.parametrize("name", ["wan", "flux"])
 def test_a_codec_is_timed_and_held_to_float32(run, name):
     gpu_codecs.codec(run, name)
-    encode, decode, compared = run.rows()
-    assert encode["ms"] > 0
+    *rows, compared = run.rows()
+    encode, decode, *theirs = rows
+    assert [row["form"] for row in theirs] == ["encode, diffusers", "decode, diffusers"]
+    assert all(row["ms"] > 0 for row in rows)
+    assert encode["form"] == "encode"
     assert decode["megapixels a second"] > 0
     assert 0 < compared["RMS, pixels"] < gpu_codecs.ROUNDING
     assert compared["ok"]

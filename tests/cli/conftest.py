@@ -1,5 +1,6 @@
 """A stand-in engine, so that the command line is tested without a model."""
 
+import contextlib
 import sys
 import types
 from dataclasses import replace
@@ -89,6 +90,9 @@ class FakeRestorer:
         self.calls.append({"size": tuple(clip.shape), **plan, **settings})
         callback(1, 1)
         return 1 - clip
+
+    def previewing(self):
+        return contextlib.nullcontext()
 
     def restore(self, image, *, plan, callback, **settings):
         assert image.dtype == np.float32

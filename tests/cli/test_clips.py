@@ -88,7 +88,8 @@ parts.SECONDS = 0.0
 class Uneven(conftest.FakeRestorer):
     def run(self, clip, *, plan, callback, **settings):
         callback(1, 1)
-        return (clip * (0.5 + clip[:, :, :1].mean() + clip[:, :, -1:].std() / 4)).clamp(0, 1)
+        restored = (clip * (0.5 + clip[:, :, :1].mean() + clip[:, :, -1:].std() / 4)).clamp(0, 1)
+        return restored.contiguous()  # channel by channel, as an engine's is
 if {fake}:
     fake = types.ModuleType("ebr_engine.engine.restorer")
     fake.Restorer = Uneven
@@ -147,7 +148,8 @@ def uneven(engine, monkeypatch):
         engine.runs += 1
         if engine.runs == engine.stop_at:
             raise KeyboardInterrupt
-        return (clip * (0.5 + clip[:, :, :1].mean() + clip[:, :, -1:].std() / 4)).clamp(0, 1)
+        restored = (clip * (0.5 + clip[:, :, :1].mean() + clip[:, :, -1:].std() / 4)).clamp(0, 1)
+        return restored.contiguous()  # channel by channel, as an engine's is
 
     monkeypatch.setattr(engine, "run", run)
     monkeypatch.setattr(parts, "SECONDS", 0.0)

@@ -229,3 +229,18 @@ def test_the_text_encoders_are_not_needed_once_the_context_is_there(cli, models,
     assert cli("cache-text", "--backbone", "wan", "--model", models["wan"], "-o", "empty.safetensors")[0] == 0
     assert cli("restore", "in.png", "-o", "out.png", *how, "--context", "empty.safetensors")[0] == 0
     assert read_image("out.png").width == 16
+
+
+@pytest.mark.slow
+def test_a_preview_goes_through_the_tiny_autoencoder_and_the_file_through_the_vae(cli, models):
+    picture("in.png")
+    torch.manual_seed(0)
+    diffusers.AutoencoderTiny(latent_channels=16, scaling_factor=1.0).save_pretrained("tiny")
+    options = ["--prompt", models["flux"].parent / "flux_rain.pt", *arguments(models, "flux")]
+    assert cli("restore", "in.png", "-o", "plain.png", *options, "--preview", "--yes")[0] == 0
+    code, _, stderr = cli("restore", "in.png", "-o", "out.png", *options, "--vae", "tiny", "--preview", "--yes")
+    assert (code, stderr) == (0, "")
+    assert np.array_equal(read_image("out.png").pixels, read_image("plain.png").pixels)
+    shown, usual = (read_image(f"{name}_preview.png").pixels for name in ("out", "plain"))
+    assert np.array_equal(shown[:, :50], usual[:, :50])  # the input
+    assert not np.allclose(shown[:, -50:], usual[:, -50:], atol=0.02)

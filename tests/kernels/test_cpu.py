@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from ebr_engine.kernels import backend
 from ebr_engine.kernels.attention import attention, attention_ref
+from ebr_engine.kernels.channel_norm_silu import channel_norm_silu, channel_norm_silu_ref
+from ebr_engine.kernels.convolution import convolution, convolution_ref, packed
 from ebr_engine.kernels.gated_residual_norm import gated_residual_norm, gated_residual_norm_ref
 from ebr_engine.kernels.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_ref
 from ebr_engine.kernels.prompt_attention import prompt_attention, prompt_attention_ref
@@ -25,6 +27,7 @@ from ebr_engine import _cpu
 from ebr_engine.kernels import cpu
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+CONVOLUTIONS = [(96, 32, 3, (25, 31)), (3, 7, 2, (40, 33)), (40, 64, 1, (16, 32))]
 FLOOR = {torch.float32: 2e-7, torch.bfloat16: 2**-10}  # what rounding the result adds
 
 
@@ -58,7 +61,7 @@ def served(monkeypatch):
 
         return call
 
-    for name in ("attention", "norm", "rope", "gelu"):
+    for name in ("attention", "norm", "rope", "gelu", "channel_norm", "convolution"):
         monkeypatch.setattr(_cpu, name, recorded(getattr(_cpu, name)))
     return answers
 
@@ -108,6 +111,36 @@ def test_gated_residual_norm_is_the_reference(level, served, dtype, gated, batch
     x, y = torch.randn(2, batch, 37, width).to(dtype)
     given = torch.randn(batch, width) if gated else None, torch.randn(1, width).to(dtype), torch.randn(1, width).to(dtype)
     as_exact_as_eager(gated_residual_norm(x, y, *given), gated_residual_norm_ref, x, y, *given, eps=1e-6)
+    assert served == [True]
+
+
+@DTYPES
+@pytest.mark.parametrize("groups", [0, 4])
+@pytest.mark.parametrize(("frames", "width", "side"), [(1, 96, 30), (2, 20, 7), (3, 4, 1)])
+def test_channel_norm_silu_is_the_reference(level, served, dtype, groups, frames, width, side):
+    x = torch.randn(frames, width, side, side + 1).to(dtype).contiguous(memory_format=torch.channels_last)
+    tables = (1 + torch.randn(width) / 2, torch.randn(width) if groups else None, groups, 1e-6, True)
+    rows = x.permute(0, 2, 3, 1).flatten(1, 2)
+    result = channel_norm_silu(x, *tables).permute(0, 2, 3, 1).flatten(1, 2)
+    as_exact_as_eager(result, channel_norm_silu_ref, rows, *tables)
+    assert served == [True]
+    assert torch.equal(channel_norm_silu(x, *tables, overwrite=True), x)
+    assert torch.equal(x.permute(0, 2, 3, 1).flatten(1, 2), result)
+
+
+@pytest.mark.parametrize("doubled", [False, True])
+@pytest.mark.parametrize(("width", "outputs", "taps", "size"), CONVOLUTIONS)
+def test_convolution_is_the_reference(level, served, doubled, width, outputs, taps, size):
+    frames = [torch.randn(1, width, *size).contiguous(memory_format=torch.channels_last) for _ in range(taps)]
+    weight, bias = packed(torch.randn(outputs, width, taps, 3, 3) / (9 * width * taps) ** 0.5), torch.randn(outputs)
+    exact = convolution_ref([frame.double() for frame in frames], weight.double(), bias.double(), None, doubled)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        result = convolution(frames, weight, bias, doubled=doubled)
+    finally:
+        torch.set_num_threads(threads)
+    assert distance(result, exact) < 1e-5
     assert served == [True]
 
 

@@ -1,10 +1,15 @@
-"""FLUX.1's VAE: diffusers' module, cut into the two halves that `backbones/vae.py` runs."""
+"""FLUX.1's VAE as the two halves that `backbones/vae.py` runs."""
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ebr_engine.backbones.vae import Cache, VaeCodec
+from ebr_engine.backbones.flux.vae import FluxVae, FluxVaeConfig
+from ebr_engine.backbones.vae import VaeCodec
+from ebr_engine.backbones.vae_layers import Cache, laid_out, put_back
+from ebr_engine.errors import BackboneError
+
+BLOCKS = {"DownEncoderBlock2D", "UpDecoderBlock2D"}
 
 
 class PictureCodec(VaeCodec):
@@ -13,9 +18,16 @@ class PictureCodec(VaeCodec):
     Tiles are large, few and blended widely because they do not agree: each normalises by its own statistics.
     """
 
+    network, sizes = FluxVae, FluxVaeConfig
     temporal = 1
     whole_area = 2048 * 2048  # decoding takes about 4 KB a pixel in float32
     default_tile, default_overlap, margin = 1024, 256, 1 / 8
+
+    def __init__(self, vae: FluxVae, *options: Any, **named: Any):
+        config = vae.config
+        if {*config.down_block_types, *config.up_block_types} - BLOCKS or config.act_fn != "silu":
+            raise BackboneError("the VAE's config.json has blocks of another network than FLUX's, which are not supported")
+        super().__init__(vae, *options, **named)
 
     @property
     def width(self) -> int:
@@ -23,27 +35,16 @@ class PictureCodec(VaeCodec):
         return self.vae.config.block_out_channels[0]
 
     def _encode_fine(self, x: Tensor, cache: Cache) -> Tensor:
-        encoder = self.vae.encoder
-        x = encoder.conv_in(x.squeeze(2))
-        for block in encoder.down_blocks:
-            x = block(x)
-        return x.unsqueeze(2)
+        return put_back(self.vae.encoder.fine(laid_out(x)))
 
     def _encode_coarse(self, x: Tensor, cache: Cache) -> Tensor:
-        encoder, last = self.vae.encoder, self.vae.quant_conv or nn.Identity()
-        x = encoder.conv_norm_out(encoder.mid_block(x.squeeze(2)))
-        return last(encoder.conv_out(encoder.conv_act(x))).unsqueeze(2)
+        return put_back(self.vae.quant_conv(self.vae.encoder.coarse(laid_out(x))))
 
     def _decode_coarse(self, z: Tensor, cache: Cache) -> Tensor:
-        decoder, first = self.vae.decoder, self.vae.post_quant_conv or nn.Identity()
-        return decoder.mid_block(decoder.conv_in(first(z.squeeze(2)))).unsqueeze(2)
+        return put_back(self.vae.decoder.coarse(self.vae.post_quant_conv(laid_out(z))))
 
     def _decode_fine(self, x: Tensor, cache: Cache) -> Tensor:
-        decoder = self.vae.decoder
-        x = x.squeeze(2)
-        for block in decoder.up_blocks:
-            x = block(x)
-        return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x))).unsqueeze(2)
+        return put_back(self.vae.decoder.fine(laid_out(x)))
 
 
 class FluxCodec(PictureCodec):
@@ -51,7 +52,7 @@ class FluxCodec(PictureCodec):
 
     published = "AutoencoderKL"
 
-    def __init__(self, vae: nn.Module, **options: Any):
+    def __init__(self, vae: FluxVae, **options: Any):
         config = vae.config
         self.spatial, self.channels = 2 ** (len(config.block_out_channels) - 1), config.latent_channels
         mean, std = config.shift_factor or 0.0, 1 / config.scaling_factor

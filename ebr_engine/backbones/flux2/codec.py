@@ -1,5 +1,8 @@
-"""FLUX.2's VAE: diffusers' module, cut into the two halves that `backbones/vae.py` runs."""
+"""FLUX.2's VAE as the two halves that `backbones/vae.py` runs."""
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -7,8 +10,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ebr_engine.backbones.flux.codec import PictureCodec
-from ebr_engine.backbones.vae import Cache
+from ebr_engine.backbones.flux.vae import FluxVae, FluxVaeConfig
+from ebr_engine.backbones.vae_layers import Cache
 from ebr_engine.errors import BackboneError
+
+
+@dataclass(frozen=True)
+class Flux2VaeConfig(FluxVaeConfig):
+    """Sizes as config.json has them; the defaults are diffusers'."""
+
+    down_block_types: Sequence[str] = ("DownEncoderBlock2D",) * 4
+    up_block_types: Sequence[str] = ("UpDecoderBlock2D",) * 4
+    block_out_channels: Sequence[int] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 32
+    batch_norm_eps: float = 1e-4
+    patch_size: Sequence[int] = (2, 2)
+
+
+class Flux2Vae(FluxVae):
+    """FLUX.1's network, and the statistics of its latents."""
+
+    def __init__(self, config: Flux2VaeConfig):
+        super().__init__(config)
+        self.bn = nn.BatchNorm2d(config.latent_channels * math.prod(config.patch_size), affine=False)
 
 
 class Flux2Codec(PictureCodec):
@@ -18,9 +43,9 @@ class Flux2Codec(PictureCodec):
     places in a cell apart. Between the halves features are folded alike, so that tiles lie on cells.
     """
 
-    published = "AutoencoderKLFlux2"
+    published, network, sizes = "AutoencoderKLFlux2", Flux2Vae, Flux2VaeConfig
 
-    def __init__(self, vae: nn.Module, **options: Any):
+    def __init__(self, vae: Flux2Vae, **options: Any):
         config, norm = vae.config, vae.bn
         if tuple(config.patch_size) != (2, 2):
             raise BackboneError(f"the VAE's config.json has patch_size={config.patch_size}; only cells of 2×2 are supported")

@@ -86,6 +86,6 @@ SPEC = Spec(
         steps=RELEASED_STEPS,
     ),
     token_bytes=TOKEN_BYTES,
-    codec_costs=CodecCosts(50, 56, 8, 4, WanCodec.whole_area, WanCodec.default_tile, 96, 126_892_531),
+    codec_costs=CodecCosts(50, 56, 8, 4, WanCodec.whole_area, WanCodec.default_tile, 96, 126_892_531, 0.5),
     flop=run_flop,
 )

@@ -1,9 +1,9 @@
-"""The VAE of Wan 2.2 TI2V-5B: diffusers' module, cut into the two halves that `backbones/vae.py` runs."""
+"""The VAE of Wan 2.2 TI2V-5B as the two halves that `backbones/vae.py` runs."""
 
 from torch import Tensor
 
-from ebr_engine.backbones.vae import Cache
-from ebr_engine.backbones.wan.codec import WanCodec, causal
+from ebr_engine.backbones.vae_layers import Cache
+from ebr_engine.backbones.wan.codec import WanCodec
 
 
 class Wan22Codec(WanCodec):
@@ -25,11 +25,7 @@ class Wan22Codec(WanCodec):
         return super()._encode_fine(patchify(x, self.vae.config.patch_size), cache)
 
     def _decode_fine(self, x: Tensor, cache: Cache) -> Tensor:
-        decoder, layer, first = self.vae.decoder, [0], not cache  # nothing is remembered where the clip begins
-        for block in decoder.up_blocks:
-            x = block(x, feat_cache=cache, feat_idx=layer, first_chunk=first)
-        x = decoder.nonlinearity(decoder.norm_out(x))
-        return unpatchify(causal(decoder.conv_out, x, cache, layer), self.vae.config.patch_size)
+        return unpatchify(super()._decode_fine(x, cache), self.vae.config.patch_size)
 
 
 def patchify(x: Tensor, side: int) -> Tensor:

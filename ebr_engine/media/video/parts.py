@@ -199,7 +199,7 @@ def _decoded(messages: Mapping[str, str] = MappingProxyType({})) -> dict[str, by
 def _channels(frame: Frame) -> np.ndarray:
     """[H, W, 3 or 4]: a frame's pixels and, where it has one, its alpha."""
     channels = [frame.pixels] if frame.alpha is None else [frame.pixels, frame.alpha[..., None]]
-    return np.concatenate(channels, axis=2, dtype=np.float32)
+    return np.ascontiguousarray(np.concatenate(channels, axis=2, dtype=np.float32))  # a tensor's frames are views of its planes
 
 
 _NO_PIXELS = np.empty((0, 0, 3), np.float32)
