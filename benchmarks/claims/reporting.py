@@ -130,8 +130,10 @@ def forest(gaps: dict[str, Difference], title: str) -> str:
 
 
 def command_of(module: str, arguments: Sequence[str] | None, given: Sequence[str]) -> str:
-    """The command line that made a result."""
-    return " ".join(["python -m", f"benchmarks.claims.{Path(module).stem}", *(given if arguments is None else arguments)])
+    """The command line that made a result, but for where learned prompts were kept."""
+    words = list(given if arguments is None else arguments)
+    kept = [word for before, word in zip(["", *words], words) if "--work" not in (before, word)]
+    return " ".join(["python -m", f"benchmarks.claims.{Path(module).stem}", *kept])
 
 
 def _mean(values) -> float:

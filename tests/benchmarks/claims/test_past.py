@@ -9,6 +9,7 @@ from benchmarks.claims import common, i_bridge, j_fewer, k_where, l_few_pairs, m
 from benchmarks.claims.bridges import Bridge, BridgeLearner, sampled
 from benchmarks.claims.common import TINY, WEIGHTS, Learning, Study
 from benchmarks.claims.learning import config_of, fitted, frozen
+from benchmarks.claims.reporting import command_of
 from ebr_engine.backbones.base import Backbone
 from ebr_engine.bridge.process import ddbm_state, training_state
 from ebr_engine.bridge.sampler import step_table
@@ -53,6 +54,11 @@ def test_quick_weights_judge_every_way(quick):
     assert all(row[judge] >= 0 for row in rows for judge in m_weights.JUDGES)
     for arm in ("input", *(f"chosen by {judge}" for judge in m_weights.JUDGES), "oracle"):
         assert f"| {arm} |" in text
+
+
+def test_where_prompts_were_kept_is_no_part_of_a_command():
+    given = ["--seeds", "0", "1", "--work", "somewhere", "--quick"]
+    assert command_of("j_fewer.py", given, []) == "python -m benchmarks.claims.j_fewer --seeds 0 1 --quick"
 
 
 def latents(seed=0, batch=3):
