@@ -10,13 +10,12 @@ changes least is chosen. Four judges, none of which has a number to fit:
 
 The ways: in turn with each prompt at 0.5, 1 or 1.5 of its strength, in turn the other way round, residuals in one run, the mean
 of velocities, one prompt alone; for a single degradation five strengths. Nothing is learned: the prompts are the bundled ones.
-A second table has both orders for every pair of tasks.
 """
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from itertools import combinations, product
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -28,7 +27,6 @@ from ebr_engine.backbones.mini.model import WEIGHTS
 from ebr_engine.engine.classify import diagnose
 from ebr_engine.engine.restorer import Restorer
 from ebr_engine.evaluation.photos import Case
-from ebr_engine.prompts.catalogue import TASKS
 
 Way = Callable[[Tensor], Tensor]
 SINGLE = ("haze", "rain", "lowlight")
@@ -36,8 +34,6 @@ STRENGTHS = (0.5, 1.0, 1.5)
 FINER = (0.5, 0.75, 1.0, 1.25, 1.5)
 JUDGES = ("own", "probe", "empty", "classifier")
 REFERENCE = "in turn, as they are"
-LAST = "what came last goes first"
-PAIRS = tuple(combinations(TASKS, 2))
 
 
 def runner(restorer: Restorer, tasks: Sequence[str], weights: Sequence[float], mix: str = "turn") -> Way:
@@ -160,17 +156,6 @@ def rank_correlation(rows: Sequence[Row], judge: str) -> float:
     return sum(found) / len(found)
 
 
-def in_order(study: Study, name: str) -> dict[str, Callable[[Case, int], Tensor]]:
-    """Both orders of two prompts in turn; each alone is what one of them misses."""
-    tasks = name.split("+")
-
-    def run(order: Sequence[str]):
-        way = runner(study.restorer, order, [1.0] * len(order))
-        return lambda case, seed: way(case.degraded)
-
-    return {"input": lambda case, seed: case.degraded, LAST: run(tasks[::-1]), "what came first goes first": run(tasks)}
-
-
 def main(given: Sequence[str] | None = None) -> None:
     """Measure what the store lacks, write the table and the plot."""
     parser = arguments(__doc__)
@@ -192,13 +177,6 @@ def main(given: Sequence[str] | None = None) -> None:
     ]
     command = command_of(__file__, given, sys.argv[1:])
     finish(study, "M. Weights found on the picture itself", told, REFERENCE, command, notes, learned=False)
-    pairs = ["+".join(tasks) for tasks in (PAIRS[:1] if study.quick else PAIRS)]
-    study = study.named("m_order", pairs)
-    rows = [
-        row for name in pairs for row in replace(study, tasks=(name,)).measure(in_order(study, name), mixture(name.split("+")))
-    ]
-    notes = ["degraded in the order of the names, each at a strength drawn for the photo; two evaluations a prompt"]
-    finish(study, "M. Which of two prompts goes first", rows, LAST, command, notes, learned=False)
 
 
 if __name__ == "__main__":
