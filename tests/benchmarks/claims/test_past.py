@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.claims import common, i_bridge, j_fewer, k_where, l_few_pairs, m_weights, simulators
+from benchmarks.claims import common, i_bridge, j_fewer, k_where, l_few_pairs, m_order, m_weights, simulators
 from benchmarks.claims.bridges import Bridge, BridgeLearner, sampled
 from benchmarks.claims.common import TINY, WEIGHTS, Learning, Study
 from benchmarks.claims.learning import config_of, fitted, frozen
@@ -54,6 +54,16 @@ def test_quick_weights_judge_every_way(quick):
     assert all(row[judge] >= 0 for row in rows for judge in m_weights.JUDGES)
     for arm in ("input", *(f"chosen by {judge}" for judge in m_weights.JUDGES), "oracle"):
         assert f"| {arm} |" in text
+
+
+def test_quick_orders_confirm_on_other_photos(quick, tmp_path):
+    text, _, rows = quick(m_order)
+    other = (tmp_path / "quick" / "m_order_confirmed.md").read_text()
+    assert m_order.OTHERS[0] in other
+    for arm in ("input", m_order.LAST, m_order.FIRST, m_order.TONES):
+        assert f"| {arm} |" in text
+        assert f"| {arm} |" in other
+    assert not set(m_order.OTHERS) & {row["photo"] for row in rows}
 
 
 def test_where_prompts_were_kept_is_no_part_of_a_command():
