@@ -233,9 +233,14 @@ def quality_table(value: str, digits: int) -> str:
 
 
 def claim_table(name: str) -> str:
-    """The table of an experiment on the method's claims, as it stands in its results."""
+    """The table of an experiment on the method's claims as it stands in its results, how much it has seen, and its command."""
     lines = (ROOT / f"benchmarks/results/claims/{name}.md").read_text(encoding="utf-8").splitlines()
-    return "\n".join(line for line in lines if line.startswith("|"))
+    rows = [line for line in lines if line.startswith("|")]
+    seen = next(line for line in lines if line.startswith("* ") and " photos of " in line)
+    photos, seeds = re.search(r"(\d+ photos of \d+ x \d+) pixels", seen)[1], re.search(r"\d+ seeds?", seen)[0]
+    command = next(line.strip() for line in lines if line.startswith("    python -m "))
+    plot = f"[plot](../benchmarks/results/claims/{name}.svg)"
+    return "\n".join((*rows, "", f"{photos.replace(' x ', '×')}, {seeds}, {plot}: `{command}`"))
 
 
 def backbones_table() -> str:

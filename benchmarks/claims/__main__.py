@@ -23,7 +23,7 @@ FEW, MORE = 2, 12  # iterations: their difference is free of what a run begins w
 # Experiment: of each task and seed, prompts (and what else takes as long) learned, and restorations of a photo.
 WORK = {
     "b_process": (3, 9),
-    "a_space": (4, 7),
+    "a_space": (3, 6),
     "g_baselines": (4, 6),
     "e_prompt": (5, 5),
     "d_schedule": (3, 15),

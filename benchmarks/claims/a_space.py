@@ -128,9 +128,8 @@ def learned_context(study: Study, mini: Mini, form: str, task: str, seed: int) -
 
 def arms(study: Study) -> dict[str, Callable[[Case, int], Tensor]]:
     """Every form of a prompt."""
-    mini, learning = study.mini, study.learning
-    few = max(1, round(CONTEXT_TOKENS * mini.context.shape[1] / mini.trunk.config.width))
-    table = study.ebr_table(learning.t0)
+    mini = study.mini
+    table = study.ebr_table(study.learning.t0)
 
     def spoken(form: str):
         def restored(case: Case, seed: int) -> Tensor:
@@ -146,7 +145,6 @@ def arms(study: Study) -> dict[str, Callable[[Case, int], Tensor]]:
         "best words": spoken("words"),
         "token embeddings": spoken("embeddings"),
         "encoder's output, replaced": spoken("output"),
-        f"prompt branch, {few} rows": lambda case, seed: study.restore(case, study.prompt(case.task, seed, tokens=few), table),
         REFERENCE: lambda case, seed: study.restore(case, study.prompt(case.task, seed), table),
     }
 
@@ -158,7 +156,7 @@ def main(given: Sequence[str] | None = None) -> None:
     notes = [
         "words: the caption with the least error on training scenes, of the task's name, its strengths, 'clean' and nothing",
         "token embeddings pass through the frozen text encoder; its output is learned in its place, or as the method's branch",
-        "embeddings and output are 1024 learned numbers, the branch 4102, its rows being four times as wide; with 4 rows 1030",
+        "embeddings and output are 1024 learned numbers, the branch 4102, for its rows are four times as wide",
     ]
     question = "A. Words, token embeddings, or the text encoder's output space"
     finish(study, question, rows, REFERENCE, command_of(__file__, given, sys.argv[1:]), notes)

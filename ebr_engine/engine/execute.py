@@ -271,9 +271,9 @@ class Runner:
         velocity = plan.averaged(self.velocity if compiles else self.backbone.velocity)
         if tiling is not None:
             velocity, callback = self._groups(velocity, tiling, plan, callback), None
-        if first:
-            velocity = after_return(velocity)
         velocity = plan.seen(velocity, self.backbone.codec, degraded)
+        if first:  # what loading, laying out and the codec left is in pieces too small for the transformer, and here is the peak
+            return_memory()
         return sample(velocity, plan.conditioning, degraded, noise, plan.steps, callback)
 
     def velocity(self, latent: Tensor, step: Any) -> Tensor:
@@ -353,20 +353,6 @@ class _Shared:
 
     plan: Plan
     loaded: Any  # a weak reference to a plan
-
-
-def after_return(velocity: Velocity) -> Velocity:
-    """A velocity before whose first evaluation free memory goes back to the system: what loading, laying out and the codec left
-    is in pieces too small for the transformer, whose first evaluation is the process's peak."""
-    waiting = [True]
-
-    def evaluated(state: Tensor, step: Any) -> Tensor:
-        if waiting:
-            waiting.clear()
-            return_memory()
-        return velocity(state, step)
-
-    return evaluated
 
 
 def compile_trunk(trunk: nn.Module) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import IO
 
 from ebr_engine.errors import EbrError
@@ -64,6 +65,7 @@ class Journal:
         self.path = folder / NAME
         self._folder = folder
         self._entries: dict[str, Entry] = {}
+        self._writing = Lock()  # clips and pictures may end side by side
         try:
             content = self.path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -143,8 +145,15 @@ class Journal:
         key = self._key(target)
         values = {"output": key, "size": entry.output.size, "time": entry.output.time, "source": entry.name}
         values |= {"source_size": entry.source.size, "source_time": entry.source.time, "settings": entry.settings}
-        line = (b"\n" if self._torn else b"") + json.dumps(values).encode("ascii") + b"\n"
+        text = json.dumps(values).encode("ascii") + b"\n"
         self._folder.mkdir(parents=True, exist_ok=True)
+        with self._writing:
+            self._write(text)
+            self._entries[key] = entry
+
+    def _write(self, line: bytes) -> None:
+        """A line behind the others, on the disk; behind what was cut short, on a line of its own."""
+        line = (b"\n" if self._torn else b"") + line
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             self._torn = True
@@ -154,7 +163,6 @@ class Journal:
             self._torn = False
         finally:
             os.close(file)
-        self._entries[key] = entry
 
 
 def _lock(file: IO[str]) -> bool:

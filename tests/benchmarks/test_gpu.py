@@ -16,7 +16,15 @@ from ebr_engine.kernels import backend, scaled_linear
 CPU = torch.device("cpu")
 TIME = ("--minutes", "80")  # enough on a busy machine
 # Of kernels/, no operations themselves.
-OF_A_CPU = {"cpu", "gelu", "int8_linear", "packed_linear", "rms_norm", "tune"}  # native code there, torch's elsewhere
+OF_A_CPU = {
+    "convolution",
+    "cpu",
+    "gelu",
+    "int8_linear",
+    "packed_linear",
+    "rms_norm",
+    "tune",
+}  # native code there, torch's elsewhere
 HELPERS = {"__init__", "gate", "backend", "rows", "heads", "tiles", "cuda", "prompt_attention_gradient"}
 
 

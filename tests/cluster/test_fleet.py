@@ -42,9 +42,18 @@ def nodes():
     from ray.cluster_utils import Cluster
 
     own = {"_system_config": {"worker_niceness": 0}}  # not 15, which waits for all else that a machine has to do
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **own})
-    made = [cluster.add_node(num_cpus=1) for _ in range(2)]
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    for attempt in range(3):  # Ray gives a node 30 s to start, which a busy machine may not keep to
+        cluster = Cluster()
+        try:
+            cluster.add_node(num_cpus=0, include_dashboard=False, **own)
+            made = [cluster.add_node(num_cpus=1) for _ in range(2)]
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            break
+        except Exception:
+            ray.shutdown()
+            cluster.shutdown()
+            if attempt == 2:
+                raise
     yield cluster, made
     ray.shutdown()
     cluster.shutdown()
@@ -81,6 +90,11 @@ def restore(folder, out, model, *more):
     return run(*words)
 
 
+def errors(result):
+    """What went wrong, without what a slow machine is told meanwhile."""
+    return [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+
+
 def lines(out):
     return [json.loads(line) for line in (out / NAME).read_text().splitlines()]
 
@@ -90,7 +104,7 @@ def test_a_folder_becomes_what_one_process_makes_of_it_and_is_resumed(nodes, mod
     alone = restore(folder, tmp_path / "alone", model, "--compare")
     result = restore(folder, tmp_path / "many", model, "--compare", "--cluster", "auto", "--json")
     assert (alone.exit_code, result.exit_code) == (1, 1)  # the damaged one
-    assert [line for line in alone.stderr.splitlines() if "damaged" in line] == result.stderr.splitlines()
+    assert errors(alone) == errors(result)
     told = [json.loads(line) for line in result.stdout.splitlines()]
     assert told[-1]["summary"] == {"done": 5, "failed": 1, "skipped": 0, "not_tried": 0}
     assert {each["output"] for each in told[:-1] if each["status"] == "done"} == {
@@ -134,7 +148,7 @@ def test_files_are_measured_as_one_process_measures_them(nodes, model, tmp_path)
     words += ["--precision", "fp32", "--model", model["model"], "--prompt", model["prompt"], "--out"]
     alone, many = run(*words, tmp_path / "alone"), run(*words, tmp_path / "many", "--cluster", "auto")
     assert (alone.exit_code, many.exit_code) == (1, 1)
-    assert many.stderr == alone.stderr  # the damaged one, by its own path
+    assert errors(many) == errors(alone)  # the damaged one, by its own path
     scores = [(tmp_path / name / "scores.csv").read_text() for name in ("alone", "many")]
     assert scores[0] == scores[1]
 
@@ -159,7 +173,8 @@ def test_a_fleet_takes_what_lies_behind_addresses(nodes, model, tmp_path, monkey
     alone = restore(folder, tmp_path / "alone", model)
     many = restore(f"file://{folder}", f"file://{tmp_path}/many", model, "--cluster", "auto")
     assert (alone.exit_code, many.exit_code) == (1, 1)
-    assert [line for line in many.stderr.splitlines() if "damaged" in line] == alone.stderr.splitlines()
+    assert len(errors(alone)) == 1
+    assert [line.replace("file://", "") for line in errors(many)] == errors(alone)
     for name in ("0.png", "1.png", "c.mkv"):
         assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 

@@ -1,7 +1,10 @@
 """A journal vouches for what is there as told, and for nothing else."""
 
+import json
 import os
 from pathlib import Path
+from threading import Thread
+from time import sleep
 
 import pytest
 
@@ -112,3 +115,22 @@ def test_the_latest_line_counts(job):
     assert not finished(job, "a")
     assert finished(job, "b")
     assert len(Path(job.target.parents[1] / NAME).read_text().splitlines()) == 2
+
+
+def test_files_that_end_side_by_side_are_each_written_on_a_line(job, monkeypatch):
+    folder = job.target.parent
+    folder.mkdir()
+    commit = Journal(folder.parent).commit(job, "s")
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda *arguments: (sleep(0.01), write(*arguments))[1])
+    parts = [folder / f"{index}.part" for index in range(8)]
+    for part in parts:
+        part.write_bytes(b"result")
+    threads = [Thread(target=commit, args=(part, part.with_suffix(".png"))) for part in parts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = (folder.parent / NAME).read_bytes().split(b"\n")
+    assert len(lines) == 9
+    assert sorted(json.loads(line)["output"] for line in lines[:-1]) == [f"deep/{index}.png" for index in range(8)]
