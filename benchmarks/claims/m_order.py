@@ -1,7 +1,7 @@
 """M. Which of two prompts goes first: both orders for every pair of tasks, and one order for all of them.
 
-That haze goes before rain, snow and blur was found on the first table's photos; the second table confirms it, or does not, on
-other photos and other draws. Nothing is learned: the prompts are the bundled ones. `--task auto` mends in that order.
+An order for all, tones first, was found on the first table's photos; the second table confirms it, or does not, on other photos
+and other draws. Nothing is learned: the prompts are the bundled ones. `--task auto` lets what came last go first.
 """
 
 import sys

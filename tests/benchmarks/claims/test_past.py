@@ -14,6 +14,7 @@ from ebr_engine.backbones.base import Backbone
 from ebr_engine.bridge.process import ddbm_state, training_state
 from ebr_engine.bridge.sampler import step_table
 from ebr_engine.bridge.schedules import power_times
+from ebr_engine.engine.restorer import Restorer
 from ebr_engine.training.learner import Learner
 
 T0 = 0.2
@@ -64,6 +65,14 @@ def test_quick_orders_confirm_on_other_photos(quick, tmp_path):
         assert f"| {arm} |" in text
         assert f"| {arm} |" in other
     assert not set(m_order.OTHERS) & {row["photo"] for row in rows}
+
+
+def test_a_way_in_turn_is_the_engines_own_run_of_several_tasks():
+    restorer = Restorer("mini", precision="fp32")
+    picture = torch.rand(1, 3, 32, 40, generator=torch.Generator().manual_seed(0))
+    found = m_weights.runner(restorer, ("rain", "haze"), (1.0, 0.5))(picture)
+    expected = restorer.restore(picture, "rain+haze:0.5", mix="turn")
+    torch.testing.assert_close(found, (expected * 255).round() / 255)
 
 
 def test_where_prompts_were_kept_is_no_part_of_a_command():
