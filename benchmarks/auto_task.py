@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import columns, mean
-from ebr_engine.engine.classify import MENDING, Classifier, bundled, diagnose, load_classifier
+from ebr_engine.engine.classify import Classifier, bundled, diagnose, load_classifier
 from ebr_engine.evaluation.metrics import psnr
 from ebr_engine.evaluation.photos import NAMES, STRENGTH, load_photo
 from ebr_engine.media.degradations import degrade, seeds
@@ -121,7 +121,7 @@ def mended(model: Classifier, size: int, quick: bool) -> Iterator[dict[str, Any]
             found = diagnose([picture[0]], model).tasks
             record = {"photo": photo, "tasks": list(tasks), "found": list(found), "input": psnr(picture, clean)}
             record["auto"] = psnr(restored(picture, found), clean) if found else record["input"]
-            record["oracle"] = psnr(restored(picture, sorted(tasks, key=MENDING.index)), clean)
+            record["oracle"] = psnr(restored(picture, sorted(tasks, key=TASKS.index, reverse=True)), clean)
             if len(tasks) == 2:
                 record["oracle, residuals"] = psnr(restored(picture, tasks, mix="residual"), clean)
                 record["oracle, halves"] = psnr(restored(picture, tasks, 0.5, "residual"), clean)

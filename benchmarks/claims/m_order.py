@@ -16,11 +16,11 @@ from benchmarks.claims.f_mixtures import mixture
 from benchmarks.claims.m_weights import runner
 from benchmarks.claims.reporting import command_of, finish
 from ebr_engine.backbones.mini.model import WEIGHTS
-from ebr_engine.engine.classify import MENDING
 from ebr_engine.evaluation.photos import Case
 from ebr_engine.prompts.catalogue import TASKS
 
 LAST, FIRST = "what came last goes first", "what came first goes first"
+ORDER = ("lowlight", "haze", "blur", "snow", "rain")
 TONES = "tones first"
 PAIRS = tuple("+".join(tasks) for tasks in combinations(TASKS, 2))
 OTHERS = ("camera", "coins", "brick", "grass")  # photos that neither prompts nor the order have seen
@@ -34,7 +34,7 @@ def arms(study: Study, name: str) -> dict[str, Callable[[Case, int], Tensor]]:
         way = runner(study.restorer, order, [1.0] * len(order))
         return lambda case, seed: way(case.degraded)
 
-    orders = {LAST: tasks[::-1], FIRST: tasks, TONES: sorted(tasks, key=MENDING.index)}
+    orders = {LAST: tasks[::-1], FIRST: tasks, TONES: sorted(tasks, key=ORDER.index)}
     return {"input": lambda case, seed: case.degraded} | {arm: run(order) for arm, order in orders.items()}
 
 
@@ -48,7 +48,7 @@ def main(given: Sequence[str] | None = None) -> None:
     other = replace(study, name="m_order_confirmed", photos=OTHERS[:1] if options.quick else OTHERS)
     other = replace(other, seeds=tuple(seed + len(study.seeds) for seed in study.seeds))
     notes = ["degraded in the order of the names, each at a strength drawn for the photo; two evaluations a prompt"]
-    notes.append(f"tones first: {', '.join(MENDING)}")
+    notes.append(f"tones first: {', '.join(ORDER)}")
     command = command_of(__file__, given, sys.argv[1:])
     for one, title in ((study, "Which of two prompts goes first"), (other, "The order for all, on other photos and draws")):
         rows = [

@@ -41,9 +41,7 @@ def runner(restorer: Restorer, tasks: Sequence[str], weights: Sequence[float], m
     plan = restorer.plan("+".join(f"{task}:{weight}" for task, weight in zip(tasks, weights)), mix=mix)
 
     def run(picture: Tensor) -> Tensor:
-        for stage in plan.stages:
-            picture = restorer.run(picture, stage)
-        return (picture.clamp(0, 1) * 255).round() / 255
+        return (restorer.run(picture, plan).clamp(0, 1) * 255).round() / 255
 
     return run
 

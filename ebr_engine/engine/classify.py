@@ -29,7 +29,6 @@ LONGEST = 1024  # a larger picture is reduced to it first: what is not seen ther
 SURE = 0.5  # probability from which a label counts
 STRIDE = 16  # pixels that the deepest features are apart
 WIDTHS = (24, 48, 64, 64)
-MENDING = ("lowlight", "haze", "blur", "snow", "rain")  # the order that restores most, see `benchmarks/claims/m_order.py`
 
 
 class Classifier(nn.Module):
@@ -59,9 +58,9 @@ class Diagnosis:
     def tasks(self) -> tuple[str, ...]:
         """The labels that are sure enough; none for a picture with nothing to repair.
 
-        In the order to mend them: tones first, as prompts know rain and the like on pictures whose tones are right.
+        In the order to mend them, which is that of TASKS from its end: what came to the picture last goes first.
         """
-        return tuple(task for task in MENDING if self.probability[task] >= SURE)
+        return tuple(task for task in reversed(TASKS) if self.probability[task] >= SURE)
 
     @property
     def likeliest(self) -> str:

@@ -40,10 +40,10 @@ def test_every_task_is_shown_and_autos_choice_marked(cli, sheets):
     photo()
     code, stdout, stderr = cli("sheet", "in.png", "-o", "new/sheet.png")
     assert (code, stderr) == (0, "")
-    assert "auto: haze 80% + rain 90%" in stdout
+    assert "auto: rain 90% + haze 80%" in stdout
     tiles = sheets[1]
-    assert [tile.label.split()[0] for tile in tiles] == ["input", *TASKS, "haze+rain"]
-    assert [tile.label for tile in tiles if tile.marked] == ["haze+rain · auto"]
+    assert [tile.label.split()[0] for tile in tiles] == ["input", *TASKS, "rain+haze"]
+    assert [tile.label for tile in tiles if tile.marked] == ["rain+haze · auto"]
     assert tiles[1].label == "haze 80%"
     assert np.isclose(read_image("new/sheet.png").pixels, MARK, atol=0.02).all(-1).sum() > 200
 

@@ -62,8 +62,8 @@ def test_frames_are_judged_together():
 
 def test_a_diagnosis_names_what_is_sure_and_how_sure():
     values = dict(zip(TASKS, (0.6, 0.97, 0.1, 0.2, 0.3)))
-    assert Diagnosis(values).tasks == ("haze", "rain")
-    assert str(Diagnosis(values)) == "haze 60% + rain 97%"
+    assert Diagnosis(values).tasks == ("rain", "haze")
+    assert str(Diagnosis(values)) == "rain 97% + haze 60%"
     nothing = Diagnosis(dict.fromkeys(TASKS, 0.1) | {"blur": 0.3})
     assert nothing.tasks == ()
     assert (nothing.likeliest, str(nothing)) == ("blur", "nothing to repair (likeliest: blur 30%)")

@@ -83,8 +83,8 @@ def test_every_task_is_tried_and_one_chosen_by_keyboard(page, stand_in, tmp_path
         page.keyboard.press("Space")
         assert not page.get_by_label("auto", exact=True).is_checked()
         page.locator("#files").set_input_files(png(tmp_path / "a.png", 120, 160))
-        page.get_by_text("every task tried, choose one · auto: haze 90% + rain 60%").first.wait_for()
-        tile = page.get_by_role("button", name="Restore a.png with haze+rain, as auto would")
+        page.get_by_text("every task tried, choose one · auto: rain 60% + haze 90%").first.wait_for()
+        tile = page.get_by_role("button", name="Restore a.png with rain+haze, as auto would")
         until(lambda: page.evaluate("document.querySelector('#sheet img').naturalWidth > 400"))
         box, sheet = tile.bounding_box(), page.locator("#sheet img").bounding_box()
         assert sheet["x"] <= box["x"]

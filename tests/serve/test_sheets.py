@@ -24,9 +24,9 @@ def test_a_sheet_shows_every_task_and_tells_where_each_is(stand_in, tmp_path):
         assert 'filename="a_sheet.png"' in answer.headers["content-disposition"]
         shown = inside.get(f"/v1/restorations/{job['id']}/view/result")
         assert shown.headers["content-type"] == "image/webp"
-    assert (job["object"], job["status"], job["note"]) == ("sheet", "done", "auto: haze 90% + rain 60%")
-    assert [tile["task"] for tile in job["tiles"]] == [*TASKS, "haze+rain"]
-    assert [tile["task"] for tile in job["tiles"] if tile["chosen"]] == ["haze+rain"]
+    assert (job["object"], job["status"], job["note"]) == ("sheet", "done", "auto: rain 60% + haze 90%")
+    assert [tile["task"] for tile in job["tiles"]] == [*TASKS, "rain+haze"]
+    assert [tile["task"] for tile in job["tiles"] if tile["chosen"]] == ["rain+haze"]
     assert {tile["task"]: tile["probability"] for tile in job["tiles"]}["haze"] == 0.9
     (tmp_path / "sheet.png").write_bytes(answer.content)
     sheet, source = read_image(tmp_path / "sheet.png").pixels, read_image(tmp_path / "a.jpg").pixels
