@@ -28,6 +28,7 @@ LEARNED_OF_SOUND = ("t0", "tokens", "iterations", "batch", "frames", "scenes")
 HEADS = {"t0": "T0", "tokens": "tokens a block", "learning_rate": "learning rate", "scenes": "sounds held"}
 HEADS |= {"iterations": "iterations", "batch": "crops", "size": "pixels a side", "frames": "frames"}
 PLACES = ("start", "photos", "data", "validation")  # settings that name a file or folder of one machine
+VALUES = ("psnr", "ssim", "unsteady")  # of a clip
 WIDTH = 130  # letters in a line of a command
 
 
@@ -126,6 +127,24 @@ def wrapped(words: Sequence[str]) -> str:
     return " \\\n    ".join(lines)
 
 
+def clips_table() -> str:
+    """Clips as they came, restored frame by frame, and with frames that agree, a task a line."""
+    from ebr_engine.evaluation.statistics import difference
+
+    rows = json.loads((ROOT / "benchmarks/results/clips.json").read_text(encoding="utf-8"))["rows"]
+    ways = {"input": "input", "frame by frame": "frame by frame", "window 3": "frames agree"}
+    head = ("task", *ways.values(), "gain in dB", "unsteady: input", *list(ways.values())[1:])
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        some = {way: [row for row in rows if (row["task"], row["row"]) == (task, way)] for way in ways}
+        means = {way: {value: fmean(row[value] for row in found) for value in VALUES} for way, found in some.items()}
+        pairs = zip(some["window 3"], some["frame by frame"])
+        gain = difference([(after["psnr"], before["psnr"]) for after, before in pairs], "psnr")
+        scores = (f"{one['psnr']:.2f} / {one['ssim']:.3f}" for one in means.values())
+        lines.append((task, *scores, gain.text(2) if gain else "", *(f"{one['unsteady']:.1f}" for one in means.values())))
+    return table(head, lines).markdown()
+
+
 def claim_table(name: str) -> str:
     """The table of an experiment on the method's claims as it stands in its results, how much it has seen, and its command."""
     lines = (ROOT / f"benchmarks/results/claims/{name}.md").read_text(encoding="utf-8").splitlines()
@@ -203,6 +222,7 @@ RESULTS: dict[str, Callable[[], str]] = {
     "ssim": partial(quality_table, "ssim", 3),
     "quality-source": quality_source,
     "clean": clean_table,
+    "clips": clips_table,
     "prompts": partial(prompts_table, "mini", LEARNED),
     "prompt-commands": partial(prompts_commands, "mini"),
     "sound-prompts": partial(prompts_table, "mini-audio", LEARNED_OF_SOUND),

@@ -78,6 +78,13 @@ def test_the_figures_are_of_the_prompts_that_are_bundled():
         assert told == pytest.approx(strong[task]["psnr"], abs=0.02), "ebr-engine eval --out quality.json"
 
 
+def test_the_readme_tells_what_clips_gain_as_the_table_does():
+    told = re.search(r"\[\+([\d.]+) dB for rain, \+([\d.]+) for snow\]", text_of(ROOT / "README.md")).groups()
+    clips = text_of(ROOT / "docs/research.md").split("<!-- made: clips -->")[1].split("<!-- end -->")[0]
+    gains = dict(re.findall(r"^\| (\w+) \|.*\| \+([\d.]+) \[", clips, re.MULTILINE))
+    assert told == tuple(f"{float(gains[task]):.1f}" for task in ("rain", "snow"))
+
+
 @pytest.mark.parametrize("backbone", ["mini", "mini-audio"])
 def test_a_prompts_command_on_the_card_has_the_settings_that_its_file_tells(backbone):
     text = text_of(ASSETS / backbone / "MODEL_CARD.md").replace("\\\n", "")
