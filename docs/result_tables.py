@@ -90,7 +90,8 @@ def prompts_table(backbone: str, settings: Sequence[str]) -> str:
     rows = []
     for task, prompt in bundled(backbone).items():
         told = (shown(prompt.training.get(name, SETTINGS[name].default)) for name in settings)
-        rows.append((task, *told, f"{prompt.alpha.mean():.2f}", f"{prompt.training['final_loss']:.5f}"))
+        loss = prompt.training.get("final_loss")
+        rows.append((task, *told, f"{prompt.alpha.mean():.2f}", "" if loss is None else f"{loss:.5f}"))
     return table(head, rows).markdown()
 
 
@@ -100,7 +101,7 @@ def prompts_commands(backbone: str) -> str:
     for task, prompt in bundled(backbone).items():
         usual = resolve({"task": task, "backbone": backbone})
         own = {name: value for name, value in prompt.training.items() if name in SETTINGS and not SETTINGS[name].metadata["free"]}
-        told = [f"-s {name}={shown(value, name)}" for name, value in own.items() if value != getattr(usual, name)]
+        told = [f"-s {name}={shown(value, name)}" for name, value in own.items() if shown(value) != shown(getattr(usual, name))]
         words = [f"ebr-engine train --task {task}", *(["--backbone " + backbone] if backbone != "mini" else []), *told]
         lines.append(wrapped([*words, f"-o {task}.safetensors"]))
     return "\n".join(["```sh", *lines, "```"])

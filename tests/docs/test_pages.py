@@ -95,7 +95,9 @@ def test_a_prompts_command_on_the_card_has_the_settings_that_its_file_tells(back
         config = resolve({"task": task, "backbone": backbone} | given)
         learned = load_prompt(ASSETS / backbone / f"prompts/{task}.safetensors").training
         names = [name for name in learned if name in SETTINGS and name not in FREE - {"iterations"} and name not in PLACES]
-        assert {name: getattr(config, name) for name in names} == {name: learned[name] for name in names}
+        assert {name: getattr(config, name) for name in names} == {
+            name: tuple(learned[name]) if isinstance(learned[name], list) else learned[name] for name in names
+        }
 
 
 def test_every_command_of_the_help_stands_in_the_reference_and_no_other(maker):
