@@ -29,7 +29,7 @@ from ebr_engine.media.degradations import degrade, seeds
 from ebr_engine.media.images import write_atomically
 from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.prompts.prompt import Prompt, load_prompt
-from ebr_engine.training.pretrain import Pretrainee, finished
+from ebr_engine.training.pretrainee import Pretrainee, finished
 
 Row = dict[str, Any]  # arm, task, photo, seed, psnr, ssim
 Degrade = Callable[[Tensor, torch.Generator, Tensor | None], Tensor]  # clean, generator, depth → degraded
