@@ -216,7 +216,8 @@ def save_random(path: Path, sizes: WanConfig, seed: int = 0, codec: Any = None, 
     return path
 
 
-BREADTH = {"photos": TEN, "steps": 2, "iterations": 80, "batch": 4, "crop": 48, "scenes": 256}  # what A to H are measured with
+# What A to H are measured with.
+BREADTH = {"photos": TEN, "size": 256, "steps": 2, "iterations": 80, "batch": 4, "crop": 48, "scenes": 256}
 
 
 def broad_arguments(description: str, **defaults: Any) -> argparse.ArgumentParser:
