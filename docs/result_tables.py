@@ -89,7 +89,7 @@ def prompts_table(backbone: str, settings: Sequence[str]) -> str:
     head = ("task", *(HEADS.get(name, f"`{name}`") for name in settings), "mean α", "final loss")
     rows = []
     for task, prompt in bundled(backbone).items():
-        told = (shown(settings_of(prompt).get(name, SETTINGS[name].default)) for name in settings)
+        told = (shown(prompt.training.get(name, SETTINGS[name].default)) for name in settings)
         loss = prompt.training.get("final_loss")
         rows.append((task, *told, f"{prompt.alpha.mean():.2f}", "" if loss is None else f"{loss:.5f}"))
     return table(head, rows).markdown()
@@ -100,18 +100,11 @@ def prompts_commands(backbone: str) -> str:
     lines = []
     for task, prompt in bundled(backbone).items():
         usual = resolve({"task": task, "backbone": backbone})
-        own = {name: value for name, value in settings_of(prompt).items() if not SETTINGS[name].metadata["free"]}
+        own = {name: value for name, value in prompt.training.items() if name in SETTINGS and not SETTINGS[name].metadata["free"]}
         told = [f"-s {name}={shown(value, name)}" for name, value in own.items() if shown(value) != shown(getattr(usual, name))]
         words = [f"ebr-engine train --task {task}", *(["--backbone " + backbone] if backbone != "mini" else []), *told]
         lines.append(wrapped([*words, f"-o {task}.safetensors"]))
     return "\n".join(["```sh", *lines, "```"])
-
-
-def settings_of(prompt: Any) -> dict[str, Any]:
-    """The settings that a prompt's file tells; an `ssim` behind the facts of its run is a score, as older files have it."""
-    names = list(prompt.training)
-    score = "ssim" in names and "seconds" in names[: names.index("ssim")]
-    return {name: value for name, value in prompt.training.items() if name in SETTINGS and not (score and name == "ssim")}
 
 
 def shown(value: Any, name: str = "") -> str:

@@ -83,7 +83,7 @@ def learn(
             files.save(learner)  # what follows takes time too
             log = files.log()
             rows, sheets = validation.rows(learner) if validation else ([], {})
-            scores = {f"validation_{name}": found["mean"] for name, found in means(rows, SCORES).items()}  # ssim is a setting
+            scores = {name: found["mean"] for name, found in means(rows, SCORES).items()}
             prompt = learner.prompt(summary(log, seconds, samples) | scores)
             if world.leads:
                 prompt.save(out)

@@ -15,7 +15,7 @@ from ebr_engine.backbones.registry import spec
 from ebr_engine.cli.group import COMMANDS
 from ebr_engine.prompts.catalogue import ASSETS, TASKS
 from ebr_engine.prompts.prompt import load_prompt
-from ebr_engine.training.config import FREE, read_assignments, resolve
+from ebr_engine.training.config import FREE, SETTINGS, read_assignments, resolve
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks/README.md"]
@@ -86,16 +86,15 @@ def test_the_readme_tells_what_clips_gain_as_the_table_does():
 
 
 @pytest.mark.parametrize("backbone", ["mini", "mini-audio"])
-def test_a_prompts_command_on_the_card_has_the_settings_that_its_file_tells(maker, backbone):
+def test_a_prompts_command_on_the_card_has_the_settings_that_its_file_tells(backbone):
     text = text_of(ASSETS / backbone / "MODEL_CARD.md").replace("\\\n", "")
-    settings_of = sys.modules["result_tables"].settings_of
     commands = dict(re.findall(r"^ebr-engine train --task (\w+)(.*)$", text, re.MULTILINE))
     assert list(commands) == list(spec(backbone).tasks)
     for task, words in commands.items():
         given = read_assignments(re.findall(r"-s (\S+)", words))
         config = resolve({"task": task, "backbone": backbone} | given)
-        learned = settings_of(load_prompt(ASSETS / backbone / f"prompts/{task}.safetensors"))
-        names = [name for name in learned if name not in FREE - {"iterations"} and name not in PLACES]
+        learned = load_prompt(ASSETS / backbone / f"prompts/{task}.safetensors").training
+        names = [name for name in learned if name in SETTINGS and name not in FREE - {"iterations"} and name not in PLACES]
         assert {name: getattr(config, name) for name in names} == {
             name: tuple(learned[name]) if isinstance(learned[name], list) else learned[name] for name in names
         }

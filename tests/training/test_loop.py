@@ -191,7 +191,7 @@ def test_validation_scores_and_shows_and_the_report_tells(quick, pairs, tmp_path
     assert [row["iteration"] for row in rows if "psnr" in row] == [3, 6]
     assert 0 < rows[-1]["psnr"] < 60
     assert -1 < rows[-1]["ssim"] < 1
-    assert prompt.training["validation_psnr"] == rows[-1]["psnr"]
+    assert prompt.training["psnr"] == rows[-1]["psnr"]
     report = (folder / "report.md").read_text()
     for words in (
         "# fog",
@@ -241,8 +241,8 @@ def test_validation_is_what_restoring_does(quick, pairs, tmp_path, on_policy):
     degraded, clean = (read_image(held / side / "00.png").pixels[8:40, 12:44] for side in ("input", "target"))
     restored = restorer.restore(degraded, prompt=out, steps=on_policy or None)
     images = [torch.from_numpy(x.copy()).permute(2, 0, 1)[None] for x in ((restored * 255).round() / 255, clean)]
-    assert told["validation_psnr"] == pytest.approx(psnr(*images), abs=1e-3)
-    assert told["validation_ssim"] == pytest.approx(ssim(*images), abs=1e-4)
+    assert told["psnr"] == pytest.approx(psnr(*images), abs=1e-3)
+    assert told["ssim"] == pytest.approx(ssim(*images), abs=1e-4)
 
 
 def test_unseen_scenes_validate_where_there_are_no_pairs(quick, tmp_path, monkeypatch):

@@ -75,7 +75,7 @@ def test_a_run_gives_a_prompt_that_fits(models, pairs, tmp_path, backbone):
     assert prompt.residual.shape[-2:] == (5, 24)
     loaded = loop.backbone_of(one, "cpu")
     prompt.check(backbone, loaded.width, loaded.blocks)
-    assert 0 < prompt.training["validation_psnr"] < 60
+    assert 0 < prompt.training["psnr"] < 60
 
     from ebr_engine import Restorer
 
