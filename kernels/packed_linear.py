@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ebr_engine.kernels import backend, tune
+from ebr_engine.kernels.gelu import gelu as activate
 
 NUMBERS = itertools.count()
 PACKED_ROWS = 1024  # that products are timed with
@@ -143,8 +144,11 @@ def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor, gelu: bool = Fa
     if torch.is_grad_enabled() and (x.requires_grad or bias.requires_grad):
         if weight.transposed is None:
             return packed_linear_ref(x, weight.dense(), bias, gelu)
-        y = packed_linear_op(x, weight.number, torch.zeros_like(bias), False) + bias
-        return F.gelu(y, approximate="tanh") if gelu else y
+        if bias.requires_grad:
+            y = packed_linear_op(x, weight.number, torch.zeros_like(bias), False) + bias
+        else:
+            y = packed_linear_op(x, weight.number, bias, False)
+        return activate(y) if gelu else y
     if torch.compiler.is_compiling():
         return packed_linear_op(x, weight.number, bias, gelu)
     return packed_linear_launch(x, weight, bias, gelu)
