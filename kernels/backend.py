@@ -2,10 +2,10 @@
 
 `EBR_KERNELS` asks for one: `auto` (Triton on a CUDA device; on a CPU native code where it is built, for the operations that it
 has, through their registrations where something is learned; plain torch elsewhere), `torch`, `triton`, `cuda` (the extension
-for the operations it has, Triton for the rest). With `triton` or `cuda` every operation goes through its torch.library registration on any device; on a
-CPU that runs Triton's interpreter if `TRITON_INTERPRET=1` is set, the reference otherwise. `EBR_CPU_LEVEL` names the
-instructions that native code may use, of those that this CPU has; `EBR_CPU_TUNE` says whether one of several ways is chosen
-by timing them (`tune.py`).
+for the operations it has, Triton for the rest). With `triton` or `cuda` every operation goes through its torch.library
+registration on any device; on a CPU that runs Triton's interpreter if `TRITON_INTERPRET=1` is set, the reference otherwise.
+`EBR_CPU_LEVEL` names the instructions that native code may use, of those that this CPU has; `EBR_CPU_TUNE` says whether one of
+several ways is chosen by timing them (`tune.py`).
 
 `EBR_VERIFY` asks when a kernel is compared with its reference (`gate.py`): `first`, on its first use; `always`; or `off`.
 """

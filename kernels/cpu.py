@@ -213,8 +213,8 @@ def pull(
         for n, (one, count) in enumerate(zip(sums, keys))
     ]
     served = _cpu.attention_gradient(
-        level(), heads(q), heads(gradient), NO_HEADS if out is None else heads(out), heads(dq), branches, gradients, batch, heads_,
-        tokens, splits, head, padded, head**-0.5, log_sums.data_ptr(), DTYPES[q.dtype], torch.get_num_threads(),
+        level(), heads(q), heads(gradient), NO_HEADS if out is None else heads(out), heads(dq), branches, gradients, batch,
+        heads_, tokens, splits, head, padded, head**-0.5, log_sums.data_ptr(), DTYPES[q.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return (dq, [tuple(one[..., :head].unbind()) for one in sums], dweight) if served else None
 
