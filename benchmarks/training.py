@@ -4,7 +4,7 @@ One process, one set of weights, one batch, one objective (velocity loss at EBR 
 whatever the machine does meanwhile meets all alike. The forward pass runs over baked tables without gradients. A step is the
 live conditioner, the trunk, backward and Adam on the prompt and its α. The peer is the released dual attention over diffusers'
 modules, with its weights frozen, and as they are loaded (every weight gets a gradient that nothing uses). Losses and gradients
-of all forms are compared. `--beside` names another commit's folder, whose steps on `mini` are timed in turns (`training_beside.py`).
+of all forms are compared. `--beside` names another commit's folder, whose steps on `mini` take turns with ours.
 """
 
 import copy

@@ -116,8 +116,7 @@ def table(result: dict[str, Any]) -> str:
         ]
         for form in result["forms"]
     ]
-    title = (
-        f"mini, {result['crops']} crops of {result['side']} x {result['side']}, {result['precision']}, beside {result['beside']}"
-    )
+    case = f"mini, {result['crops']} crops of {result['side']} x {result['side']}, {result['precision']}"
+    title = f"{case}, beside {result['beside']}"
     header = ["form", "processor ms a step", "from", "to", "x faster", "loss", "gradients differ"]
     return f"{title}\n\n{columns(header, rows)}\n\nfastest form of each: x{result['fastest form']:.2f}"
