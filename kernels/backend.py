@@ -127,7 +127,10 @@ def native_learning(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling():
         return HAS_NATIVE and ASKED == "auto" and tensors[0].is_cpu and tensors[0].dtype in NATIVE_DTYPES
     module = _serving(tensors)
-    return module is not None and module.takes(*tensors)
+    if module is None or not module.takes(*tensors):
+        return False
+    module.learns()
+    return True
 
 
 def learned(*tensors: Tensor | None) -> bool:

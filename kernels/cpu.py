@@ -7,6 +7,7 @@ their own, which the operations' registrations call.
 Operations run on torch's own threads, at the level of instructions that the CPU has (`levels`).
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -25,6 +26,12 @@ PARTS = 16  # of a gradient of attention that may run side by side, of at least 
 LEAST_QUERIES = 192
 FEW_PIXELS = 32 * 16  # below it transforming a convolution's weights takes longer than its products
 _cpu.keep_memory()
+
+
+@functools.cache
+def learns() -> None:
+    """From here on this process learns, and keeps the memory of a step for the next one."""
+    _cpu.keep_steps()
 
 
 def return_memory() -> None:

@@ -121,16 +121,17 @@ packed_linear_op = torch.ops.ebr.packed_linear.default
 
 def remember_number(ctx, inputs, output) -> None:
     x, number, bias, gelu = inputs
-    if bias.requires_grad or gelu:
-        raise NotImplementedError("a packed layer has no gradient of its bias, nor of its fused GELU")
+    if gelu:
+        raise NotImplementedError("a packed layer's fused GELU has no gradient")
     ctx.save_for_backward(number)
     ctx.width = x.shape[-1]
 
 
-def packed_linear_backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-    """dx = dy W, [..., N] → [..., K]."""
+def packed_linear_backward(ctx, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
+    """dx = dy W, [..., N] → [..., K]; that of the bias is dy's sum over all rows."""
     (number,) = ctx.saved_tensors
-    return torch.ops.ebr.packed_linear_back.default(gradient, number, ctx.width), None, None, None
+    dx = torch.ops.ebr.packed_linear_back.default(gradient, number, ctx.width) if ctx.needs_input_grad[0] else None
+    return dx, None, gradient.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None, None
 
 
 torch.library.register_autograd("ebr::packed_linear", packed_linear_backward, setup_context=remember_number)
@@ -144,10 +145,7 @@ def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor, gelu: bool = Fa
     if torch.is_grad_enabled() and (x.requires_grad or bias.requires_grad):
         if weight.transposed is None:
             return packed_linear_ref(x, weight.dense(), bias, gelu)
-        if bias.requires_grad:
-            y = packed_linear_op(x, weight.number, torch.zeros_like(bias), False) + bias
-        else:
-            y = packed_linear_op(x, weight.number, bias, False)
+        y = packed_linear_op(x, weight.number, bias, False)
         return activate(y) if gelu else y
     if torch.compiler.is_compiling():
         return packed_linear_op(x, weight.number, bias, gelu)

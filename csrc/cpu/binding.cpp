@@ -121,6 +121,7 @@ PYBIND11_MODULE(_cpu, m) {
         return chosen.convolution(a);
     });
     m.def("keep_memory", &keep_memory);
+    m.def("keep_steps", &keep_steps);
     m.def("return_memory", &return_memory);
     m.def("gelu", [](int level, uintptr_t x, uintptr_t gradient, uintptr_t out, int64_t size, int dtype, int threads) {
         const Gelu a{x, gradient, out, size, dtype_of(dtype), threads};

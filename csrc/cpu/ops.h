@@ -166,6 +166,7 @@ extern const Table baseline, avx2, avx512, avx512_bf16, amx;
 // Runs part(data, i) for i in [0, parts) on up to `threads` of torch's own OpenMP threads.
 void spread(int64_t parts, int threads, void (*part)(void*, int64_t), void* data);
 void keep_memory();
+void keep_steps();
 void return_memory();  // what is free goes back to the system
 bool pooled();  // whether torch's OpenMP runtime was found; if not, everything runs on one thread
 
