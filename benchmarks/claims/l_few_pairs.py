@@ -28,7 +28,7 @@ from ebr_engine.training.data import seeded
 from ebr_engine.training.learner import Learner
 from ebr_engine.training.scenes import ScenePool
 
-PAIRS = (4, 16, 64)
+PAIRS = (4, 8, 16, 64)
 SHAPE = {"tokens": 64, "per_block": True, "unroll": 1, "learning_rate": 0.015}
 SEEN = 4  # pairs at most that the nearest prompt is found on
 REFERENCE = "input"

@@ -91,20 +91,35 @@ def _ssim(result: Tensor, target: Tensor, weights: Tensor, peak: float, correcti
     if min(result.shape[-2:]) < len(weights):
         height, width = result.shape[-2:]
         raise EbrError(f"a picture of {width} x {height} pixels is too small for SSIM's windows of {len(weights)} pixels")
-    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
 
-    def mean(x: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(x, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
+    def mean(planes: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(planes, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
 
     total = 0.0
     for x, y in zip(result.flatten(0, 1), target.flatten(0, 1)):  # a channel at a time: float64 of a large picture is much
-        x, y = x.double()[None, None], y.double()[None, None]
-        mx, my = mean(x), mean(y)
-        vx, vy = correction * (mean(x * x) - mx * mx), correction * (mean(y * y) - my * my)
-        covariance = correction * (mean(x * y) - mx * my)
-        similarity = (2 * mx * my + c1) * (2 * covariance + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
-        total += float(similarity.mean())
+        total += float(similarity(x.double()[None, None], y.double()[None, None], mean, peak, correction).mean())
     return total / result.shape[:2].numel()
+
+
+def similarity(x: Tensor, y: Tensor, mean: Callable[[Tensor], Tensor], peak: float, correction: float) -> Tensor:
+    """SSIM of planes in every place that has a whole window, whose `mean` that function takes; differentiable."""
+    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    mx, my = mean(x), mean(y)
+    vx, vy = correction * (mean(x * x) - mx * mx), correction * (mean(y * y) - my * my)
+    covariance = correction * (mean(x * y) - mx * my)
+    return (2 * mx * my + c1) * (2 * covariance + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+
+
+def dissimilarity(results: Tensor, targets: Tensor) -> Tensor:
+    """1 − SSIM of each of [B, C, F, H, W] in [0, 1], [B], as `ssim` has it but in their own precision; differentiable."""
+    x, y = (clips.transpose(1, 2).flatten(1, 2) for clips in (results, targets))
+    count = WINDOW**2
+    return 1 - similarity(x, y, window_mean, 1.0, count / (count - 1)).mean((1, 2, 3))
+
+
+def window_mean(planes: Tensor) -> Tensor:
+    """The mean over windows of 7×7 pixels, along columns and then along rows: [N, C, H, W] → [N, C, H − 6, W − 6]."""
+    return F.avg_pool2d(F.avg_pool2d(planes, (WINDOW, 1), 1), (1, WINDOW), 1)
 
 
 def make_scores(

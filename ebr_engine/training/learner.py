@@ -27,6 +27,8 @@ from ebr_engine.bridge.process import PROCESSES
 from ebr_engine.bridge.sampler import StepTable, make_table, sample, trajectory
 from ebr_engine.engine.offload import block_lists
 from ebr_engine.errors import EbrError
+from ebr_engine.evaluation.metrics import dissimilarity
+from ebr_engine.media.detail import affine_map, noise_of
 from ebr_engine.prompts.prompt import Prompt, load_prompt
 from ebr_engine.training.config import FREE, LearnConfig
 from ebr_engine.training.data import seeded
@@ -130,7 +132,17 @@ class Learner:
         noise = self.noise(numbers, clean)
         steps = [self.live(clean.new_tensor([t * 1000]), self.residual, self.alpha) for t in table.times[:-1]]
         velocity = spun(self.backbone.velocity, self.backbone.codec, degraded) if self.views else self.backbone.velocity
-        return self.measured(trajectory(velocity, seen(steps, self.views), degraded, noise, table) - clean, degraded - clean)
+        result = trajectory(velocity, seen(steps, self.views), degraded, noise, table)
+        if self.config.loss != "pixel":
+            return self.measured(result - clean, degraded - clean)
+        codec = self.backbone.codec
+        if self.config.detail == "input":  # the error is that of the picture as it is written
+            pixels = mapped(codec.decode(degraded), codec.decode(result))
+            result = codec.encode(pixels)
+        loss = self.measured(result - clean, degraded - clean)
+        if self.config.ssim:
+            loss = loss + self.config.ssim * dissimilarity(codec.decode(result), codec.decode(clean)).mean()
+        return loss
 
     def states(self, numbers: Sequence[int], degraded: Tensor, clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """States [B, C, f, h, w], their velocity targets and times [B] for the latents of samples `numbers`."""
@@ -235,6 +247,13 @@ class Learner:
             self.average = [part.to(self.backbone.device) for part in state["average"]]
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration = state["iteration"]
+
+
+def mapped(pixels: Tensor, restored: Tensor) -> Tensor:
+    """Clips [B, 3, F, H, W] in [0, 1] with the tones of `restored`, as restoring has them where the detail is the input's."""
+    before, after = (clips.transpose(1, 2).flatten(0, 1) for clips in (pixels, restored))
+    slope, offset = affine_map(before, after, noise_of(before))
+    return (slope * before + offset).unflatten(0, (len(pixels), -1)).transpose(1, 2)
 
 
 def initial(config: LearnConfig, backbone: Backbone) -> tuple[Tensor, Tensor]:

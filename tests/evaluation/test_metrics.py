@@ -12,7 +12,7 @@ from skimage import color, metrics
 from torchmetrics.functional import image as theirs
 
 from ebr_engine.errors import EbrError
-from ebr_engine.evaluation.metrics import METRICS, WEIGHTS, luma, luma_psnr, luma_ssim, make_scores, psnr, ssim
+from ebr_engine.evaluation.metrics import METRICS, WEIGHTS, dissimilarity, luma, luma_psnr, luma_ssim, make_scores, psnr, ssim
 
 SIZES = [(7, 7), (11, 13), (24, 24), (31, 50)]
 
@@ -40,6 +40,17 @@ def test_psnr_and_ssim_are_scikit_images(size, form):
     expected = metrics.structural_similarity(wanted, ours, data_range=1, channel_axis=2)
     assert ssim(result, target) == pytest.approx(expected, abs=1e-6)
     assert 0.05 < expected < 0.999
+
+
+def test_dissimilarity_is_what_ssim_leaves_and_has_a_gradient():
+    clips, targets = (torch.rand(2, 3, 2, 21, 33, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    clips = (0.3 * clips + 0.7 * targets).requires_grad_()
+    found = dissimilarity(clips, targets)
+    still = clips.detach()
+    frames = [ssim(x.movedim(1, 0)[None, i], y.movedim(1, 0)[None, i]) for x, y in zip(still, targets) for i in range(2)]
+    assert found.tolist() == pytest.approx([1 - (frames[0] + frames[1]) / 2, 1 - (frames[2] + frames[3]) / 2], abs=1e-5)
+    found.sum().backward()
+    assert clips.grad.abs().min() > 0
 
 
 def test_psnr_is_torchmetrics():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.claims import common, i_bridge, j_fewer, k_where, l_few_pairs, m_order, m_weights, simulators
+from benchmarks.claims import common, i_bridge, j_fewer, k_where, l_few_pairs, m_order, m_weights, n_limits, simulators
 from benchmarks.claims.bridges import Bridge, BridgeLearner, sampled
 from benchmarks.claims.common import TINY, WEIGHTS, Learning, Study
 from benchmarks.claims.learning import config_of, fitted, frozen
@@ -34,6 +34,7 @@ BRIDGES = [
         (j_fewer, ["states, 1 evaluation", "consistency, 2 evaluations", "unroll 2, 5 evaluations"]),
         (k_where, ["one prompt", "12 tokens", "sees where", "sees the mean", "sees where, less the mean"]),
         (l_few_pairs, ["nearest prompt as it is", "4 pairs", "4 pairs, from the nearest", "endless"]),
+        (n_limits, ["bundled prompt", "learned on", "256 rows", "SSIM in the loss", "all weights free"]),
     ],
 )
 def test_quick_forms_measure_every_arm(quick, module, arms):
@@ -308,3 +309,29 @@ def test_learning_through_the_sampler_on_mini_s_own_bridge_is_the_engines(study)
     ours = BridgeLearner.on(Bridge(level=backbone.noise))(one, backbone).result_loss([0, 1], degraded, clean)
     theirs = Learner.start(one, backbone).result_loss([0, 1], degraded, clean)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-4)
+
+
+def test_freed_weights_learn_and_frozen_ones_do_not(tmp_path):
+    study = replace(Study("n", WEIGHTS, tmp_path, tmp_path, ("rain",)), quick=True)
+    config = config_of(study, "rain", 0, **n_limits.further("rain"))
+    config = replace(config, iterations=1, batch=1, size=32, scenes=2)
+    free, plain = (fitted(study, config, start) for start in (n_limits.freed, Learner.start))
+    assert not torch.equal(free.residual, n_limits.initial(config, free.backbone)[0])
+    before = frozen(WEIGHTS, config.precision).trunk.state_dict()
+    after, still = free.backbone.trunk.state_dict(), plain.backbone.trunk.state_dict()
+    assert all(torch.equal(still[name], before[name]) for name in before)
+    moved = [name for name in after if "qkv.weight" in name or "up.weight" in name]
+    original = n_limits.backbone_of(config, "cpu").trunk.state_dict()
+    assert moved
+    assert all(0 < (after[name] - original[name]).abs().max() < 1e-2 for name in moved)
+
+
+def test_a_widened_prompt_restores_as_the_bundled_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(n_limits, "SPREAD", 0.0)
+    study = Study("n", WEIGHTS, tmp_path, tmp_path, ("rain",))
+    wide, prompt = n_limits.load_prompt(n_limits.widened(study, "rain")), n_limits.load_prompt(n_limits.bundled("rain"))
+    assert wide.residual.shape[-2] == n_limits.TIMES * prompt.residual.shape[-2]
+    restorer = Restorer("mini", precision="fp32")
+    picture = torch.rand(1, 3, 32, 40, generator=torch.Generator().manual_seed(0))
+    results = [restorer.run(picture, restorer.plan(prompt=one)) for one in (wide, prompt)]
+    torch.testing.assert_close(*results, atol=0.01, rtol=0)
