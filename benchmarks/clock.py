@@ -11,8 +11,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpus import GPUS, Gpu
 from benchmarks.report import NO_TIME, spread
-from benchmarks.roofline import GPUS, Gpu
 
 MEASURED = 50  # milliseconds to spend on one measurement
 RUNS = (5, 30)  # fewest and most runs of one

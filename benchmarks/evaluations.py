@@ -3,11 +3,12 @@
 The four photos of `ebr-engine eval`, degraded as there and mildly, and left clean, are restored on `mini` by the prompts of one
 or several folders, in every number of evaluations. PSNR and SSIM are against the clean photo. *grid* is what the tokens' grid
 leaves: the mean step of luminance across the borders of 8×8 pixels over the mean step elsewhere, less the clean photo's own, in
-1/255.
+1/255. The digests of the prompts say which files the figures are of.
 """
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -43,22 +44,37 @@ def options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--counts", nargs="+", type=int, default=COUNTS, metavar="N", help="evaluations")
+    parser.add_argument("--strengths", nargs="+", type=float, default=STRENGTHS, metavar="X", help="0: the clean photo")
     parser.add_argument("--size", type=int, default=256, help="side of the photos in pixels")
     parser.add_argument("--quick", action="store_true", help="one photo, one strength, to try the benchmark itself")
     parser.set_defaults(own=own)
 
 
 def measure(options: Namespace) -> dict[str, Any]:
-    """Prompts in few evaluations, beside one another: PSNR, SSIM and the grid, at two strengths and on clean photos."""
+    """Prompts in few evaluations, beside one another: PSNR, SSIM and the grid, by strength and on clean photos."""
     torch.manual_seed(0)
     restorer = Restorer("mini", device="cpu", precision="fp32")
-    photos, strengths = (NAMES[:1], STRENGTHS[:1]) if options.quick else (NAMES, STRENGTHS)
+    photos, strengths = (NAMES[:1], options.strengths[:1]) if options.quick else (NAMES, options.strengths)
     rows = []
     for task in options.tasks:
         for strength in strengths:
             cases = [case_of(photo, task, options.size, strength) for photo in photos]
             rows += [{"task": task, "strength": strength} | row for row in rows_of(restorer, cases, options)]
-    return {"size": options.size, "photos": list(photos), "rows": rows}
+    return {"size": options.size, "photos": list(photos), "prompts": digests(options), "rows": rows}
+
+
+def digests(options: Namespace) -> dict[str, dict[str, str]]:
+    """{label: {task: SHA-256 of the prompt's file}}."""
+    files = {label: [where / f"{task}.safetensors" for task in options.tasks] for label, where in prompts(options)}
+    return {
+        label: {file.stem: sha256(file.read_bytes()).hexdigest() for file in found if file.exists()}
+        for label, found in files.items()
+    }
+
+
+def prompts(options: Namespace) -> list[tuple[str, Path]]:
+    """Labels and folders that were asked for, or the bundled ones."""
+    return options.prompts or [options.own]
 
 
 def case_of(photo: str, task: str, size: int, strength: float) -> Case:
@@ -73,7 +89,7 @@ def rows_of(restorer: Restorer, cases: list[Case], options: Namespace) -> Iterat
     """The input's row, unless it is the clean photo, and one for each prompt and number of evaluations."""
     if not all(torch.equal(case.degraded, case.clean) for case in cases):
         yield {"prompt": "input", "evaluations": 0} | scores([case.degraded for case in cases], cases)
-    for label, where in options.prompts or [options.own]:
+    for label, where in prompts(options):
         file = where / f"{cases[0].task}.safetensors"
         for count in options.counts if file.exists() else ():
             plan = restorer.plan(prompt=load_prompt(file), steps=count)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.roofline import WAN_DISTINCT, workload
-from ebr_engine.backbones.wan.model import WanConfig
+from benchmarks.gpu_sizes import CODEC_WIDTHS, Draw, Sizes, linear_inputs, persistent
+from benchmarks.roofline import WAN_DISTINCT
 from ebr_engine.kernels import (
     attention,
     attention_fp8,
@@ -28,49 +28,8 @@ from ebr_engine.kernels import gated_residual_norm as gated
 from ebr_engine.kernels import layer_norm_modulate as norm
 from ebr_engine.kernels.channel_norm_silu import channel_norm_silu, channel_norm_silu_ref
 
-MODELS = ("wan-1.3b", "flux-dev", "wan-14b")
 EPS = 1e-6
 EXTENDED = ("layer_norm_modulate", "gated_residual_norm", "qk_norm_rope", "quantize_fp8")  # what the CUDA extension has
-
-
-# Channels of a codec's features, how many times the latent's pixels they are, and of how many frames at once.
-CODEC_WIDTHS = {
-    "wan": ((96, 64, 4), (192, 16, 4), (384, 4, 2), (384, 1, 1)),
-    "flux": ((128, 64, 1), (256, 16, 1), (512, 4, 1), (512, 1, 1)),
-}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What a model's operations are run at; `per_head` is FLUX's form of the q and k norm, whose text rows get prompt rows."""
-
-    name: str
-    width: int
-    heads: int
-    ffn: int
-    tokens: int
-    text: int
-    per_head: bool
-    batch: int = 1
-
-    @property
-    def head(self) -> int:
-        return self.width // self.heads
-
-
-# An odd number of everything, so that no kernel is only right where nothing is masked; and a small even one.
-ODD = Sizes("odd", 60, 3, 100, 37, 7, False, batch=2)
-SMALL = Sizes("small", 128, 2, 256, 64, 16, True)
-
-
-def sizes(model: str, tokens: int | None = None, batch: int = 1) -> Sizes:
-    """A model's sizes at its released resolution, or with another number of tokens."""
-    work = workload(model)
-    config, flux = work.config, not isinstance(work.config, WanConfig)
-    ffn = config.hidden
-    joint = work.tokens + (work.text if flux else 0)
-    text = min(work.text, tokens or work.text) if flux else work.text
-    return Sizes(model, config.width, config.num_attention_heads, ffn, tokens or joint, text, flux, batch)
 
 
 @dataclass(frozen=True)
@@ -114,20 +73,6 @@ def bytes_moved(case: Case, result: Any) -> int:
 
     found = {id(t): t for value in (*case.inputs.values(), result) for t in tensors(value)}
     return sum(t.numel() * t.element_size() for t in found.values())
-
-
-class Draw:
-    """Random tensors on a device, never zeros."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype):
-        self.device, self.dtype = device, dtype
-
-    def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
-        return (torch.randn(shape, device=self.device) * scale).to(self.dtype)
-
-    def wide(self, *shape: int, around: float = 0.0, scale: float = 1.0) -> Tensor:
-        """A table: float32 in every precision but float64."""
-        return torch.randn(shape, device=self.device) * scale + around
 
 
 def cases(s: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Callable[[], list[Case]]]:
@@ -398,19 +343,6 @@ def step(s: Sizes, draw: Draw) -> list[Case]:
     return [Case("bridge_step", "", inputs, bridge_step.bridge_step, bridge_step.bridge_step_ref)]
 
 
-def layers(s: Sizes) -> dict[str, tuple[int, int]]:
-    """The linear layers of a block that run in fp8: inputs and outputs of each."""
-    found = {"qkv": (s.width, 3 * s.width), "out": (s.width, s.width), "up": (s.width, s.ffn), "down": (s.ffn, s.width)}
-    return found | ({"single out": (s.width + s.ffn, s.width)} if s.per_head else {})
-
-
-def linear_inputs(rows: int, inputs: int, outputs: int, draw: Draw) -> dict[str, Any]:
-    """Quantised activations, a quantised weight, and a bias."""
-    x, weight = draw(rows, inputs), draw(outputs, inputs, scale=inputs**-0.5)
-    (values, scale), (weight, weight_scale) = map(quantize_fp8.quantize_fp8_ref, (x, weight))
-    return {"values": values, "scale": scale, "weight": weight, "weight_scale": weight_scale, "bias": draw(outputs)}
-
-
 def linears(s: Sizes, draw: Draw) -> list[Case]:
     if draw.dtype != torch.bfloat16:
         return []
@@ -463,8 +395,3 @@ def linears(s: Sizes, draw: Draw) -> list[Case]:
             for name in forms
         ),
     ]  # fmt: skip
-
-
-def persistent(device: torch.device) -> bool:
-    """Whether a device has the persistent forms to be compared: Hopper and Blackwell's data centre parts, and in rehearsals."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in (9, 10)

@@ -15,24 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.clock import Run, ceilings, milliseconds, relative_rms
-from benchmarks.gpu_cases import (
-    EXTENDED,
-    MODELS,
-    ODD,
-    SMALL,
-    Case,
-    Draw,
-    Sizes,
-    bytes_moved,
-    cases,
-    layers,
-    leaves,
-    linear_inputs,
-    persistent,
-    sizes,
-)
+from benchmarks.gpu_cases import EXTENDED, Case, bytes_moved, cases, leaves
+from benchmarks.gpu_sizes import MODELS, ODD, SMALL, Draw, Sizes, layers, linear_inputs, persistent, sizes
+from benchmarks.gpus import Gpu
 from benchmarks.report import ROOT, write_json
-from benchmarks.roofline import FLUX_TEXT, Gpu
+from benchmarks.roofline import FLUX_TEXT
 from ebr_engine.kernels import backend, scaled_linear, scaled_linear_persistent
 from ebr_engine.kernels.quantize_fp8 import quantize_fp8
 

@@ -25,8 +25,9 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks import clock, gpu_codecs, gpu_kernels, gpu_models
 from benchmarks.gpu import SECTIONS
+from benchmarks.gpus import GPUS
 from benchmarks.memory import Memory
-from benchmarks.roofline import GPUS, WAN_DISTINCT
+from benchmarks.roofline import WAN_DISTINCT
 from ebr_engine.backbones import layers
 from ebr_engine.backbones.wan import live as wan_live
 from ebr_engine.backbones.wan import model as wan_model

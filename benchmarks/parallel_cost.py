@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpus import GPUS, Gpu
 from benchmarks.report import columns, commit, write_json
-from benchmarks.roofline import BF16, GPUS, Gpu, Workload, step, workload
+from benchmarks.roofline import BF16, Workload, step, workload
 from ebr_engine.backbones.wan.model import WanConfig
 
 SHARE = 0.7  # of a link's rate that collectives are taken to reach

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpus import GPUS, Gpu
 from benchmarks.report import columns, commit, write_json
 from ebr_engine.backbones.flux.config import MLP_RATIO, FluxConfig
 from ebr_engine.backbones.flux.model import FREQUENCIES
@@ -50,24 +51,6 @@ PLAIN_FLUX_ROPE = 52  # rotated copy (6), both to float32 (12), × cos, × sin (
 PLAIN_COPY = 4
 PLAIN_GATE = 10  # SiLU (4), × (6)
 PLAIN_STEP = 17  # float32 passes: t·v, D, three products and two sums
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """Rates of a device: dense products in TFLOP/s, memory in TB/s; `fp8` None where it has none."""
-
-    bf16: float
-    fp8: float | None
-    bandwidth: float
-    source: str
-
-
-GPUS = {
-    "h200": Gpu(790, 1350, 4.3, "measured products and copies (the project's design figures)"),
-    "h100": Gpu(989, 1979, 3.35, "SXM data sheet"),
-    "a100": Gpu(312, None, 2.04, "80 GB SXM data sheet"),
-    "rtx4090": Gpu(165, 330, 1.01, "data sheet"),
-}
 
 
 @dataclass(frozen=True)

@@ -3,54 +3,38 @@
 A table lies between `<!-- made: NAME -->` and `<!-- end -->`; `PARTS` has the function for each name.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from enum import Enum
-from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
-from statistics import fmean
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import typer
+from result_tables import RESULTS, ROOT
 
 from ebr_engine.bridge.schedules import SCHEDULES
 from ebr_engine.cli.group import COMMANDS
+from ebr_engine.evaluation.tables import table
 from ebr_engine.jobs.manifest import COLUMNS
 from ebr_engine.media.encoding import SUFFIXES
 from ebr_engine.media.holdings import fates_table
 from ebr_engine.media.video.formats import CONTAINERS
+from ebr_engine.prompts.catalogue import ASSETS
 from ebr_engine.request import FIELDS
 from ebr_engine.training.config import LearnConfig
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("reference", "research"))]
+PAGES += [ASSETS / name / "MODEL_CARD.md" for name in ("mini", "mini-audio")]
 PART = re.compile(r"(<!-- made: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-CLAIMS = (
-    "a_space",
-    "b_process",
-    "c_secretly_knows",
-    "d_schedule",
-    "e_prompt",
-    "f_mixtures",
-    "g_baselines",
-    "h_adaptive",
-)
 NUMBERS = {int: "n", float: "x", str: "text", Path: "path"}
 
 
 def filled(text: str) -> str:
     """The page with every table made anew; KeyError for a name that there is no function for."""
     return PART.sub(lambda found: f"{found[1]}\n{PARTS[found[2]]().strip()}\n\n{found[4]}", text)
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def code(text: Any) -> str:
@@ -81,7 +65,9 @@ def plain(help: str | None) -> str:
 
 def commands_table() -> str:
     """Commands with what they do."""
-    return table(("command", "what it does"), ((code(words), first_sentence(one)) for words, one in commands().items()))
+    return table(
+        ("command", "what it does"), [(code(words), first_sentence(one)) for words, one in commands().items()]
+    ).markdown()
 
 
 def request_tables() -> str:
@@ -89,7 +75,7 @@ def request_tables() -> str:
     parts = []
     for panel in dict.fromkeys(one.metadata["panel"] for one in FIELDS.values()):
         rows = [field_row(one) for one in FIELDS.values() if one.metadata["panel"] == panel]
-        parts.append(f"### {panel}\n\n" + table(("option", "Python", "values", "default", "meaning"), rows))
+        parts.append(f"### {panel}\n\n" + table(("option", "Python", "values", "default", "meaning"), rows).markdown())
     return "\n\n".join(parts)
 
 
@@ -132,7 +118,7 @@ def command_tables() -> str:
         common = [field_of(one) for one in parameters if field_of(one) and not one.name.endswith("_switch")]
         text = f"### ebr-engine {words}\n\n{first_sentence(command)}\n"
         if own:
-            text += "\n" + table(("option", "values", "default", "meaning"), map(option_row, own)) + "\n"
+            text += "\n" + table(("option", "values", "default", "meaning"), [option_row(one) for one in own]).markdown() + "\n"
         if len(common) == len(FIELDS):
             text += "\nAnd all options of a request.\n"
         elif common:
@@ -188,13 +174,13 @@ def settings_table() -> str:
         default = {True: "true", False: "false"}.get(one.default, one.default) if isinstance(one.default, bool) else one.default
         by = " (by backbone)" if one.metadata.get("by_backbone") else ""
         rows.append((one.metadata["group"], code(one.name), code(default) + by, one.metadata["help"]))
-    return table(("group", "setting", "default", "meaning"), rows)
+    return table(("group", "setting", "default", "meaning"), rows).markdown()
 
 
 def schedules_table() -> str:
     """The schedules by name."""
-    rows = ((code(name), one.steps, one.order, "yes" if one.released else "no") for name, one in SCHEDULES.items())
-    return table(("schedule", "evaluations", "order", "times as the released code tells them"), rows)
+    rows = [(code(name), one.steps, one.order, "yes" if one.released else "no") for name, one in SCHEDULES.items()]
+    return table(("schedule", "evaluations", "order", "times as the released code tells them"), rows).markdown()
 
 
 def columns_list() -> str:
@@ -207,101 +193,6 @@ def formats_list() -> str:
     return f"* Pictures: {', '.join(map(code, SUFFIXES))}.\n* Clips: {', '.join(map(code, CONTAINERS))}; and frames, one a file."
 
 
-def quality_scores() -> list[dict[str, Any]]:
-    """Every score of `mini` on the photos, as `ebr-engine eval` wrote them."""
-    return json.loads((ROOT / "ebr_engine/assets/mini/quality.json").read_text(encoding="utf-8"))["scores"]
-
-
-def quality_brief() -> str:
-    """PSNR of the inputs and of what the prompts restore, a task a column."""
-    scores = quality_scores()
-    tasks, rows = (list(dict.fromkeys(one[key] for one in scores)) for key in ("task", "row"))
-    means = {(one["task"], one["row"]): [] for one in scores}
-    for one in scores:
-        means[one["task"], one["row"]].append(one["psnr"])
-    before, after = ([fmean(means[task, row]) for task in tasks] for row in (rows[0], rows[-1]))
-    gains = [new - old for old, new in zip(before, after)]
-    lines = [("degraded", before, "{:.2f}"), ("restored", after, "{:.2f}"), ("gain", gains, "{:+.2f}")]
-    return table(("PSNR in dB", *tasks), ((name, *map(form.format, values)) for name, values, form in lines))
-
-
-def quality_table(value: str, digits: int) -> str:
-    """Means by task of the input, the empty prompt, the naive prompt and the prompt."""
-    from ebr_engine.evaluation.quality import markdown
-
-    return markdown(quality_scores(), value, digits)
-
-
-def claim_table(name: str) -> str:
-    """The table of an experiment on the method's claims as it stands in its results, how much it has seen, and its command."""
-    lines = (ROOT / f"benchmarks/results/claims/{name}.md").read_text(encoding="utf-8").splitlines()
-    rows = [line for line in lines if line.startswith("|")]
-    seen = next(line for line in lines if line.startswith("* ") and " photos of " in line)
-    photos, seeds = re.search(r"(\d+ photos of \d+ x \d+) pixels", seen)[1], re.search(r"\d+ seeds?", seen)[0]
-    command = next(line.strip() for line in lines if line.startswith("    python -m "))
-    plot = f"[plot](../benchmarks/results/claims/{name}.svg)"
-    return "\n".join((*rows, "", f"{photos.replace(' x ', '×')}, {seeds}, {plot}: `{command}`"))
-
-
-def backbones_table() -> str:
-    """Sizes, costs and licences of the backbones, and what has been run of them."""
-    import torch
-
-    from ebr_engine.backbones.registry import named_configs
-
-    head = ("model", "`--backbone`", "on the device", "in bf16", "in fp8", "never there", "a step", "licence", "run so far")
-    flop, rows = step_flop(), []
-    for name, (spec, config) in named_configs().items():
-        parts = spec.parameters(config, torch.bfloat16)
-        trunk, conditioner = (rounded(parts[f"{half}_parameters"], "B") for half in ("trunk", "conditioner"))
-        sizes = (rounded(size, "GB") for size in (parts["trunk_bytes"], fp8_bytes(spec, config)))
-        step = f"{flop[name] / 1e12:.3g} TFLOP, {described(spec)}" if name in flop else ""
-        rows.append((name, code(spec.name), trunk, *sizes, conditioner, step, spec.licences.get(name, ""), spec.ran))
-    return table(head, rows)
-
-
-def rounded(count: int, billions: str) -> str:
-    """A number of parameters (`billions` is B) or bytes (GB), with three digits."""
-    return f"{count / 1e9:.3g} {billions}" if count >= 1e9 else f"{count / 1e6:.3g} M{billions[1:]}"
-
-
-def fp8_bytes(spec: Any, config: Any) -> int:
-    """Bytes of a trunk in fp8."""
-    import torch
-
-    from ebr_engine.backbones.layers import quantize_trunk
-
-    with torch.device("meta"):
-        trunk = spec.trunk(config).to(torch.bfloat16)
-    quantize_trunk(trunk)
-    return sum(tensor.nbytes for tensor in trunk.state_dict().values())
-
-
-def described(spec: Any) -> str:
-    """The size of picture or clip that a backbone's numbers are of."""
-    height, width = spec.native_size
-    return f"{width}×{height}" + (f", {spec.chunk[0]} frames" if spec.knows_time else "")
-
-
-def step_flop() -> dict[str, float]:
-    """Operations of one step at a backbone's own size with one prompt, by the name of its size."""
-    from ebr_engine.backbones.registry import BACKBONES, spec
-    from ebr_engine.backbones.views import room_of
-    from ebr_engine.engine.restorer import Restorer
-    from ebr_engine.prompts.catalogue import prompt_files
-
-    works = json.loads((ROOT / "benchmarks/results/roofline.json").read_text(encoding="utf-8"))["workloads"]
-    found = {work["backbone"]: work["totals"]["flop"] for work in works}
-    for one in map(spec, BACKBONES):
-        if one.bundled:  # it is here, and can be asked
-            backbone = (restorer := Restorer(one.name, device="cpu", precision="fp32")).backbone
-            plan = restorer.plan(next(iter(prompt_files(one.name))))
-            room, config = room_of(backbone.codec, plan.views), backbone.trunk.config
-            cells = (side // backbone.codec.spatial + room for side in one.native_size)
-            found[next(iter(one.configs))] = one.flop(config, (1, config.latent_channels, 1, *cells), plan.entries[0])
-    return found
-
-
 PARTS: dict[str, Callable[[], str]] = {
     "commands": commands_table,
     "request": request_tables,
@@ -311,11 +202,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "columns": columns_list,
     "formats": formats_list,
     "fates": fates_table,
-    "backbones": backbones_table,
-    "quality": quality_brief,
-    "psnr": partial(quality_table, "psnr", 2),
-    "ssim": partial(quality_table, "ssim", 3),
-    **{f"claim-{name[0]}": partial(claim_table, name) for name in CLAIMS},
+    **RESULTS,
 }
 
 

@@ -16,7 +16,7 @@ from ebr_engine.backbones.mini_audio.codec import HOP, SoundCodec
 from ebr_engine.backbones.mini_audio.model import save_mini_audio
 from ebr_engine.backbones.wan.model import WanConfig
 from ebr_engine.prompts.prompt import Prompt
-from ebr_engine.training.pretrain import Pretrainee, finished
+from ebr_engine.training.pretrainee import Pretrainee, finished
 
 TINY = WanConfig(
     patch_size=(1, 1, 1),

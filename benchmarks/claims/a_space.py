@@ -30,7 +30,7 @@ from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.data import SceneSamples
 from ebr_engine.training.latents import LatentSamples
 from ebr_engine.training.learner import Learner, make_optimizer
-from ebr_engine.training.pretrain import CLEAN_WORD
+from ebr_engine.training.supply import CLEAN_WORD
 
 REFERENCE = "prompt branch (the method)"
 CROPS = 64  # that words are chosen on

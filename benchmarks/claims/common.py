@@ -29,7 +29,7 @@ from ebr_engine.media.degradations import degrade, seeds
 from ebr_engine.media.images import write_atomically
 from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.prompts.prompt import Prompt, load_prompt
-from ebr_engine.training.pretrain import Pretrainee, finished
+from ebr_engine.training.pretrainee import Pretrainee, finished
 
 Row = dict[str, Any]  # arm, task, photo, seed, psnr, ssim
 Degrade = Callable[[Tensor, torch.Generator, Tensor | None], Tensor]  # clean, generator, depth → degraded
@@ -216,7 +216,8 @@ def save_random(path: Path, sizes: WanConfig, seed: int = 0, codec: Any = None, 
     return path
 
 
-BREADTH = {"photos": TEN, "steps": 2, "iterations": 80, "batch": 4, "crop": 48, "scenes": 256}  # what A to H are measured with
+# What A to H are measured with.
+BREADTH = {"photos": TEN, "size": 256, "steps": 2, "iterations": 80, "batch": 4, "crop": 48, "scenes": 256}
 
 
 def broad_arguments(description: str, **defaults: Any) -> argparse.ArgumentParser:

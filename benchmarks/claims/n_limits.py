@@ -1,7 +1,7 @@
 """N. Past the paper: what limits a bundled prompt? More learning, more rows, another loss; and the frozen weights set free.
 
 Every arm begins with the bundled prompt. *learned on*: more of the same. *256 rows*: each row four times with a little noise,
-which is the same prompt to begin with. *SSIM in the loss*: `--set ssim`. *all weights free* is no prompt any more: the
+which is the same prompt to begin with. *SSIM in the loss*: `--set ssim_weight`. *all weights free* is no prompt any more: the
 transformer's own weights learn with it, by Adam. It says what the same network could do, were it not frozen.
 """
 
@@ -107,7 +107,7 @@ def arms(study: Study) -> dict[str, Callable[[Case, int], Tensor]]:
         BUNDLED: lambda case, seed: restored(case, load_prompt(bundled(case.task))),
         REFERENCE: learned(REFERENCE),
         "256 rows": learned("wider", wider),
-        "SSIM in the loss": learned("ssim", lambda task: {"ssim": DISSIMILAR}),
+        "SSIM in the loss": learned("ssim", lambda task: {"ssim_weight": DISSIMILAR}),
         "all weights free": lambda case, seed: restored(case, *without_frost(case.task, seed)),
     }
 

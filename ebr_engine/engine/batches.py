@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebr_engine.engine.plan import Plan
+from ebr_engine.engine.run import Engine
 from ebr_engine.errors import EngineError
 from ebr_engine.media.arrays import to_tensor
+from ebr_engine.media.tiling import crop
 
 AT_ONCE = 8  # pictures in a batch: more only takes memory
 
@@ -53,6 +56,29 @@ def groups(shapes: Sequence[tuple[int, ...]], alone: Sequence[bool], at_once: in
         if len(group) == at_once:
             yield kept.pop(shape)
     yield from kept.values()
+
+
+def together(engine: Engine, clips: list[Tensor], plan: Plan, at_once: int, how: dict[str, Any]) -> Iterator[tuple[int, Tensor]]:
+    """(number, restored clip) of every clip [B, 3, F, H, W], those of one padded size in one run.
+
+    `how`: options of `Engine.run`. Between two stages each is cut to its own size again, as it is when it runs alone. Where the
+    detail is the input's nothing is padded, as a small version would show the padding: one size is then the pictures' own.
+    """
+    geometry, by_input = engine.geometry, plan.any_by_input(how["detail"])
+    ready = (lambda clip: clip) if by_input else geometry.padded
+    shapes = [tuple(ready(clip).shape) for clip in clips]
+    sides = geometry.tile_size(how["tile"], how["tile_overlap"])
+    if by_input:
+        large = [max(shape[-2:]) > engine.backbone.spec.tile for shape in shapes]
+    else:
+        large = [len(geometry.tiles(*shape[-2:], *sides)) > 1 for shape in shapes]
+    for group in groups(shapes, large, at_once):
+        now = [clips[i] for i in group]
+        for stage in plan.stages:
+            whole = torch.cat([ready(clip) for clip in now])
+            parts = engine.run(whole, stage, 0, None, **how).split([len(clip) for clip in now])
+            now = [crop(part, *clip.shape[-2:])[:, :, : clip.shape[2]] for part, clip in zip(parts, now)]
+        yield from zip(group, now)
 
 
 def read(image: Any) -> Any:

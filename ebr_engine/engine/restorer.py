@@ -10,28 +10,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ebr_engine.backbones.base import Backbone, Codec, ModelSource
+from ebr_engine.backbones.base import Backbone, Codec
 from ebr_engine.backbones.layers import quantised_as, quantised_for
-from ebr_engine.backbones.registry import load_backbone, medium_of
+from ebr_engine.backbones.registry import medium_of
 from ebr_engine.bridge.sampler import Callback, StepTable
 from ebr_engine.engine import plan as planning
-from ebr_engine.engine.batches import AT_ONCE, groups, one_item, read
+from ebr_engine.engine.batches import AT_ONCE, one_item, read, together
 from ebr_engine.engine.classify import Diagnosis, diagnose
 from ebr_engine.engine.devices import choose_device
 from ebr_engine.engine.execute import Runner
-from ebr_engine.engine.fallback import Fitting, load_with_offload
 from ebr_engine.engine.layout import share
+from ebr_engine.engine.loading import engine_of, engine_of_file
 from ebr_engine.engine.measure import estimate
-from ebr_engine.engine.parallel import first_device, leading
+from ebr_engine.engine.parallel import first_device
 from ebr_engine.engine.plan import Plan
 from ebr_engine.engine.run import Engine
-from ebr_engine.errors import EngineError, check_choice
-from ebr_engine.export.engine_file import load_engine, save_engine
-from ebr_engine.kernels import backend
+from ebr_engine.errors import EngineError
+from ebr_engine.export.engine_file import save_engine
 from ebr_engine.media import PICTURES
 from ebr_engine.media.arrays import to_tensor
 from ebr_engine.media.sizes import resized
-from ebr_engine.media.tiling import crop
 from ebr_engine.prompts.catalogue import AUTO
 from ebr_engine.prompts.prompt import Prompt
 from ebr_engine.request import CLIP, FILE, LOAD, PLAN, RUN, RestoreRequest, check_names, names_of
@@ -57,23 +55,7 @@ class Restorer:
     def __init__(self, backbone: str = "mini", **options: Any):
         check_names(options, names_of(LOAD))
         request = RestoreRequest.of(backbone=backbone, **options)
-        check_choice("EBR_KERNELS", backend.ASKED, backend.CHOICES)
-        check_choice("EBR_VERIFY", backend.VERIFY, tuple(backend.VERIFY_CHOICES))
-        check_choice("EBR_CPU_LEVEL", backend.CPU_LEVEL, backend.CPU_LEVELS)
-        check_choice("EBR_CPU_TUNE", backend.TUNE, backend.TUNES)
-        paths = (Path(path).expanduser() if path else None for path in (request.context, request.vae))
-        source = ModelSource(request.model, request.revision, request.offline, *paths, request.sample_latents)
-        device, fitting = choose_device(first_device(request)), Fitting(request.max_memory, request.low_memory)
-
-        def load(offload: str) -> Engine:
-            resident = torch.device("cpu") if offload == "blocks" else device
-            loaded = load_backbone(request.backbone, source, resident, request.precision, device, request.fp8_attention)
-            return Engine(loaded, device, offload, request.compile, fitting)
-
-        with leading(request) as ranks:
-            self.engine = load_with_offload(load, device, request.offload, request.compile != "on")
-            if ranks:
-                self.engine.join(ranks)
+        self.engine = engine_of(request)
         self.built: Plan | None = None
         self.loaded = request
 
@@ -100,27 +82,9 @@ class Restorer:
         Raises `EngineError` for a file that is missing or damaged.
         """
         check_names(options, KEPT_BY_ENGINE)
-        request = RestoreRequest.of(**options)
-        check_choice("EBR_KERNELS", backend.ASKED, backend.CHOICES)
-        check_choice("EBR_VERIFY", backend.VERIFY, tuple(backend.VERIFY_CHOICES))
-        check_choice("EBR_CPU_LEVEL", backend.CPU_LEVEL, backend.CPU_LEVELS)
-        check_choice("EBR_CPU_TUNE", backend.TUNE, backend.TUNES)
-        device, fitting = choose_device(first_device(request)), Fitting(request.max_memory, request.low_memory)
-
-        def load(offload: str) -> Restorer:
-            resident = torch.device("cpu") if offload == "blocks" else device
-            file = load_engine(Path(path).expanduser(), resident, Path(request.vae).expanduser() if request.vae else None)
-            if offload == "blocks" and not isinstance(file.backbone.trunk, torch.nn.Module):
-                raise EngineError("an exported trunk has no blocks that could wait on the CPU; use offload codec or none")
-            plan = planning.of_file(file, device)
-            engine = Engine(file.backbone, device, offload, request.compile, fitting)
-            return cls.from_backbone(engine, plan, request.with_(engine=Path(path).expanduser(), backbone=file.backbone.name))
-
-        with leading(request.with_(engine=Path(path).expanduser())) as ranks:
-            restorer = load_with_offload(load, device, request.offload, request.compile != "on")
-            if ranks:
-                restorer.engine.join(ranks)
-        return restorer
+        request = RestoreRequest.of(**options).with_(engine=Path(path).expanduser())
+        engine, plan = engine_of_file(request)
+        return cls.from_backbone(engine, plan, request.with_(backbone=engine.backbone.name))
 
     @classmethod
     def from_backbone(cls, engine: Engine, built: Plan | None = None, loaded: RestoreRequest | None = None) -> "Restorer":
@@ -292,35 +256,13 @@ class Restorer:
         done = 0
         for one in dict.fromkeys(map(id, plans)):
             mine = [i for i, each in enumerate(plans) if id(each) == one]
-            found = self._together([items[i][0] for i in mine], plans[mine[0]], at_once, request.part(RUN))
+            found = together(self.engine, [items[i][0] for i in mine], plans[mine[0]], at_once, request.part(RUN))
             for i, clip in found:
                 results[mine[i]] = items[mine[i]][1](clip)
                 done += 1
                 if callback is not None:
                     callback(done, len(items))
         return results
-
-    def _together(self, clips: list[Tensor], plan: Plan, at_once: int, how: dict[str, Any]) -> Iterable[tuple[int, Tensor]]:
-        """(number, restored clip) of every clip [B, 3, F, H, W], those of one padded size in one run.
-
-        Between two stages each is cut to its own size again, as it is when it runs alone. Where the detail is the input's
-        nothing is padded, as a small version would show the padding: one size is then the pictures' own.
-        """
-        geometry, by_input = self.engine.geometry, plan.any_by_input(how["detail"])
-        ready = (lambda clip: clip) if by_input else geometry.padded
-        shapes = [tuple(ready(clip).shape) for clip in clips]
-        sides = geometry.tile_size(how["tile"], how["tile_overlap"])
-        if by_input:
-            large = [max(shape[-2:]) > self.backbone.spec.tile for shape in shapes]
-        else:
-            large = [len(geometry.tiles(*shape[-2:], *sides)) > 1 for shape in shapes]
-        for group in groups(shapes, large, at_once):
-            now = [clips[i] for i in group]
-            for stage in plan.stages:
-                whole = torch.cat([ready(clip) for clip in now])
-                parts = self.engine.run(whole, stage, 0, None, **how).split([len(clip) for clip in now])
-                now = [crop(part, *clip.shape[-2:])[:, :, : clip.shape[2]] for part, clip in zip(parts, now)]
-            yield from zip(group, now)
 
     def _plans(self, clips: list[Tensor], request: RestoreRequest) -> list[Plan]:
         """The plan of each clip; with task auto each is looked at, and equal tasks share one."""

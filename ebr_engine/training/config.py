@@ -136,7 +136,7 @@ class LearnConfig:
         by_backbone=True,
     )
     tone: float = _setting(0.0, "objective", "Extra weight of the error's means over blocks of the codec (pixel loss).")
-    ssim: float = _setting(0.0, "objective", "Weight of the result's 1 - SSIM beside its error (unroll with the pixel loss).")
+    ssim_weight: float = _setting(0.0, "objective", "Weight of the result's 1 - SSIM beside its error (unroll, pixel loss).")
     even: float = _setting(
         0.0, "objective", "Weights samples by their own damage to this power, inverted: above 0, mild ones count as well (ebr)."
     )
@@ -231,7 +231,7 @@ def _check_numbers(config: LearnConfig) -> None:
     if not 0 < config.t_min < config.t0 < 1:
         raise EbrError(f"t_min and t0 must fulfil 0 < t_min < t0 < 1, got {config.t_min} and {config.t0}")
     at_least = {1: "tokens iterations batch accumulate warmup scenes frames stride save_every save_last_n validation_count"}
-    at_least[0] = "views on_policy unroll clip weight_decay validate_every tone even ssim"
+    at_least[0] = "views on_policy unroll clip weight_decay validate_every tone even ssim_weight"
     for least, names in at_least.items():
         for name in names.split():
             if not getattr(config, name) >= least:
@@ -255,8 +255,8 @@ def _check_numbers(config: LearnConfig) -> None:
             raise EbrError(f"{name} follows EBR's sampler; it cannot be used with the bridge {config.bridge}")
     if config.unroll and config.on_policy:
         raise EbrError("unroll learns from the sampler's result, on_policy from its states: choose one")
-    if config.ssim and not (config.unroll and config.loss == "pixel"):
-        raise EbrError("ssim is of the sampler's result in pixels: it needs unroll and the loss pixel")
+    if config.ssim_weight and not (config.unroll and config.loss == "pixel"):
+        raise EbrError("ssim_weight is of the sampler's result in pixels: it needs unroll and the loss pixel")
     if config.unroll and config.loss == "velocity":
         raise EbrError("unroll learns from the sampler's result, which has no velocity: use the loss pixel or x0")
 

@@ -140,8 +140,8 @@ class Learner:
             pixels = mapped(codec.decode(degraded), codec.decode(result))
             result = codec.encode(pixels)
         loss = self.measured(result - clean, degraded - clean)
-        if self.config.ssim:
-            loss = loss + self.config.ssim * dissimilarity(codec.decode(result), codec.decode(clean)).mean()
+        if self.config.ssim_weight:
+            loss = loss + self.config.ssim_weight * dissimilarity(codec.decode(result), codec.decode(clean)).mean()
         return loss
 
     def states(self, numbers: Sequence[int], degraded: Tensor, clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:

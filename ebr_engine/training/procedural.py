@@ -12,7 +12,9 @@ Achddou et al., "VibrantLeaves", 2024-25 (shapes, textures and depth of field).
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import fft, ndimage
+from scipy import ndimage
+
+from ebr_engine.training import patterns
 
 KINDS = ("leaves", "polygons", "texture", "gradient", "lines", "landscape")
 PALETTES = ("warm", "cool", "vivid", "muted", "dark", "bright", "green", "grey")
@@ -21,8 +23,6 @@ CAPTION_WORDS: tuple[str, ...] = KINDS + PALETTES + SCALES
 
 KIND_ODDS = (0.28, 0.17, 0.13, 0.10, 0.12, 0.20)
 PALETTE_ODDS = (0.15, 0.12, 0.12, 0.25, 0.10, 0.08, 0.12, 0.06)
-HUES = {"warm": 0.65, "cool": 3.6, "green": 1.7}  # radians on the wheel red 0, green 2π/3, blue 4π/3
-SATURATION = {"warm": 0.45, "cool": 0.4, "vivid": 0.75, "green": 0.45, "grey": 0.03}
 # Odds of superellipses, blobs, polygons and boxes; how many times the leaves cover the picture; share with texture.
 SHAPE_MIX = {
     "leaves": ((0.35, 0.4, 0.1, 0.15), 2.0, 0.5),
@@ -32,9 +32,7 @@ SHAPE_MIX = {
     "lines": ((0.15, 0.15, 0.1, 0.6), 0.6, 0.4),
     "landscape": ((0.2, 0.65, 0.05, 0.1), 0.6, 0.7),
 }
-ANGLES = 1024  # entries of a contour table: half a pixel of arc at a radius of 80 px
 MAX_LEAVES = 300  # the cost of a scene is nearly proportional to it
-LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # Rec. 709, linear light
 
 
 @dataclass(frozen=True)
@@ -78,11 +76,11 @@ class _Painter:
     def __init__(self, rng: np.random.Generator, size: int, palette: str):
         self.rng, self.size = rng, size
         self.canvas = np.zeros((4, size, size), np.float32)
-        self.colours = _palette(rng, palette)
+        self.colours = patterns.palette(rng, palette)
         angle = rng.uniform(0, 2 * np.pi)
         self.light = np.float32(np.cos(angle)), np.float32(-abs(np.sin(angle)))  # x, y: from above
-        self.smooth = _field(rng, size, 3.5)
-        self.fields = [_texture(rng, size) for _ in range(4)]
+        self.smooth = patterns.field(rng, size, 3.5)
+        self.fields = [patterns.texture(rng, size) for _ in range(4)]
         self.depth_of_field = rng.random() < 0.3
         self.shadows = rng.uniform(0.2, 0.7) if rng.random() < 0.6 else 0.0
         row = np.linspace(0, 1, size, dtype=np.float32)[:, None]
@@ -96,7 +94,7 @@ class _Painter:
         """Sky: a vertical gradient with clouds; or, where no sky is likely, a surface with 1/f texture."""
         rng, row = self.rng, np.linspace(0, 1, self.size, dtype=np.float32)[None, :, None]
         top, bottom = self.colours[rng.integers(len(self.colours), size=2)][:, :, None, None]
-        clouds = _field(rng, self.size, rng.uniform(2.2, 3.2))
+        clouds = patterns.field(rng, self.size, rng.uniform(2.2, 3.2))
         if kind in ("landscape", "gradient") or rng.random() < 0.3:
             sky = np.array([0.35, 0.5, 0.8], np.float32) if rng.random() < 0.6 else top.ravel() / top.max()
             brightness = rng.uniform(0.4, 1.0)
@@ -120,7 +118,7 @@ class _Painter:
             nearness = (i + 1) / count
             amplitude = size * rng.uniform(0.01, 0.09)
             roughness = rng.uniform(1.6, 2.8)
-            line = size * (0.3 + 0.55 * nearness * rng.uniform(0.6, 1)) + amplitude * _profile(rng, size, roughness)
+            line = size * (0.3 + 0.55 * nearness * rng.uniform(0.6, 1)) + amplitude * patterns.profile(rng, size, roughness)
             cover = np.clip(y - line[None] + 0.5, 0, 1)
             colour = self._colour(rng.uniform(), 0.3)
             colour += (0.6 * sky - colour) * 0.6 * (1 - nearness) ** 1.5
@@ -154,7 +152,7 @@ class _Painter:
         shapes = rng.choice(4, count, p=mix)
         shapes[bunched] = shapes[parent[bunched]]
         kin = (rng.random(count) < rng.uniform(0.3, 0.9)) & ~bunched & (radii < 0.1 * size)
-        contours = [[_contour(rng, shape) for _ in range(6)] for shape in range(3)]
+        contours = [[patterns.contour(rng, shape) for _ in range(6)] for shape in range(3)]
         focus = int(count * rng.uniform(0.2, 0.7)) if self.depth_of_field else -1
         upright = rng.random() < 0.6  # man-made things mostly stand straight
         for i in range(count):
@@ -248,8 +246,8 @@ class _Painter:
             return None
         rows, columns, y, x = window
         rho = np.sqrt(y * y + x * x)
-        index = ((np.arctan2(y, x) + np.float32(angle)) * np.float32(ANGLES / (2 * np.pi))).astype(np.int32)
-        limit, cosine = contour.take(index & (ANGLES - 1), axis=1)
+        index = ((np.arctan2(y, x) + np.float32(angle)) * np.float32(patterns.ANGLES / (2 * np.pi))).astype(np.int32)
+        limit, cosine = contour.take(index & (patterns.ANGLES - 1), axis=1)
         limit *= np.float32(radius)
         return rows, columns, (rho - limit) * cosine, rho / limit, (x * self.light[0] + y * self.light[1]) / radius
 
@@ -291,7 +289,7 @@ class _Painter:
             oy, ox = rng.integers(0, self.size - height + 1), rng.integers(0, self.size - width + 1)
             pattern = field[oy : oy + height, ox : ox + width]
             if rng.random() < 0.15:
-                pattern = _stripes(rng, distance, slope, pattern, max(height, width))
+                pattern = patterns.stripes(rng, distance, slope, pattern, max(height, width))
             tone = tone * np.exp(np.float32(np.exp(rng.uniform(-2.7, -0.7))) * pattern)
             if rng.random() < 0.4:  # the texture leads from one colour of the palette to another
                 other = self._colour(rng.random(), 0.2)
@@ -323,90 +321,6 @@ class _Painter:
         target += fill
 
 
-def _palette(rng: np.random.Generator, name: str) -> np.ndarray:
-    """Five to eight linear RGB colours [K, 3]: luminance spread over decades, chroma small and around few hues."""
-    count = int(rng.integers(5, 9))
-    # Daylight scenes lie along orange to blue, with green beside it; purple is for the vivid ones.
-    natural = rng.choice([0.55, 0.7, 1.2, 3.6])
-    hue = HUES.get(name, rng.uniform(0, 2 * np.pi) if name == "vivid" else natural) + rng.normal(0, 0.15)
-    spread = 1.5 if name == "vivid" else 0.2
-    hues = hue + spread * rng.standard_normal(count) + np.pi * (rng.random(count) < 0.15)
-    saturation = SATURATION.get(name, 0.22) * rng.uniform(0.3, 1.3, count)
-    wheel = np.cos(hues[:, None] - np.array([0, 2 * np.pi / 3, 4 * np.pi / 3]))
-    colours = np.clip(1 + saturation[:, None] * wheel, 0.03, None)
-    luminance = 0.85 * np.exp(-rng.uniform(2, 4) * rng.permutation(np.linspace(0, 1, count)))
-    return (colours / (colours @ LUMA)[:, None] * luminance[:, None]).astype(np.float32)
-
-
-def _field(rng: np.random.Generator, size: int, slope: float, stretch: float = 1.0, cut: float = 0.0) -> np.ndarray:
-    """A periodic Gaussian field [S, S] of unit variance with power |f|^-slope; `stretch` > 1 draws it out along x."""
-    fy, fx = fft.fftfreq(size)[:, None] / stretch, fft.rfftfreq(size)[None] * stretch
-    power = fy * fy + fx * fx + cut * cut
-    power[0, 0] = 1
-    spectrum = rng.standard_normal((2, *power.shape), np.float32)
-    gain = (power ** (-slope / 4)).astype(np.float32)
-    gain[0, 0] = 0
-    field = fft.irfft2((spectrum[0] + 1j * spectrum[1]) * gain, (size, size))
-    return field / field.std()
-
-
-def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A field as a surface: 1/f^s with s in [0.5, 2.5], sometimes drawn out (grass, wood), folded (veins), patchy."""
-    stretch = float(np.exp(rng.uniform(-1.4, 1.4))) if rng.random() < 0.35 else 1.0
-    field = _field(rng, size, 2.5 - 2 * rng.random() ** 2, stretch, rng.choice([0, 0.02, 0.08]))
-    style = rng.random()
-    if style < 0.2:
-        field = 1.6 * (0.8 - np.abs(field))
-    elif style < 0.4:
-        field = np.tanh(2.5 * field)
-    return field
-
-
-def _stripes(rng, distance, slope, pattern, extent: int) -> np.ndarray:
-    """Stripes or checks in [-1, 1], along the leaf's own gradient, warped by `pattern`."""
-    waves = extent / rng.uniform(4, 24)
-    bands = np.sin(np.float32(3 * waves) * slope + np.float32(rng.uniform(0, 0.8)) * pattern)
-    if rng.random() < 0.3:
-        bands = bands * np.sin(distance * np.float32(6 * waves / extent))
-    return np.tanh(np.float32(rng.uniform(0.5, 4)) * bands)
-
-
-def _profile(rng: np.random.Generator, size: int, slope: float) -> np.ndarray:
-    """A fractal line [S] of unit variance, power |f|^-slope; cut from twice the length, so that its ends differ."""
-    gain = np.arange(1, size + 1) ** (-slope / 2)
-    spectrum = np.concatenate([[0], gain * (rng.standard_normal(size) + 1j * rng.standard_normal(size))])
-    line = fft.irfft(spectrum, 2 * size)[:size]
-    return ((line - line.mean()) / line.std()).astype(np.float32)
-
-
-def _contour(rng: np.random.Generator, shape: int) -> np.ndarray:
-    """A star-shaped outline [2, ANGLES]: radius over angle (largest 1), and the cosine between normal and radius.
-
-    shape 0: superellipse; 1: Fourier blob; 2: polygon, convex or not.
-    """
-    theta = np.arange(ANGLES) * (2 * np.pi / ANGLES)
-    if shape == 0:
-        power = rng.choice([2.0, 2.0, rng.uniform(1.2, 5)])
-        aspect = rng.uniform(0.3, 1)
-        radius = (np.abs(np.cos(theta)) ** power + np.abs(np.sin(theta) / aspect) ** power) ** (-1 / power)
-    elif shape == 1:
-        order = np.arange(1, 25)[:, None]
-        weights = rng.standard_normal((24, 1)) * order ** -rng.uniform(1.0, 2.0) * rng.uniform(0.15, 0.5)
-        radius = np.exp((weights * np.cos(order * theta + rng.uniform(0, 6.3, (24, 1)))).sum(0))
-    else:
-        corners = int(rng.integers(3, 9))
-        # Jittered, evenly spread corners: no side may span half a turn, where the polar form of a line breaks.
-        angles = (np.arange(corners) + rng.uniform(-0.2, 0.2, corners)) * (2 * np.pi / corners)
-        inverse = 1 / rng.choice([1.0, rng.uniform(0.4, 1)], corners)
-        at = np.searchsorted(angles, theta, side="right") - 1
-        start, stop = angles[at], angles[(at + 1) % corners]
-        side = np.mod(stop - start, 2 * np.pi)
-        past = np.mod(theta - start, 2 * np.pi)
-        radius = np.sin(side) / (np.sin(side - past) * inverse[at] + np.sin(past) * inverse[(at + 1) % corners])
-    steepness = (np.roll(radius, -1) - np.roll(radius, 1)) * (ANGLES / (4 * np.pi)) / radius
-    return np.stack([radius / radius.max(), (1 + steepness**2) ** -0.5]).astype(np.float32)
-
-
 def _develop(painter: _Painter, palette: str) -> np.ndarray:
     """From linear light to an sRGB photograph: illumination, lens blur, exposure to a wanted mean, contrast."""
     rng, light = painter.rng, painter.canvas[:3]
@@ -415,7 +329,7 @@ def _develop(painter: _Painter, palette: str) -> np.ndarray:
         blur = rng.uniform(0.35, 0.8)
         light = ndimage.gaussian_filter(light, (0, blur, blur), truncate=3)
     code = np.clip(light, 1e-5, None) ** np.float32(1 / 2.2)
-    luma = np.tensordot(LUMA, code[:, ::4, ::4], 1)
+    luma = np.tensordot(patterns.LUMA, code[:, ::4, ::4], 1)
     low, high = np.percentile(luma, [rng.uniform(0.2, 3), 100 - rng.uniform(0.2, 3)])
     black, white = (0.0, 1.0) if rng.random() < 0.65 else (rng.uniform(0, 0.25), rng.uniform(0.6, 1.0))
     stretch = min((white - black) / max(high - low, 1e-3), 4.0)  # a nearly flat scene stays nearly flat

@@ -1,4 +1,4 @@
-"""diffusers' Wan transformer with random weights, as the reference of both halves."""
+"""diffusers' models with random weights, as references and as checkpoints."""
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ TINY = {
     "num_layers": 3,
     "rope_max_seq_len": 32,
 }
+SHIFT, FACTOR = 0.1159, 0.3611  # FLUX's own, of latents
 
 
 def random_weight(name, shape):
@@ -48,3 +49,51 @@ def make_wan():
         return module.eval().requires_grad_(False), *load_wan(WanConfig.from_diffusers(dict(module.config)), state)
 
     return make
+
+
+@pytest.fixture
+def wan(make_wan):
+    """A tiny diffusers module and our two halves."""
+    module, *halves = make_wan()
+    return module, halves
+
+
+@pytest.fixture(scope="session")
+def modules():
+    """diffusers' module of each backbone, no parameter zero or one."""
+    from tests.backbones.checkpoints import diffusers_modules
+
+    return diffusers_modules()
+
+
+@pytest.fixture(scope="session")
+def sources(modules, tmp_path_factory):
+    """The same weights of each backbone in every layout; the paths by name."""
+    from tests.backbones.checkpoints import written
+
+    return written(modules, tmp_path_factory.mktemp)
+
+
+@pytest.fixture(scope="session")
+def vae_folders(tmp_path_factory):
+    """Tiny random VAEs of Wan and FLUX in the real layout, whose pixels have a natural spread: 1/255 means what it means."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("models")
+    wan = diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    flux = diffusers.AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[4, 4, 8, 8],
+        latent_channels=16,
+        norm_num_groups=2,
+        shift_factor=SHIFT,
+        scaling_factor=FACTOR,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    with torch.no_grad():
+        for name, vae, latent in (("wan", wan, torch.randn(1, 16, 2, 8, 8)), ("flux", flux, torch.randn(1, 16, 16, 16))):
+            vae.decoder.conv_out.weight.mul_(0.4 / vae.decode(latent).sample.std())  # in [-1, 1]
+            vae.save_pretrained(root / name)
+    return root

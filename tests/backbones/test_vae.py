@@ -1,9 +1,6 @@
 """The real VAEs as codecs: equal to diffusers' own coding, in tiles, in chunks, in any clip's length of bounded memory."""
 
-import json
 import logging
-import shutil
-import sys
 
 import pytest
 import torch
@@ -14,51 +11,20 @@ from torch.profiler import ProfilerActivity, profile
 from ebr_engine.backbones.flux.codec import FluxCodec
 from ebr_engine.backbones.flux.vae import FluxVae, FluxVaeConfig
 from ebr_engine.backbones.vae import load_codec
-from ebr_engine.errors import BackboneError, EbrError
+from ebr_engine.errors import EbrError
+from tests.backbones.conftest import FACTOR, SHIFT
 
 diffusers = pytest.importorskip("diffusers")
-SHIFT, FACTOR = 0.1159, 0.3611  # FLUX's own
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-def spread_out(vae):
-    """The same VAE with pixels of a natural spread, so that 1/255 means what it means."""
-    with torch.no_grad():
-        sample = torch.randn(1, 16, 2, 8, 8) if isinstance(vae, diffusers.AutoencoderKLWan) else torch.randn(1, 16, 16, 16)
-        vae.decoder.conv_out.weight.mul_(0.4 / vae.decode(sample).sample.std())  # in [-1, 1]
-    return vae
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Tiny random VAEs in the real layout."""
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("models")
-    wan = diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
-    flux = diffusers.AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        block_out_channels=[4, 4, 8, 8],
-        latent_channels=16,
-        norm_num_groups=2,
-        shift_factor=SHIFT,
-        scaling_factor=FACTOR,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
-    for name, vae in (("wan", wan), ("flux", flux)):
-        spread_out(vae).save_pretrained(root / name)
-    return root
 
 
 @pytest.fixture
-def wan(folders):
-    return load_codec("wan", folders / "wan")
+def wan(vae_folders):
+    return load_codec("wan", vae_folders / "wan")
 
 
 @pytest.fixture
-def flux(folders):
-    return load_codec("flux", folders / "flux")
+def flux(vae_folders):
+    return load_codec("flux", vae_folders / "flux")
 
 
 @pytest.fixture(params=["wan", "flux"])
@@ -73,9 +39,9 @@ def smooth(*shape, cell=16):
     return F.interpolate(coarse, (f, h, w), mode="trilinear")
 
 
-def published_wan(folders):
+def published_wan(vae_folders):
     """diffusers' model with Wan's normalisation, as its pipelines apply it."""
-    vae = diffusers.AutoencoderKLWan.from_pretrained(folders / "wan")
+    vae = diffusers.AutoencoderKLWan.from_pretrained(vae_folders / "wan")
     mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (vae.config.latents_mean, vae.config.latents_std))
     return vae, mean, std
 
@@ -83,8 +49,8 @@ def published_wan(folders):
 @pytest.mark.parametrize("frames", [1, 5, 9, 13])
 @pytest.mark.parametrize("size", [(24, 40), (40, 16)])
 @torch.no_grad()
-def test_wan_is_coded_as_by_diffusers(folders, wan, frames, size):
-    vae, mean, std = published_wan(folders)
+def test_wan_is_coded_as_by_diffusers(vae_folders, wan, frames, size):
+    vae, mean, std = published_wan(vae_folders)
     pixels = smooth(2, 3, frames, *size)
     latent = wan.encode(pixels)
     assert latent.shape == (2, 16, 1 + frames // 4, size[0] // 8, size[1] // 8)
@@ -98,8 +64,8 @@ def test_wan_is_coded_as_by_diffusers(folders, wan, frames, size):
 
 @pytest.mark.parametrize("frames", [1, 3])
 @torch.no_grad()
-def test_flux_codes_every_frame_alone_as_diffusers_does(folders, flux, frames):
-    vae = diffusers.AutoencoderKL.from_pretrained(folders / "flux")
+def test_flux_codes_every_frame_alone_as_diffusers_does(vae_folders, flux, frames):
+    vae = diffusers.AutoencoderKL.from_pretrained(vae_folders / "flux")
     pixels = smooth(2, 3, frames, 24, 40)
     latent = flux.encode(pixels)
     assert latent.shape == (2, 16, frames, 3, 5)
@@ -127,22 +93,22 @@ def test_flux_with_outer_convolutions_is_coded_as_by_diffusers():
 
 
 @torch.no_grad()
-def test_sampled_latents_are_drawn_from_the_posterior_by_the_seed(folders):
-    vae, mean, std = published_wan(folders)
+def test_sampled_latents_are_drawn_from_the_posterior_by_the_seed(vae_folders):
+    vae, mean, std = published_wan(vae_folders)
     pixels = smooth(1, 3, 5, 16, 24)
-    codec = load_codec("wan", folders / "wan", sample_latents=True, seed=7)
+    codec = load_codec("wan", vae_folders / "wan", sample_latents=True, seed=7)
     sample = vae.encode(pixels * 2 - 1).latent_dist.sample(generator=torch.Generator().manual_seed(7))
     torch.testing.assert_close(codec.encode(pixels), (sample - mean) / std, rtol=1e-5, atol=1e-5)
     assert torch.equal(codec.encode(pixels), codec.encode(pixels))
-    assert not torch.allclose(codec.encode(pixels), load_codec("wan", folders / "wan").encode(pixels))
+    assert not torch.allclose(codec.encode(pixels), load_codec("wan", vae_folders / "wan").encode(pixels))
 
 
 @torch.no_grad()
-def test_bf16_is_as_near_to_float32_as_diffusers_is_in_bf16(folders):
-    vae, mean, std = published_wan(folders)
+def test_bf16_is_as_near_to_float32_as_diffusers_is_in_bf16(vae_folders):
+    vae, mean, std = published_wan(vae_folders)
     pixels = smooth(1, 3, 5, 24, 16)
-    codec = load_codec("wan", folders / "wan", dtype=torch.bfloat16)
-    latent, exact = codec.encode(pixels), load_codec("wan", folders / "wan").encode(pixels)
+    codec = load_codec("wan", vae_folders / "wan", dtype=torch.bfloat16)
+    latent, exact = codec.encode(pixels), load_codec("wan", vae_folders / "wan").encode(pixels)
     assert latent.dtype == codec.decode(latent).dtype == torch.float32
     theirs = (vae.bfloat16().encode((pixels * 2 - 1).bfloat16()).latent_dist.mode().float() - mean) / std
     assert (latent - exact).norm() < 1.5 * (theirs - exact).norm()
@@ -157,8 +123,8 @@ def test_decoded_pixels_are_not_clamped(codec):
 
 
 @pytest.mark.parametrize("shape", [(5, 40, 200), (1, 136, 144)])
-def test_tiles_of_wan_give_what_the_whole_picture_gives(folders, wan, shape):
-    tiled = load_codec("wan", folders / "wan", tile=128, overlap=96)
+def test_tiles_of_wan_give_what_the_whole_picture_gives(vae_folders, wan, shape):
+    tiled = load_codec("wan", vae_folders / "wan", tile=128, overlap=96)
     pixels = smooth(1, 3, *shape)
     latent = wan.encode(pixels)
     assert ((tiled.encode(pixels) - latent).abs() <= latent.std() / 255).float().mean() >= 0.999
@@ -176,9 +142,9 @@ class Through(nn.Module):
         return x
 
 
-def test_tiles_of_flux_differ_by_their_statistics_alone(folders):
+def test_tiles_of_flux_differ_by_their_statistics_alone(vae_folders):
     """GroupNorm sees a whole feature map; without it, tiles give what the whole picture gives: the attention is never cut."""
-    whole, tiled = (load_codec("flux", folders / "flux", tile=tile, overlap=96) for tile in (0, 128))
+    whole, tiled = (load_codec("flux", vae_folders / "flux", tile=tile, overlap=96) for tile in (0, 128))
     for codec in (whole, tiled):
         for half in (codec.vae.encoder.down_blocks, codec.vae.decoder.up_blocks):
             for module in half.modules():
@@ -194,8 +160,8 @@ def test_tiles_of_flux_differ_by_their_statistics_alone(folders):
     torch.testing.assert_close(tiled.decode(latent), decoded, rtol=0, atol=decoded.std() / 255)
 
 
-def test_tiles_of_flux_have_no_seams(folders, flux):
-    tiled = load_codec("flux", folders / "flux", tile=64, overlap=32)
+def test_tiles_of_flux_have_no_seams(vae_folders, flux):
+    tiled = load_codec("flux", vae_folders / "flux", tile=64, overlap=32)
     latent = torch.randn(1, 16, 1, 1, 1).expand(1, 16, 1, 8, 16) + 0.01 * torch.randn(1, 16, 1, 8, 16)
     steps = [codec.decode(latent).diff(dim=-1).abs().amax() for codec in (flux, tiled)]
     assert steps[1] < 2 * steps[0]
@@ -213,8 +179,8 @@ def test_only_pictures_above_an_area_are_tiled_by_default(codec):
 
 @pytest.mark.parametrize("chunks", [(5, 4, 4), (1, 12), (9, 4), (13,)])
 @pytest.mark.parametrize("tile", [None, 64])
-def test_a_stream_of_chunks_gives_what_the_whole_clip_gives(folders, chunks, tile):
-    codec = load_codec("wan", folders / "wan", tile=tile)
+def test_a_stream_of_chunks_gives_what_the_whole_clip_gives(vae_folders, chunks, tile):
+    codec = load_codec("wan", vae_folders / "wan", tile=tile)
     pixels = smooth(1 if tile else 2, 3, sum(chunks), 16, 72)
     latents = list(codec.encode_stream(pixels.split(chunks, dim=2)))
     assert [latent.shape[2] for latent in latents] == [-(-count // 4) for count in chunks]
@@ -254,8 +220,8 @@ def test_memory_does_not_grow_with_the_clip_beyond_input_and_output(wan):
     assert beyond[1] < 1.05 * beyond[0] + 4 * long.nbytes  # moments as they come and put together
 
 
-def test_frames_are_computed_one_by_one_on_a_cpu(folders):
-    codec = load_codec("wan", folders / "wan", tile=64)
+def test_frames_are_computed_one_by_one_on_a_cpu(vae_folders):
+    codec = load_codec("wan", vae_folders / "wan", tile=64)
     most = {"encoder": 0, "decoder": 0}
     for half in most:
         network = getattr(codec.vae, half)
@@ -274,9 +240,9 @@ def overflow(module, args, out):
 
 
 @pytest.mark.parametrize("half", ["encoder", "decoder"])
-def test_values_that_are_not_finite_are_made_again_in_float32(folders, caplog, half):
-    codec = load_codec("wan", folders / "wan", dtype=torch.bfloat16)
-    reference = load_codec("wan", folders / "wan", dtype=torch.bfloat16)
+def test_values_that_are_not_finite_are_made_again_in_float32(vae_folders, caplog, half):
+    codec = load_codec("wan", vae_folders / "wan", dtype=torch.bfloat16)
+    reference = load_codec("wan", vae_folders / "wan", dtype=torch.bfloat16)
     reference.asked_dtype = torch.float32
     reference.to("cpu")  # the weights are those that bf16 left
     getattr(codec.vae, half).conv_out.register_forward_hook(overflow)
@@ -290,9 +256,9 @@ def test_values_that_are_not_finite_are_made_again_in_float32(folders, caplog, h
     assert codec.to("cpu").dtype == torch.float32
 
 
-def test_a_stream_goes_on_in_float32_where_it_was(folders):
-    codec = load_codec("wan", folders / "wan", dtype=torch.bfloat16)
-    exact = load_codec("wan", folders / "wan")
+def test_a_stream_goes_on_in_float32_where_it_was(vae_folders):
+    codec = load_codec("wan", vae_folders / "wan", dtype=torch.bfloat16)
+    exact = load_codec("wan", vae_folders / "wan")
     latent = torch.randn(1, 16, 3, 1, 1)
     stream = codec.decode_stream(latent.split(1, dim=2))
     parts = [next(stream)]
@@ -340,17 +306,17 @@ def test_a_latent_of_a_wrong_shape_is_named(codec, shape):
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(100, None), (128, 128), (128, 20), (-64, 8), (None, 2048), (64, -8)])
-def test_tiles_that_cannot_be_are_named(folders, tile, overlap):
+def test_tiles_that_cannot_be_are_named(vae_folders, tile, overlap):
     with pytest.raises(EbrError, match="multiples of 8 pixels"):
-        load_codec("wan", folders / "wan", tile=tile, overlap=overlap)
+        load_codec("wan", vae_folders / "wan", tile=tile, overlap=overlap)
 
 
-def test_a_codec_moves_and_tells_its_bytes(folders):
-    codec = load_codec("flux", folders / "flux")
+def test_a_codec_moves_and_tells_its_bytes(vae_folders):
+    codec = load_codec("flux", vae_folders / "flux")
     weights = sum(weight.numel() for weight in codec.vae.parameters())
     assert codec.to("cpu") is codec
     assert (codec.dtype, codec.parameters_bytes) == (torch.float32, 4 * weights)
-    assert load_codec("flux", folders / "flux", dtype=torch.bfloat16).parameters_bytes == 2 * weights
+    assert load_codec("flux", vae_folders / "flux", dtype=torch.bfloat16).parameters_bytes == 2 * weights
     codec.device = torch.device("cuda")
     assert codec.dtype == torch.bfloat16  # what an automatic dtype is there
     assert codec.to("meta").device.type == "meta"
@@ -361,66 +327,3 @@ def test_coding_keeps_no_gradients(codec):
     latent = codec.encode(smooth(1, 3, 1, 8, 8).requires_grad_())
     assert not latent.requires_grad
     assert not codec.decode(latent.requires_grad_()).requires_grad
-
-
-def damaged(folders, tmp_path, damage):
-    """A copy of Wan's folder that is damaged in one way."""
-    from safetensors.torch import load_file, save_file
-
-    folder = shutil.copytree(folders / "wan", tmp_path / "vae")
-    weights, config = folder / WEIGHTS, folder / "config.json"
-    tensors = load_file(weights)
-    if damage == "no folder":
-        shutil.rmtree(folder)
-    elif damage in ("no config", "no weights"):
-        (config if damage == "no config" else weights).unlink()
-    elif damage == "no JSON":
-        config.write_text('{"_class_name"')
-    elif damage == "a list":
-        config.write_text("[]")
-    elif damage == "cut short":
-        weights.write_bytes(weights.read_bytes()[:-100])
-    elif damage in ("wider", "Wan 2.2", "fewer statistics"):
-        change = {"wider": {"base_dim": 8}, "Wan 2.2": {"patch_size": 1}, "fewer statistics": {"latents_std": [1.0]}}[damage]
-        config.write_text(json.dumps(json.loads(config.read_text()) | change))
-    else:
-        if damage == "missing tensor":
-            del tensors["decoder.conv_in.bias"]
-        else:
-            tensors["decoder.more"] = torch.zeros(2)
-        save_file(tensors, weights, metadata={"format": "pt"})
-    return folder
-
-
-DAMAGES = {
-    "no folder": "is no VAE in diffusers' layout",
-    "no config": "config.json is missing",
-    "no weights": f"cannot load the VAE in .*{WEIGHTS}",
-    "no JSON": "no JSON object",
-    "a list": "no JSON object",
-    "cut short": "cannot load the VAE in",
-    "wider": "cannot load the VAE in .*size mismatch",
-    "Wan 2.2": "of another Wan than 2.1",
-    "fewer statistics": "statistics of 16 and 1 channels for 16",
-    "missing tensor": "missing tensors decoder.conv_in.bias",
-    "extra tensor": "unexpected tensors decoder.more",
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_folder_is_an_error_of_one_line_that_names_it(folders, tmp_path, damage):
-    with pytest.raises(BackboneError, match=DAMAGES[damage]) as error:
-        load_codec("wan", damaged(folders, tmp_path, damage))
-    assert "\n" not in str(error.value)
-
-
-def test_the_vae_of_another_backbone_is_an_error(folders):
-    with pytest.raises(BackboneError, match="class AutoencoderKLWan, but flux takes AutoencoderKL"):
-        load_codec("flux", folders / "wan")
-    with pytest.raises(BackboneError, match="class AutoencoderKL, but wan takes AutoencoderKLWan"):
-        load_codec("wan", folders / "flux")
-
-
-def test_diffusers_is_not_needed(folders, monkeypatch):
-    monkeypatch.setitem(sys.modules, "diffusers", None)
-    assert load_codec("wan", folders / "wan").channels == 16

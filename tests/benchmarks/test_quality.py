@@ -102,7 +102,10 @@ def test_prompts_stand_beside_one_another_in_few_evaluations(tmp_path, capsys):
     prompts = [word for label in (f"bundled={own}", f"same={tmp_path / 'same'}") for word in ("--prompts", label)]
     how = ("--quick", "--tasks", "blur", "--counts", "1", "2", "--size", "64", "--json", str(tmp_path / "few.json"))
     quality.main(["evaluations", *how, *prompts])
-    rows = json.loads((tmp_path / "few.json").read_text())["rows"]
+    found = json.loads((tmp_path / "few.json").read_text())
+    rows = found["rows"]
+    assert found["prompts"]["same"] == found["prompts"]["bundled"]
+    assert list(found["prompts"]["same"]) == ["blur"]
     assert [(row["prompt"], row["evaluations"]) for row in rows[1:]] == [("bundled", 1), ("bundled", 2), ("same", 1), ("same", 2)]
     assert rows[1]["psnr"] == rows[3]["psnr"] != rows[2]["psnr"]
     assert "evaluations" in capsys.readouterr().out

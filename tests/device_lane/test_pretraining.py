@@ -6,7 +6,8 @@ import torch
 from ebr_engine.backbones.mini.lapped import LappedCodec
 from ebr_engine.kernels import backend
 from ebr_engine.training import pretrain
-from ebr_engine.training.pretrain import PretrainConfig, Pretrainee
+from ebr_engine.training.pretrain import PretrainConfig
+from ebr_engine.training.pretrainee import Pretrainee
 from tests.device_lane.pretended import CUDA
 from tests.tiny import TINY
 

@@ -1,27 +1,35 @@
 """The pages agree with the code: tables that are made, links, variables, commands, versions."""
 
-import importlib.util
+import importlib
+import json
 import re
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
+from ebr_engine.backbones.registry import spec
 from ebr_engine.cli.group import COMMANDS
+from ebr_engine.prompts.catalogue import ASSETS, TASKS
+from ebr_engine.prompts.prompt import load_prompt
+from ebr_engine.training.config import FREE, SETTINGS, read_assignments, resolve
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks/README.md"]
-PAGES += [*sorted((ROOT / "docs").glob("*.md")), ROOT / "findings/README.md", ROOT / "ebr_engine/assets/mini/MODEL_CARD.md"]
+CARDS = sorted(ASSETS.glob("*/MODEL_CARD.md"))
+PAGES += [*sorted((ROOT / "docs").glob("*.md")), ROOT / "findings/README.md", *CARDS]
+PLACES = ("start", "photos")  # of which a file's command has the name alone
 CODE = [*(ROOT / "ebr_engine").rglob("*.py"), *(ROOT / "kernels").rglob("*.py"), ROOT / "setup.py"]
 
 
 @pytest.fixture(scope="module")
 def maker():
-    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "docs" / "make_tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs")
+        return importlib.import_module("make_tables")
 
 
 def text_of(path):
@@ -39,11 +47,15 @@ def test_the_readme_is_one_page():
     assert len(text_of(ROOT / "README.md").splitlines()) <= 130
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/reference.md", "docs/research.md"])
-def test_tables_are_those_that_the_code_makes(maker, name):
-    page = text_of(ROOT / name)
-    assert len(maker.PART.findall(page)) == page.count("<!-- made:") > 0
-    assert maker.filled(page) == page, "python docs/make_tables.py makes them anew"
+def test_every_page_with_a_table_that_is_made_is_one_that_is_made_anew(maker):
+    assert {page for page in PAGES if "<!-- made:" in text_of(page)} == set(maker.PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_tables_are_those_that_the_code_makes(maker, page):
+    text = text_of(page)
+    assert len(maker.PART.findall(text)) == text.count("<!-- made:")
+    assert maker.filled(text) == text, "python docs/make_tables.py makes them anew"
 
 
 def test_a_table_that_has_changed_is_seen(maker):
@@ -51,6 +63,41 @@ def test_a_table_that_has_changed_is_seen(maker):
     old = page.replace("| `fast` | 5 |", "| `fast` | 6 |")
     assert old != page
     assert maker.filled(old) == page
+
+
+def test_the_figures_are_of_the_prompts_that_are_bundled():
+    found = json.loads(text_of(ROOT / "benchmarks/results/bundled_mini.json"))
+    again = "python -m benchmarks.quality evaluations --counts 2 --strengths 0.75 0 --json benchmarks/results/bundled_mini.json"
+    folder, strong = ASSETS / "mini/prompts", {row["task"]: row for row in found["rows"] if row["strength"]}
+    assert found["prompts"]["bundled"] == {
+        task: sha256((folder / f"{task}.safetensors").read_bytes()).hexdigest() for task in TASKS
+    }, again
+    scores = json.loads(text_of(ASSETS / "mini/quality.json"))["scores"]
+    for task in TASKS:
+        told = fmean(one["psnr"] for one in scores if (one["task"], one["row"]) == (task, "EBR prompt"))
+        assert told == pytest.approx(strong[task]["psnr"], abs=0.02), "ebr-engine eval --out quality.json"
+
+
+def test_the_readme_tells_what_clips_gain_as_the_table_does():
+    told = re.search(r"\[\+([\d.]+) dB for rain, \+([\d.]+) for snow\]", text_of(ROOT / "README.md")).groups()
+    clips = text_of(ROOT / "docs/research.md").split("<!-- made: clips -->")[1].split("<!-- end -->")[0]
+    gains = dict(re.findall(r"^\| (\w+) \|.*\| \+([\d.]+) \[", clips, re.MULTILINE))
+    assert told == tuple(f"{float(gains[task]):.1f}" for task in ("rain", "snow"))
+
+
+@pytest.mark.parametrize("backbone", ["mini", "mini-audio"])
+def test_a_prompts_command_on_the_card_has_the_settings_that_its_file_tells(backbone):
+    text = text_of(ASSETS / backbone / "MODEL_CARD.md").replace("\\\n", "")
+    commands = dict(re.findall(r"^ebr-engine train --task (\w+)(.*)$", text, re.MULTILINE))
+    assert list(commands) == list(spec(backbone).tasks)
+    for task, words in commands.items():
+        given = read_assignments(re.findall(r"-s (\S+)", words))
+        config = resolve({"task": task, "backbone": backbone} | given)
+        learned = load_prompt(ASSETS / backbone / f"prompts/{task}.safetensors").training
+        names = [name for name in learned if name in SETTINGS and name not in FREE - {"iterations"} and name not in PLACES]
+        assert {name: getattr(config, name) for name in names} == {
+            name: tuple(learned[name]) if isinstance(learned[name], list) else learned[name] for name in names
+        }
 
 
 def test_every_command_of_the_help_stands_in_the_reference_and_no_other(maker):

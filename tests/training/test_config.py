@@ -133,9 +133,9 @@ def test_wrong_names_and_types_are_told(settings, words):
         ({"bridge": "ddbm", "unroll": 3}, ["unroll", "ddbm"]),
         ({"unroll": 2, "on_policy": 3}, ["unroll", "on_policy"]),
         ({"unroll": 2, "loss": "velocity"}, ["unroll", "velocity"]),
-        ({"ssim": 0.1}, ["ssim", "unroll"]),
-        ({"ssim": 0.1, "unroll": 2, "loss": "x0"}, ["ssim", "pixel"]),
-        ({"ssim": -0.1, "unroll": 2}, ["ssim", "-0.1"]),
+        ({"ssim_weight": 0.1}, ["ssim_weight", "unroll"]),
+        ({"ssim_weight": 0.1, "unroll": 2, "loss": "x0"}, ["ssim_weight", "pixel"]),
+        ({"ssim_weight": -0.1, "unroll": 2}, ["ssim_weight", "-0.1"]),
     ],
 )
 def test_wrong_settings_are_told_in_one_line(settings, words):

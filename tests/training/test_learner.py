@@ -399,7 +399,7 @@ def test_dissimilarity_counts_beside_the_error(weights, pool):
     learner = start(weights, unroll=2, batch=2)
     degraded, clean = batches(learner, pool)(range(2))
     plain, mixed = (
-        replace(learner, config=replace(learner.config, ssim=w)).result_loss(range(2), degraded, clean) for w in (0, 3)
+        replace(learner, config=replace(learner.config, ssim_weight=w)).result_loss(range(2), degraded, clean) for w in (0, 3)
     )
     result = result_of(learner, degraded, clean)
     similar = [ssim(a.transpose(0, 1), b.transpose(0, 1)) for a, b in zip(result, learner.backbone.codec.decode(clean))]

@@ -13,8 +13,9 @@ from ebr_engine.backbones.mini.lapped import LappedCodec
 from ebr_engine.backbones.mini.model import CONTEXT_TOKENS, load_mini
 from ebr_engine.errors import EbrError
 from ebr_engine.media import degradations
-from ebr_engine.training import pretrain, procedural, scenes
-from ebr_engine.training.pretrain import CLEAN_WORD, VOCABULARY, PretrainConfig, Pretrainee, batch, measured_codec, rate_factor
+from ebr_engine.training import pretrain, pretrainee, procedural, scenes
+from ebr_engine.training.pretrain import PretrainConfig, batch, measured_codec, rate_factor
+from ebr_engine.training.pretrainee import CLEAN_WORD, VOCABULARY, Pretrainee
 from ebr_engine.training.scenes import ScenePool
 from tests.tiny import TINY
 
@@ -161,7 +162,7 @@ def test_it_can_begin_with_finished_weights_and_says_so(quick, tmp_path):
 
 def test_weights_of_another_vocabulary_are_no_beginning(quick, tmp_path, monkeypatch):
     run(tmp_path / "first.safetensors", minutes=1)
-    monkeypatch.setattr(pretrain, "VOCABULARY", [*VOCABULARY, "fog"])
+    monkeypatch.setattr(pretrainee, "VOCABULARY", [*VOCABULARY, "fog"])
     with pytest.raises(EbrError, match="other words"):
         pretrain.pretrain(tmp_path / "second.safetensors", QUICK, start=tmp_path / "first.safetensors")
 

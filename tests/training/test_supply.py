@@ -8,7 +8,7 @@ from ebr_engine.errors import EbrError
 from ebr_engine.media.images import write_image
 from ebr_engine.media.picture import Picture
 from ebr_engine.training import own_pictures, scenes, supply
-from ebr_engine.training.pretrain import VOCABULARY, MiniTextEncoder
+from ebr_engine.training.pretrainee import VOCABULARY, MiniTextEncoder
 from ebr_engine.training.scenes import ScenePool
 from ebr_engine.training.supply import Recipe, Supply, crops_of
 
