@@ -34,8 +34,7 @@ def learns() -> None:
     _cpu.keep_steps()
 
 
-def return_memory() -> None:
-    _cpu.return_memory()
+return_memory = _cpu.return_memory
 
 
 def levels() -> tuple[str, ...]:
@@ -64,6 +63,13 @@ def rows(x: Tensor) -> _cpu.Rows:
     return table(x, x.stride(0), x.stride(1))
 
 
+def extra(x: Tensor | None) -> tuple[_cpu.Rows, int]:
+    """`x` [L, D] or [B, L, D], dense, and L; nothing where there is none."""
+    if x is None:
+        return NONE, 0
+    return table(x, x.stride(0) if x.dim() == 3 and len(x) > 1 else 0, x.stride(-2)), x.shape[-2]
+
+
 def heads(x: Tensor, shared: bool = False) -> _cpu.Heads:
     """`x` [B, H, N, d]; `shared`: by all of the batch."""
     batch, head, token, _ = x.stride()
@@ -90,14 +96,13 @@ def norm(x: Tensor, y: Tensor | None, gate: Tensor | None, weight: Tensor, bias:
     return total, out
 
 
-def layer_norm_modulate(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor | None:
+def layer_norm_modulate(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor | None:
     found = norm(x, None, None, weight, bias, eps)
     return None if found is None else found[1]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor | None:
-    found = norm(x, None, None, weight[None], None, eps)
-    return None if found is None else found[1]
+    return layer_norm_modulate(x, weight[None], None, eps)
 
 
 def gated_residual_norm(
@@ -136,16 +141,12 @@ def qk_norm_rope(
     qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, heads: int, eps: float, added: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     batch, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-    if added is not None and not added.shape[-2]:
-        added = None
+    added = dense(added) if added is not None and added.shape[-2] else None
     if not takes(qkv, q_weight, k_weight, cos, sin, added):
         return None
     given = (dense(t) for t in (qkv, q_weight, k_weight, cos, sin))
     qkv, q_weight, k_weight, cos, sin = given
-    plus, length = NONE, 0
-    if added is not None:
-        added, length = dense(added), added.shape[-2]
-        plus = table(added, added.stride(0) if added.dim() == 3 and len(added) > 1 else 0, added.stride(-2))
+    plus, length = extra(added)
     q, k, v = (qkv.new_empty(batch, heads, tokens, width // heads) for _ in range(3))
     served = _cpu.rope(
         level(), rows(qkv), table(q_weight), table(k_weight), table(cos, 0, cos.stride(0)), table(sin, 0, sin.stride(0)), plus,
@@ -169,16 +170,12 @@ def qk_norm_rope_gradient(
 ) -> Tensor | None:
     batch, heads_, tokens, head = dq.shape
     width = heads_ * head
-    if added is not None and not added.shape[-2]:
-        added = None
+    added = dense(added) if added is not None and added.shape[-2] else None
     if not takes(dq, dk, dv, qkv, q_weight, k_weight, cos, sin, added) or {dq.dtype, dk.dtype, dv.dtype} != {qkv.dtype}:
         return None
     given = (dense(t) for t in (dq, dk, dv, qkv, q_weight, k_weight, cos, sin))
     dq, dk, dv, qkv, q_weight, k_weight, cos, sin = given
-    plus, length = NONE, 0
-    if added is not None:
-        added, length = dense(added), added.shape[-2]
-        plus = table(added, added.stride(0) if added.dim() == 3 and len(added) > 1 else 0, added.stride(-2))
+    plus, length = extra(added)
     dqkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     served = _cpu.rope_gradient(
         level(), heads(dq), heads(dk), heads(dv), rows(qkv), table(q_weight), table(k_weight), table(cos, 0, cos.stride(0)),
@@ -395,9 +392,8 @@ def gelu_gradient(gradient: Tensor, x: Tensor) -> Tensor | None:
         return None
     gradient = gradient.contiguous()
     out = torch.empty_like(x)
-    _cpu.gelu(
-        level(), x.data_ptr(), gradient.data_ptr(), out.data_ptr(), x.numel(), DTYPES[x.dtype], torch.get_num_threads()
-    )  # fmt: skip
+    given = x.data_ptr(), gradient.data_ptr(), out.data_ptr(), x.numel(), DTYPES[x.dtype]
+    _cpu.gelu(level(), *given, torch.get_num_threads())
     return out
 
 
