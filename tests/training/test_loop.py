@@ -236,6 +236,7 @@ def test_validation_is_what_restoring_does(quick, pairs, tmp_path, on_policy):
     out, held = tmp_path / "fog.safetensors", pairs("held", count=1)
     config = replace(quick, task="fog", data=str(pairs()), validation=str(held), validate_every=6, on_policy=on_policy)
     told = learn(config, out).training
+    assert told.items() >= json.loads(json.dumps(shareable(asdict(config)))).items()  # no score in a setting's place
     restorer = Restorer(model=config.model, device="cpu", precision="fp32", compile="off")
     degraded, clean = (read_image(held / side / "00.png").pixels[8:40, 12:44] for side in ("input", "target"))
     restored = restorer.restore(degraded, prompt=out, steps=on_policy or None)
