@@ -12,7 +12,7 @@ import numpy as np
 
 NONE, WAVELET, ADAIN = FIXES = ("none", "wavelet", "adain")
 # By task; what helps `mini`, measured by `python -m benchmarks.quality colour-fix`.
-BY_TASK = {"haze": NONE, "rain": NONE, "snow": NONE, "blur": WAVELET, "lowlight": NONE}
+BY_TASK = {"haze": NONE, "rain": NONE, "snow": NONE, "blur": NONE, "lowlight": NONE}
 LEVELS = 5  # of the wavelet: what is wider than about 2⁵ pixels counts as colour
 
 

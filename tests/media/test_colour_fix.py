@@ -1,5 +1,8 @@
 """Corrections of colour: the input's low frequencies or statistics, the result's detail, and nothing where none is asked for."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -70,6 +73,11 @@ def test_what_makes_no_sense_is_refused():
         fix_colours(picture(), picture(), "sepia")
     with pytest.raises(ValueError, match="shape"):
         fix_colours(picture(), picture((48, 71, 3)), "wavelet")
+
+
+def test_the_defaults_are_what_was_measured():
+    measured = Path(__file__).parents[2] / "benchmarks" / "results" / "colour_fix.json"
+    assert json.loads(measured.read_text())["best"] == BY_TASK
 
 
 def test_where_the_low_frequencies_are_the_damage_nothing_is_corrected_by_default(monkeypatch):

@@ -8,6 +8,7 @@ from ebr_engine.errors import EbrError
 from ebr_engine.media.degradations import seeds
 from ebr_engine.prompts.catalogue import TASKS
 from ebr_engine.training import config as module
+from ebr_engine.training import report
 from ebr_engine.training.config import (
     SETTINGS,
     LearnConfig,
@@ -157,3 +158,7 @@ def test_a_file_that_is_no_toml_is_named(tmp_path, content):
 
 def test_an_assignment_needs_an_equals_sign():
     refused(["'batch'", "key=value"], lambda: read_assignments(["batch"]))
+
+
+def test_no_setting_has_the_name_of_what_a_run_adds_to_its_prompt():
+    assert not {*report.METRICS, "seconds", "final_loss", "pairs", "skipped", "variant"} & SETTINGS.keys()
