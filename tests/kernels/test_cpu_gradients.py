@@ -23,6 +23,7 @@ if importlib.util.find_spec("ebr_engine._cpu") is None:
 from ebr_engine import _cpu
 from ebr_engine.kernels import cpu
 
+pytestmark = pytest.mark.usefixtures("poisoned")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 FLOOR = {torch.float32: 5e-7, torch.bfloat16: 2**-10}  # what rounding the result adds, and a softmax's logarithm
 FEW = 10  # numbers, whose own errors, not their size, are drawn anew in every way of adding up
@@ -34,17 +35,6 @@ def level(request, monkeypatch):
     monkeypatch.setattr(backend, "CPU_LEVEL", request.param)
     monkeypatch.setattr(backend, "TUNE", "off")
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    """Fresh memory holds NaN, so that what no kernel writes is seen."""
-
-    def fresh(create):
-        return lambda *args, **kwargs: create(*args, **kwargs).fill_(torch.nan)
-
-    monkeypatch.setattr(torch, "empty_like", fresh(torch.empty_like))
-    monkeypatch.setattr(torch.Tensor, "new_empty", fresh(torch.Tensor.new_empty))
 
 
 @pytest.fixture
