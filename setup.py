@@ -49,7 +49,11 @@ CPU_SOURCES = {"csrc/cpu/levels.cpp": [], "csrc/cpu/pool.cpp": []} | {
 CPU_PORTABLE = ["csrc/cpu/levels.cpp", "csrc/cpu/pool.cpp", "csrc/cpu/level_baseline.cpp"]
 CPU_MODULE, X86 = "ebr_engine._cpu", ("x86_64", "AMD64")
 CPU_HEADERS = [
-    f"csrc/cpu/{name}.h" for name in ("amx", "amx_float", "attention", "channels", "convolution", "levels", "ops", "rows", "vec")
+    f"csrc/cpu/{name}.h"
+    for name in (
+        *("amx", "amx_float", "attention", "attention_gradient", "channels", "convolution", "levels", "ops", "row_gradients"),
+        *("rows", "vec"),
+    )
 ]
 CPU_COMPILE = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-uninitialized"]
 

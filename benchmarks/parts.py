@@ -1,7 +1,8 @@
 """`python -m benchmarks.parts`: where an evaluation's processor time goes on a CPU, by operation, beside large products.
 
-The cases are those of `python -m benchmarks.peers --runtimes`. Each operation's launcher is clocked by this thread's processor
-time, so run it with one thread (`OMP_NUM_THREADS=1`); what is left is Python, and torch's smaller operations.
+The cases are those of `python -m benchmarks.peers --runtimes`, and `learning`: a step of a prompt on `mini`, of four crops of
+128 x 128. Each operation's launcher is clocked by this thread's processor time, so run it with one thread
+(`OMP_NUM_THREADS=1`); what is left is Python, and torch's smaller operations.
 """
 
 import time
@@ -14,67 +15,99 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks import report, runtimes
+from benchmarks import report, runtimes, training
 from benchmarks.models import PRECISIONS, evaluation_flop
 from benchmarks.report import Benchmark, columns, spread
 from ebr_engine.backbones import layers
-from ebr_engine.kernels import backend
+from ebr_engine.kernels import backend, packed_linear
 
-NATIVE = ("attention", "prompt_attention", "norm", "qk_norm_rope", "gelu", "gelu_")
+NATIVE = ("attention", "prompt_attention", "norm", "qk_norm_rope", "gelu", "gelu_", "attention_saving", "attention_gradient")
+NATIVE += ("prompt_attention_gradient", "norm_gradient", "qk_norm_rope_gradient", "gelu_gradient")
+LEARNING, PRODUCTS = "learning", "packed products"
+INSIDE = "inside"  # of any of them, so far
 SIDE = 2048  # of the large product
 
 
 def options(parser: ArgumentParser) -> None:
-    parser.add_argument("--case", nargs="+", choices=runtimes.CASES, default=["mini-256", "mini-512"])
+    parser.add_argument("--case", nargs="+", choices=[*runtimes.CASES, LEARNING], default=["mini-256", "mini-512"])
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32", "bf16"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="tiny: does it run?")
 
 
 def measure(options: Namespace) -> dict[str, Any]:
-    """Each operation's share of one evaluation."""
+    """Each operation's share of one evaluation, or step of learning."""
     if options.rounds < 1:
         options.error("--rounds must be at least 1")
     given = [(case, precision) for case in options.case for precision in options.precision]
     return {"parts": [taken(case, precision, options.rounds, options.quick) for case, precision in given]}
 
 
-@torch.inference_mode()
+def step_of_learning(dtype: torch.dtype, quick: bool) -> Callable[[], Any]:
+    """What a step of learning runs, once it is set up."""
+    case = training.make_case("mini", torch.device("cpu"), dtype, quick)
+    given, made = training.problem(case, training.BATCH["mini"]), training.learner(case, case.trunk)
+    return lambda: training.stepped(made, given)
+
+
+def an_evaluation(case: str, dtype: torch.dtype, quick: bool) -> tuple[Callable[[], Any], float]:
+    """What an evaluation runs, and its operations."""
+    one = runtimes.evaluation(case, dtype, quick)
+    layers.pack_trunk(one.trunk)
+    flop = evaluation_flop(one.trunk.config, one.latent.shape, one.step)
+    return torch.inference_mode()(lambda: one.trunk(one.latent, one.step)), flop
+
+
 def taken(case: str, precision: str, rounds: int, quick: bool) -> dict[str, Any]:
     """Processor seconds of an evaluation and, of each operation, those of all its calls; medians over the rounds."""
     dtype, spent = PRECISIONS[precision], defaultdict(float)
-    one = runtimes.evaluation(case, dtype, quick)
-    layers.pack_trunk(one.trunk)
+    run, flop = (step_of_learning(dtype, quick), None) if case == LEARNING else an_evaluation(case, dtype, quick)
     for _ in range(runtimes.WARM):
-        one.trunk(one.latent, one.step)
+        run()
     found: dict[str, list[float]] = defaultdict(list)
     with ExitStack() as stack:
-        stack.enter_context(patch.object(layers, "packed_linear", clocked(layers.packed_linear, "packed products", spent)))
+        launch = counted(packed_linear.packed_linear_launch, spent)
+        stack.enter_context(patch.object(packed_linear, "packed_linear_launch", clocked(launch, PRODUCTS, spent)))
         if cpu := backend._native():
             for name in NATIVE:
                 stack.enter_context(patch.object(cpu, name, clocked(getattr(cpu, name), name, spent)))
         for _ in range(rounds):
             spent.clear()
             started = time.thread_time()
-            one.trunk(one.latent, one.step)
+            run()
             spent["whole"] = time.thread_time() - started
             for name, value in spent.items():
                 found[name].append(value)
-    whole = found.pop("whole")
-    flop = evaluation_flop(one.trunk.config, one.latent.shape, one.step)
+    found.pop(INSIDE, None)
+    whole, products = found.pop("whole"), found.pop("flop of products", [0.0])
     return {
-        **{"case": case, "precision": precision, "seconds": spread(whole), "gflop": flop / 1e9},
+        **{"case": case, "precision": precision, "seconds": spread(whole), "gflop": None if flop is None else flop / 1e9},
+        "gflop_of_products": products[0] / 1e9,
         "operations": {name: spread(values) for name, values in sorted(found.items(), key=lambda item: -sum(item[1]))},
         "product_gflop_per_second": product_rate(dtype, 64 if quick else SIDE) / 1e9,
     }
 
 
 def clocked(function: Callable[..., Any], name: str, spent: dict[str, float]) -> Callable[..., Any]:
+    """The function, whose time is its own: without that of clocked ones that it calls."""
+
     def call(*arguments: Any, **more: Any) -> Any:
-        started = time.thread_time()
+        before, started = spent[INSIDE], time.thread_time()
         result = function(*arguments, **more)
-        spent[name] += time.thread_time() - started
+        taken = time.thread_time() - started
+        spent[name] += taken - (spent[INSIDE] - before)
+        spent[INSIDE] = before + taken
         return result
+
+    return call
+
+
+def counted(launch: Callable[..., Any], spent: dict[str, float]) -> Callable[..., Any]:
+    """Packed products, their operations counted."""
+
+    def call(x: torch.Tensor, weight: Any, *more: Any) -> Any:
+        spent["flop of products"] += 2 * x.shape[:-1].numel() * weight.tensor.numel()
+        return launch(x, weight, *more)
 
     return call
 
@@ -96,9 +129,14 @@ def table(result: dict[str, Any]) -> str:
     for part in result["parts"]:
         whole = part["seconds"]["median"]
         rows = [[name, f"{t['median'] * 1e3:.1f}", f"{t['median'] / whole:.0%}"] for name, t in part["operations"].items()]
-        rate = part["gflop"] / whole
-        title = f"{part['case']}, {part['precision']}: {whole * 1e3:.1f} ms, {rate:.0f} GFLOP/s, "
-        title += f"{rate / part['product_gflop_per_second']:.0%} of the {part['product_gflop_per_second']:.0f} of a large product"
+        large, title = part["product_gflop_per_second"], f"{part['case']}, {part['precision']}: {whole * 1e3:.1f} ms"
+        if part["gflop"] is None:
+            rate = part["gflop_of_products"] / part["operations"][PRODUCTS]["median"]
+            title += f", products at {rate:.0f} GFLOP/s"
+        else:
+            rate = part["gflop"] / whole
+            title += f", {rate:.0f} GFLOP/s"
+        title += f", {rate / large:.0%} of the {large:.0f} of a large product"
         tables.append("\n".join([title, "", columns(["operation", "ms", "share"], rows)]))
     return "\n\n".join(tables)
 

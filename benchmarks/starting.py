@@ -1,4 +1,4 @@
-"""What a small file costs: a picture by the command, from the start of the process to its end, beside another commit's command.
+"""What a small file costs: a picture or clip by the command, from the start of the process to its end, beside another commit's.
 
 Time is the processor's, of all threads, so that busy neighbours count little; both commands run in turns. `--beside` names the
 folder of another commit (`git worktree add ../before COMMIT`). Modules are compiled before the clock starts.
@@ -30,6 +30,7 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=int, nargs=2, default=(64, 64), metavar=("HEIGHT", "WIDTH"), help="of the picture in pixels"
     )
+    parser.add_argument("--frames", type=int, default=1, help="of a square clip in place of the picture")
     parser.add_argument("--task", default="rain")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
     parser.add_argument("--rounds", type=int, default=5)
@@ -37,9 +38,11 @@ def options(parser: ArgumentParser) -> None:
 
 
 def measure(options: Namespace) -> dict[str, Any]:
-    """Processor time of restoring one small picture, process start to end, beside another commit's."""
-    if options.rounds < 1 or min(options.size) < 8:
-        options.error("--rounds must be at least 1, --size at least 8 8")
+    """Processor time of restoring one small picture or clip, process start to end, beside another commit's."""
+    if options.rounds < 1 or min(options.size) < 8 or options.frames < 1:
+        options.error("--rounds and --frames must be at least 1, --size at least 8 8")
+    if options.frames > 1 and len(set(options.size)) > 1:
+        options.error("a clip is square: give --size one side twice")
     if options.beside and not (options.beside / "ebr_engine").is_dir():
         options.error(f"{options.beside}: there is no ebr_engine in it")
     from benchmarks.speed import write_source
@@ -47,18 +50,21 @@ def measure(options: Namespace) -> dict[str, Any]:
     folders = {"here": ROOT} | ({"beside": options.beside.resolve()} if options.beside else {})
     taken: dict[str, list[tuple[float, int]]] = {name: [] for name in folders}
     with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder, "in.png"), Path(folder, "out.png")
-        write_source(source, max(options.size), 1)
-        cut(source, *options.size)
+        kind = "png" if options.frames == 1 else "mp4"
+        source, target = Path(folder, f"in.{kind}"), Path(folder, f"out.{kind}")
+        write_source(source, max(options.size), options.frames)
+        if options.frames == 1:
+            cut(source, *options.size)
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         rest = ["restore", str(source), "-o", str(target), "--overwrite", "--quiet", "--task", options.task]
         rest += ["--precision", options.precision]
-        for i in range(options.rounds + 1):  # the first compiles
+        for i in range(options.rounds + (options.frames == 1)):  # the first compiles, which a clip hardly notices
             for name, where in folders.items():
                 found = used([sys.executable, "-c", COMMAND, str(where), *rest], where, environment)
-                taken[name] += [found] if i else []
+                taken[name] += [found] if i or options.frames > 1 else []
+    asked = {"task": options.task, "precision": options.precision, "rounds": options.rounds}
     return {
-        **{"size": list(options.size), "task": options.task, "precision": options.precision, "rounds": options.rounds},
+        **{"size": list(options.size), "frames": options.frames, **asked},
         "seconds": {name: spread([seconds for seconds, _ in values]) for name, values in taken.items()},
         "peak_bytes": {name: max(peak for _, peak in values) for name, values in taken.items()},
     }
@@ -88,7 +94,12 @@ def table(result: dict[str, Any]) -> str:
         for name, values in result["seconds"].items()
     ]
     height, width = result["size"]
-    title = f"mini, {result['task']}, {height} x {width}, precision {result['precision']}"
+    frames = result.get("frames", 1)
+    clip = f"{frames} frames of " if frames > 1 else ""
+    title = f"mini, {result['task']}, {clip}{height} x {width}, precision {result['precision']}"
     lines = [f"{title}, processor seconds of {result['rounds']} runs in turns", ""]
     lines += [columns(["commit", "median", "from", "to", "peak MB"], rows)]
+    if frames > 1:
+        rates = ", ".join(f"{frames / taken:.2f} ({name})" for name, taken in seconds.items())
+        lines += ["", f"frames a second of one core: {rates}"]
     return "\n".join([*lines, *([f"x{seconds['beside'] / seconds['here']:.2f}"] if "beside" in seconds else [])])

@@ -4,7 +4,7 @@ One process, one set of weights, one batch, one objective (velocity loss at EBR 
 whatever the machine does meanwhile meets all alike. The forward pass runs over baked tables without gradients. A step is the
 live conditioner, the trunk, backward and Adam on the prompt and its α. The peer is the released dual attention over diffusers'
 modules, with its weights frozen, and as they are loaded (every weight gets a gradient that nothing uses). Losses and gradients
-of all forms are compared. `--memory` prints instead what learning Wan 1.3B and FLUX takes on paper, and measures nothing.
+of all forms are compared. `--beside` names another commit's folder, whose steps on `mini` take turns with ours.
 """
 
 import copy
@@ -12,13 +12,14 @@ import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks import clock, report
+from benchmarks import clock, report, training_beside
 from benchmarks.models import PRECISIONS, SEED, Model, random_model, work_of
 from benchmarks.peers import mini_model
 from benchmarks.report import Benchmark, columns
@@ -148,6 +149,8 @@ def compare(case: Model, name: str, batch: int, rounds: int, compiled: bool) -> 
 
 def table(result: dict[str, Any]) -> str:
     """What a person reads."""
+    if "beside" in result:
+        return training_beside.table(result)
     return "\n\n".join(map(case_table, result["cases"]))
 
 
@@ -197,6 +200,7 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--beside", type=Path, metavar="FOLDER", help="another commit's folder: only mini, beside its steps")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled form out")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one round, not compiled: does it run?")
 
@@ -205,6 +209,8 @@ def measure(options: Namespace) -> dict[str, Any]:
     """A step of prompt learning beside the trunk's forward pass and beside diffusers with autograd."""
     if options.rounds < 1:
         options.error("--rounds must be at least 1")
+    if options.beside:
+        return training_beside.measure(options)
     device, results = torch.device(options.device), []
     rounds, compiled = (1, False) if options.quick else (options.rounds, not options.no_compile)
     for name in options.case:

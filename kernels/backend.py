@@ -1,11 +1,11 @@
 """Which implementation serves an operation: decided once, here; the only module of the kernels that reads the environment.
 
 `EBR_KERNELS` asks for one: `auto` (Triton on a CUDA device; on a CPU native code where it is built, for the operations that it
-has and while nothing is learned; plain torch elsewhere), `torch`, `triton`, `cuda` (the extension for the operations it has,
-Triton for the rest). With `triton` or `cuda` every operation goes through its torch.library registration on any device; on a
-CPU that runs Triton's interpreter if `TRITON_INTERPRET=1` is set, the reference otherwise. `EBR_CPU_LEVEL` names the
-instructions that native code may use, of those that this CPU has; `EBR_CPU_TUNE` says whether one of several ways is chosen
-by timing them (`tune.py`).
+has, through their registrations where something is learned; plain torch elsewhere), `torch`, `triton`, `cuda` (the extension
+for the operations it has, Triton for the rest). With `triton` or `cuda` every operation goes through its torch.library
+registration on any device; on a CPU that runs Triton's interpreter if `TRITON_INTERPRET=1` is set, the reference otherwise.
+`EBR_CPU_LEVEL` names the instructions that native code may use, of those that this CPU has; `EBR_CPU_TUNE` says whether one of
+several ways is chosen by timing them (`tune.py`).
 
 `EBR_VERIFY` asks when a kernel is compared with its reference (`gate.py`): `first`, on its first use; `always`; or `off`.
 """
@@ -13,7 +13,7 @@ by timing them (`tune.py`).
 import functools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -34,6 +34,8 @@ VERIFY_CHOICES = {"off": "never compared", "first": "compared on first use", "al
 VERIFY = os.environ.get("EBR_VERIFY", "first")
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 HAS_TRITON = find_spec("triton") is not None
+HAS_NATIVE = find_spec("ebr_engine._cpu") is not None
+NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 FORCED = ASKED in ("triton", "cuda")
 
 distrusted: dict[str, str] = {}  # operations whose kernel was found wrong in this process, and how; see `gate.py`
@@ -110,13 +112,41 @@ def native(*tensors: Tensor | None) -> ModuleType | None:
     It may not where a gradient is asked for, where a compiler traces (which fuses row-wise references itself), nor where the
     tensors are no memory (a subclass's).
     """
-    if ASKED != "auto" or by_reference() or torch.compiler.is_compiling() or not tensors[0].is_cpu:
+    if torch.compiler.is_compiling() or learned(*tensors):
         return None
-    module = _native()
-    if module is None or not all(x is None or type(x) in (Tensor, Parameter) for x in tensors):
+    return _serving(tensors)
+
+
+def native_learning(*tensors: Tensor | None) -> bool:
+    """Whether a gradient is asked for of these tensors, and native code serves it, through an operation's registration.
+
+    Under a compiler too: what it fuses is slower than this code, gradients and all.
+    """
+    if not learned(*tensors):
+        return False
+    if torch.compiler.is_compiling():
+        return HAS_NATIVE and ASKED == "auto" and tensors[0].is_cpu and tensors[0].dtype in NATIVE_DTYPES
+    module = _serving(tensors)
+    if module is None or not module.takes(*tensors):
+        return False
+    module.learns()
+    return True
+
+
+def learned(*tensors: Tensor | None) -> bool:
+    """Whether a gradient is asked for of any of these tensors."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def _serving(tensors: Sequence[Tensor | None]) -> ModuleType | None:
+    if ASKED != "auto" or by_reference() or not tensors[0].is_cpu:
         return None
-    learned = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    return None if learned else module
+    return _native() if real(*tensors) else None
+
+
+def real(*tensors: Tensor | None) -> bool:
+    """Whether tensors are memory, none a subclass's, such as those that only count."""
+    return all(x is None or type(x) in (Tensor, Parameter) for x in tensors)
 
 
 def return_memory() -> None:
@@ -133,7 +163,7 @@ def native_level() -> str:
 
 @functools.cache
 def _native() -> ModuleType | None:
-    return import_module("ebr_engine.kernels.cpu") if find_spec("ebr_engine._cpu") is not None else None
+    return import_module("ebr_engine.kernels.cpu") if HAS_NATIVE else None
 
 
 @functools.cache

@@ -1,11 +1,13 @@
 """Launchers of the native code for CPUs (`csrc/cpu/`, built as `ebr_engine._cpu`) for the operations it has.
 
 Each computes what the operation of its name does, from the same arguments, or gives None where the code has no kernel for the
-layout; the caller then takes torch's way. `backend.native` decides whether they are asked at all: they have no gradient.
+layout; the caller then takes torch's way. `backend.native` decides whether they are asked at all. Gradients are launchers of
+their own, which the operations' registrations call.
 
 Operations run on torch's own threads, at the level of instructions that the CPU has (`levels`).
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -18,12 +20,21 @@ from ebr_engine.kernels.rows import batch_stride, dense
 
 DTYPES = {getattr(torch, name): index for index, name in enumerate(_cpu.DTYPES)}
 NONE = _cpu.Rows(0, 0, 0, 0)
+NO_HEADS = _cpu.Heads(0, 0, 0, 0)
+PADDED = 16  # numbers of the widest vector; rows of the keys' gradients are multiples of it
+PARTS = 16  # of a gradient of attention that may run side by side, of at least so many queries
+LEAST_QUERIES = 192
 FEW_PIXELS = 32 * 16  # below it transforming a convolution's weights takes longer than its products
 _cpu.keep_memory()
 
 
-def return_memory() -> None:
-    _cpu.return_memory()
+@functools.cache
+def learns() -> None:
+    """From here on this process learns, and keeps the memory of a step for the next one."""
+    _cpu.keep_steps()
+
+
+return_memory = _cpu.return_memory
 
 
 def levels() -> tuple[str, ...]:
@@ -52,6 +63,13 @@ def rows(x: Tensor) -> _cpu.Rows:
     return table(x, x.stride(0), x.stride(1))
 
 
+def extra(x: Tensor | None) -> tuple[_cpu.Rows, int]:
+    """`x` [L, D] or [B, L, D], dense, and L; nothing where there is none."""
+    if x is None:
+        return NONE, 0
+    return table(x, x.stride(0) if x.dim() == 3 and len(x) > 1 else 0, x.stride(-2)), x.shape[-2]
+
+
 def heads(x: Tensor, shared: bool = False) -> _cpu.Heads:
     """`x` [B, H, N, d]; `shared`: by all of the batch."""
     batch, head, token, _ = x.stride()
@@ -78,14 +96,13 @@ def norm(x: Tensor, y: Tensor | None, gate: Tensor | None, weight: Tensor, bias:
     return total, out
 
 
-def layer_norm_modulate(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor | None:
+def layer_norm_modulate(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor | None:
     found = norm(x, None, None, weight, bias, eps)
     return None if found is None else found[1]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor | None:
-    found = norm(x, None, None, weight[None], None, eps)
-    return None if found is None else found[1]
+    return layer_norm_modulate(x, weight[None], None, eps)
 
 
 def gated_residual_norm(
@@ -94,20 +111,42 @@ def gated_residual_norm(
     return norm(x, y, gate, weight, bias, eps)
 
 
+def norm_gradient(
+    sum_gradient: Tensor | None,
+    gradient: Tensor,
+    total: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    centred: bool = True,
+) -> tuple[Tensor, Tensor | None] | None:
+    """Gradients of x, and of y where there is a gate, from those of x' (or none) and of its norm."""
+    alike = (sum_gradient, gradient, total)
+    if not takes(*alike, gate, weight) or total.dim() != 3 or any(t is not None and t.dtype != total.dtype for t in alike):
+        return None
+    batch, tokens, width = total.shape
+    sum_gradient, gradient, total, gate, weight = (None if t is None else dense(t) for t in (*alike, gate, weight))
+    dx = torch.empty_like(total, memory_format=torch.contiguous_format)
+    dy = None if gate is None else torch.empty_like(dx)
+    _cpu.norm_gradient(
+        level(), *(NONE if t is None else rows(t) for t in (sum_gradient, gradient, total)),
+        NONE if gate is None else table(gate, batch_stride("gate", gate, batch, width)),
+        table(weight, batch_stride("weight", weight, batch, width)), dx.data_ptr(), 0 if dy is None else dy.data_ptr(),
+        batch, tokens, width, eps, centred, torch.get_num_threads(),
+    )  # fmt: skip
+    return dx, dy
+
+
 def qk_norm_rope(
     qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, heads: int, eps: float, added: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     batch, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-    if added is not None and not added.shape[-2]:
-        added = None
+    added = dense(added) if added is not None and added.shape[-2] else None
     if not takes(qkv, q_weight, k_weight, cos, sin, added):
         return None
     given = (dense(t) for t in (qkv, q_weight, k_weight, cos, sin))
     qkv, q_weight, k_weight, cos, sin = given
-    plus, length = NONE, 0
-    if added is not None:
-        added, length = dense(added), added.shape[-2]
-        plus = table(added, added.stride(0) if added.dim() == 3 and len(added) > 1 else 0, added.stride(-2))
+    plus, length = extra(added)
     q, k, v = (qkv.new_empty(batch, heads, tokens, width // heads) for _ in range(3))
     served = _cpu.rope(
         level(), rows(qkv), table(q_weight), table(k_weight), table(cos, 0, cos.stride(0)), table(sin, 0, sin.stride(0)), plus,
@@ -117,13 +156,71 @@ def qk_norm_rope(
     return (q, k, v) if served else None
 
 
-def attend(q: Tensor, branches: list[_cpu.Branch]) -> Tensor | None:
+def qk_norm_rope_gradient(
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+    added: Tensor | None,
+) -> Tensor | None:
+    batch, heads_, tokens, head = dq.shape
+    width = heads_ * head
+    added = dense(added) if added is not None and added.shape[-2] else None
+    if not takes(dq, dk, dv, qkv, q_weight, k_weight, cos, sin, added) or {dq.dtype, dk.dtype, dv.dtype} != {qkv.dtype}:
+        return None
+    given = (dense(t) for t in (dq, dk, dv, qkv, q_weight, k_weight, cos, sin))
+    dq, dk, dv, qkv, q_weight, k_weight, cos, sin = given
+    plus, length = extra(added)
+    dqkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    served = _cpu.rope_gradient(
+        level(), heads(dq), heads(dk), heads(dv), rows(qkv), table(q_weight), table(k_weight), table(cos, 0, cos.stride(0)),
+        table(sin, 0, sin.stride(0)), plus, length, dqkv.data_ptr(), batch, tokens, width, heads_, q_weight.shape[0] == head, eps,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return dqkv if served else None
+
+
+def attend(q: Tensor, branches: list[_cpu.Branch], log_sums: Tensor | None = None) -> Tensor | None:
+    """The sum over branches; logarithms of their denominators into `log_sums` [branches, B, H, N] float32."""
     out = rows_of_heads(q)
     batch, heads_, tokens, head = q.shape
     served = _cpu.attention(
-        level(), heads(q), heads(out), branches, batch, heads_, tokens, head, head**-0.5, DTYPES[q.dtype], torch.get_num_threads()
-    )
+        level(), heads(q), heads(out), branches, batch, heads_, tokens, head, head**-0.5,
+        0 if log_sums is None else log_sums.data_ptr(), DTYPES[q.dtype], torch.get_num_threads(),
+    )  # fmt: skip
     return out if served else None
+
+
+def pull(
+    gradient: Tensor,
+    q: Tensor,
+    branches: list[_cpu.Branch],
+    keys: list[int],
+    log_sums: Tensor,
+    out: Tensor | None = None,
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor] | None:
+    """Gradients of the queries; of the keys and values of each branch that has `keys` that are learned (others: 0), [splits,
+    B, H, keys, d] float32, to be added up; and of all branches' weights [branches, splits, B, H]. `out` as `AttentionGradient`.
+    """
+    batch, heads_, tokens, head = q.shape
+    splits = max(1, min(-(-PARTS // (batch * heads_)), tokens // LEAST_QUERIES))
+    padded = -(-head // PADDED) * PADDED
+    dq, dweight = rows_of_heads(q), q.new_empty(len(branches), splits, batch, heads_, dtype=torch.float32)
+    sums = [q.new_empty(2, splits, batch, heads_, count, padded, dtype=torch.float32) for count in keys]
+    gradients = [
+        _cpu.BranchGradient(*((one[0].data_ptr(), one[1].data_ptr()) if count else (0, 0)), dweight[n].data_ptr())
+        for n, (one, count) in enumerate(zip(sums, keys))
+    ]
+    served = _cpu.attention_gradient(
+        level(), heads(q), heads(gradient), NO_HEADS if out is None else heads(out), heads(dq), branches, gradients, batch,
+        heads_, tokens, splits, head, padded, head**-0.5, log_sums.data_ptr(), DTYPES[q.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return (dq, [tuple(one[..., :head].unbind()) for one in sums], dweight) if served else None
 
 
 def attends(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -139,6 +236,35 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
     return attend(q, [_cpu.Branch(heads(k), heads(v), k.shape[2], 0, 1.0)])
 
 
+def attention_saving(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
+    """`attention`, and the logarithms of its softmaxes' denominators [B, H, N] float32."""
+    if not attends(q, k, v):
+        return None
+    q, k, v = dense(q), dense(k), dense(v)
+    log_sum = q.new_empty(q.shape[:3], dtype=torch.float32)
+    out = attend(q, [_cpu.Branch(heads(k), heads(v), k.shape[2], 0, 1.0)], log_sum)
+    return None if out is None else (out, log_sum)
+
+
+def attention_gradient(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    if not attends(q, k, v) or not takes(gradient, out) or {gradient.dtype, out.dtype} != {q.dtype}:
+        return None
+    gradient, q, k, v, out = (dense(x) for x in (gradient, q, k, v, out))
+    branch = _cpu.Branch(heads(k), heads(v), k.shape[2], 0, 1.0)
+    found = pull(gradient, q, [branch], [k.shape[2]], log_sum.contiguous(), out)
+    if found is None:
+        return None
+    dq, [sums], _ = found
+    return dq, *(added(one).to(x.dtype) for one, x in zip(sums, (k, v)))
+
+
+def added(splits: Tensor) -> Tensor:
+    """The sum over the first dimension, without a pass where there is one."""
+    return splits[0] if len(splits) == 1 else splits.sum(0)
+
+
 def prompt_attention(
     q: Tensor,
     text_key: Tensor,
@@ -147,21 +273,57 @@ def prompt_attention(
     prompt_key: Tensor,
     prompt_value: Tensor,
     prompt_weight: Tensor,
+    log_sums: Tensor | None = None,
 ) -> Tensor | None:
-    prompts = (prompt_key, prompt_value) if len(prompt_key) else ()
-    if not takes(q, text_key, text_value, text_log_count, *prompts):
+    given = readable(q, text_key, text_value, text_log_count, prompt_key, prompt_value)
+    return None if given is None else attend(given[0], branches_of(*given[1:], prompt_weight), log_sums)
+
+
+def readable(q: Tensor, text_key: Tensor, text_value: Tensor, text_log_count: Tensor, *prompts: Tensor) -> list[Tensor] | None:
+    """The tensors as the code reads them, to be kept until the call is over; None where it does not take them."""
+    given = (text_key, text_value, *(prompts if len(prompts[0]) else ()))
+    if not takes(q, text_log_count, *given) or text_log_count.dtype != torch.float32 or any(x.dtype != q.dtype for x in given):
         return None
-    if any(x.dtype != q.dtype for x in (text_key, text_value, *prompts)) or text_log_count.dtype != torch.float32:
-        return None
-    q, text_key, text_value, bias = dense(q), dense(text_key), dense(text_value), text_log_count.contiguous()
+    return [dense(q), dense(text_key), dense(text_value), text_log_count.contiguous(), *map(dense, prompts)]
+
+
+def branches_of(
+    text_key: Tensor, text_value: Tensor, bias: Tensor, prompt_key: Tensor, prompt_value: Tensor, weights: Tensor
+) -> list[_cpu.Branch]:
+    """The text's branch, and each prompt's."""
     shared = len(text_key) == 1
-    branches = [
-        _cpu.Branch(heads(text_key, shared), heads(text_value, shared), text_key.shape[2], bias.data_ptr(), 1.0),
+    text = _cpu.Branch(heads(text_key, shared), heads(text_value, shared), text_key.shape[2], bias.data_ptr(), 1.0)
+    prompts = zip(prompt_key, prompt_value, weights.tolist())
+    return [text] + [
+        _cpu.Branch(heads(key[None], True), heads(value[None], True), key.shape[1], 0, weight) for key, value, weight in prompts
     ]
-    prompt_key, prompt_value = dense(prompt_key), dense(prompt_value)
-    for key, value, weight in zip(prompt_key, prompt_value, prompt_weight.tolist()):
-        branches.append(_cpu.Branch(heads(key[None], True), heads(value[None], True), key.shape[1], 0, weight))
-    return attend(q, branches)
+
+
+def prompt_attention_gradient(
+    gradient: Tensor,
+    q: Tensor,
+    text_key: Tensor,
+    text_value: Tensor,
+    text_log_count: Tensor,
+    prompt_key: Tensor,
+    prompt_value: Tensor,
+    prompt_weight: Tensor,
+    log_sum: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    given = readable(q, text_key, text_value, text_log_count, prompt_key, prompt_value)
+    if given is None or not takes(gradient) or gradient.dtype != q.dtype:
+        return None
+    q, *rest = given
+    prompts, rows = prompt_key.shape[0], prompt_key.shape[2]
+    found = pull(dense(gradient), q, branches_of(*rest, prompt_weight), [0] + [rows] * prompts, log_sum.contiguous())
+    if found is None:
+        return None
+    dq, [_, *sums], dweight = found
+    dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (prompt_key, prompt_value))
+    for p, one in enumerate(sums):
+        for to, parts in zip((dk, dv), one):
+            to[p] = parts.sum((0, 1))
+    return dq, dk, dv, dweight[1:].sum((1, 2, 3)).to(prompt_weight.dtype)
 
 
 def channel_norm_silu(
@@ -221,11 +383,21 @@ def gelu(x: Tensor) -> Tensor | None:
     if not takes(x) or not x.is_contiguous():
         return None
     out = torch.empty_like(x)
-    _cpu.gelu(level(), x.data_ptr(), out.data_ptr(), x.numel(), DTYPES[x.dtype], torch.get_num_threads())
+    _cpu.gelu(level(), x.data_ptr(), 0, out.data_ptr(), x.numel(), DTYPES[x.dtype], torch.get_num_threads())
+    return out
+
+
+def gelu_gradient(gradient: Tensor, x: Tensor) -> Tensor | None:
+    if not takes(gradient, x) or not x.is_contiguous() or gradient.dtype != x.dtype:
+        return None
+    gradient = gradient.contiguous()
+    out = torch.empty_like(x)
+    given = x.data_ptr(), gradient.data_ptr(), out.data_ptr(), x.numel(), DTYPES[x.dtype]
+    _cpu.gelu(level(), *given, torch.get_num_threads())
     return out
 
 
 def gelu_(x: Tensor) -> bool:
     """In place, where it serves."""
     served = takes(x) and x.is_contiguous()
-    return served and _cpu.gelu(level(), x.data_ptr(), x.data_ptr(), x.numel(), DTYPES[x.dtype], torch.get_num_threads())
+    return served and _cpu.gelu(level(), x.data_ptr(), 0, x.data_ptr(), x.numel(), DTYPES[x.dtype], torch.get_num_threads())

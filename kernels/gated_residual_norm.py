@@ -147,6 +147,9 @@ def gated_residual_norm_op(
 ) -> tuple[Tensor, Tensor]:
     if x.is_cuda and (cuda := backend.extension()):
         return cuda.gated_residual_norm(x, y, gate, weight, bias, eps)
+    cpu = backend.native(x, y, gate, weight, bias)
+    if cpu and (results := cpu.gated_residual_norm(x, y, gate, weight, bias, eps)):
+        return results
     if not launches(x):
         return tuple(t.contiguous() for t in gated_residual_norm_ref(x, y, gate, weight, bias, eps))
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -165,6 +168,9 @@ def gated_residual_norm_backward_op(
 ) -> tuple[Tensor, Tensor]:
     if launches(total):
         return gated_residual_norm_backward_launch(sum_gradient, norm_gradient, total, gate, weight, eps)
+    cpu = backend.native(sum_gradient, norm_gradient, total, gate, weight)
+    if cpu and (found := cpu.norm_gradient(sum_gradient, norm_gradient, total, gate, weight, eps)):
+        return found[0], total.new_empty(0) if gate is None else found[1]
     gradients = gated_residual_norm_backward_ref(sum_gradient, norm_gradient, total, gate, weight, eps)
     return tuple(t.contiguous() for t in gradients)
 
@@ -224,7 +230,8 @@ def gated_residual_norm(
     cpu = backend.native(x, y, gate, weight, bias)
     if cpu and (results := cpu.gated_residual_norm(x, y, gate, weight, bias, eps)):
         return results
-    add_norm = gated_residual_norm_op if backend.registered(x) else gated_residual_norm_ref
+    registered = backend.registered(x) or backend.native_learning(x, y, gate, weight, bias)
+    add_norm = gated_residual_norm_op if registered else gated_residual_norm_ref
     return add_norm(x, y, gate, weight, bias, eps)
 
 

@@ -112,6 +112,9 @@ def layer_norm_modulate_backward_launch(gradient: Tensor, x: Tensor, weight: Ten
 def layer_norm_modulate_op(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     if x.is_cuda and (cuda := backend.extension()):
         return cuda.layer_norm_modulate(x, weight, bias, eps)
+    cpu = backend.native(x, weight, bias)
+    if cpu and (out := cpu.layer_norm_modulate(x, weight, bias, eps)) is not None:
+        return out
     if not launches(x):
         return layer_norm_modulate_ref(x, weight, bias, eps).contiguous()
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -129,6 +132,9 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 def layer_norm_modulate_backward_op(gradient: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if launches(x):
         return layer_norm_modulate_backward_launch(gradient, x, weight, eps)
+    cpu = backend.native(gradient, x, weight)
+    if cpu and (found := cpu.norm_gradient(None, gradient, x, None, weight, eps)):
+        return found[0]
     return layer_norm_gradient_ref(gradient, x, weight, eps).to(x.dtype).contiguous()
 
 
@@ -190,7 +196,8 @@ def layer_norm_modulate(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e
     cpu = backend.native(x, weight, bias)
     if cpu and (out := cpu.layer_norm_modulate(x, weight, bias, eps)) is not None:
         return out
-    modulate = layer_norm_modulate_op if backend.registered(x) else layer_norm_modulate_ref
+    registered = backend.registered(x) or backend.native_learning(x, weight, bias)
+    modulate = layer_norm_modulate_op if registered else layer_norm_modulate_ref
     return modulate(x, weight, bias, eps)
 
 

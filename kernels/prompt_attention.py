@@ -175,6 +175,10 @@ def prompt_attention_op(
         if form != "tiles" and not save and described(q, prompt_key):
             return prompt_attention_persistent_launch(*inputs, form), q.new_empty(0, dtype=torch.float32)
         return prompt_attention_launch(*inputs, save)
+    if cpu := backend.native(*inputs):
+        log_sum = q.new_empty((1 + len(prompt_key), *q.shape[:3]) if save else 0, dtype=torch.float32)
+        if (out := cpu.prompt_attention(*inputs, log_sum if save else None)) is not None:
+            return out, log_sum
     log_sum = log_sums_ref(q, text_key, text_log_count, prompt_key) if save else q.new_empty(0, dtype=torch.float32)
     return rows_of_heads(q).copy_(prompt_attention_ref(*inputs)), log_sum
 
@@ -220,7 +224,7 @@ def prompt_attention(
     cpu = backend.native(*inputs)
     if cpu and (out := cpu.prompt_attention(*inputs)) is not None:
         return out
-    learning = torch.is_grad_enabled()
-    if not backend.registered(q) or (learning and (text_key.requires_grad or text_value.requires_grad)):
+    registered = backend.registered(q) or backend.native_learning(*inputs[: 7 if len(prompt_key) else 4])
+    if not registered or backend.learned(text_key, text_value):
         return prompt_attention_ref(*inputs)
-    return prompt_attention_op(*inputs, learning and any(x.requires_grad for x in inputs))[0]
+    return prompt_attention_op(*inputs, backend.learned(*inputs))[0]

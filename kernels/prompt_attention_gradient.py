@@ -227,6 +227,8 @@ def prompt_attention_backward_op(
     inputs = (gradient, q, text_key, text_value, text_log_count, prompt_key, prompt_value, prompt_weight)
     if launches(q):
         return prompt_attention_backward_launch(*inputs, log_sum)
+    if (cpu := backend.native(*inputs)) and (found := cpu.prompt_attention_gradient(*inputs, log_sum)):
+        return found
     dq, *others = prompt_attention_backward_ref(*inputs)
     return rows_of_heads(q).copy_(dq), *others
 

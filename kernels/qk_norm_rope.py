@@ -328,6 +328,9 @@ def qk_norm_rope_op(
     check(qkv, q_weight, k_weight, cos, sin, heads, rows)
     if qkv.is_cuda and (cuda := backend.extension()):
         return cuda.qk_norm_rope(qkv, q_weight, k_weight, cos, sin, heads, eps, rows)
+    cpu = backend.native(qkv, q_weight, k_weight, cos, sin, rows)
+    if cpu and (results := cpu.qk_norm_rope(qkv, q_weight, k_weight, cos, sin, heads, eps, rows)):
+        return results
     if launches(qkv):
         return qk_norm_rope_launch(qkv, q_weight, k_weight, cos, sin, heads, eps, rows)
     results = qk_norm_rope_ref(qkv, q_weight, k_weight, cos, sin, heads, eps, rows)
@@ -354,6 +357,9 @@ def qk_norm_rope_backward_op(
     eps: float,
     rows: Tensor | None,
 ) -> Tensor:
+    cpu = backend.native(dq, dk, dv, qkv, q_weight, k_weight, cos, sin, rows)
+    if cpu and (dqkv := cpu.qk_norm_rope_gradient(dq, dk, dv, qkv, q_weight, k_weight, cos, sin, eps, rows)) is not None:
+        return dqkv
     backward = qk_norm_rope_backward_launch if launches(qkv) else qk_norm_rope_backward_ref
     return backward(dq, dk, dv, qkv, q_weight, k_weight, cos, sin, eps, rows)
 
@@ -388,6 +394,11 @@ def _backward(ctx, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple:
 qk_norm_rope_op.register_autograd(_backward, setup_context=_save)
 
 
+def filled(rows: Tensor | None) -> Tensor | None:
+    """`rows`, unless they are none."""
+    return rows if rows is not None and rows.shape[-2] else None
+
+
 def qk_norm_rope(
     qkv: Tensor,
     q_weight: Tensor,
@@ -407,5 +418,6 @@ def qk_norm_rope(
     cpu = backend.native(qkv, q_weight, k_weight, cos, sin, rows)
     if cpu and (results := cpu.qk_norm_rope(qkv, q_weight, k_weight, cos, sin, heads, eps, rows)):
         return results
-    split = qk_norm_rope_op if backend.registered(qkv) else qk_norm_rope_ref
+    registered = backend.registered(qkv) or backend.native_learning(qkv, q_weight, k_weight, cos, sin, filled(rows))
+    split = qk_norm_rope_op if registered else qk_norm_rope_ref
     return split(qkv, q_weight, k_weight, cos, sin, heads, eps, rows)

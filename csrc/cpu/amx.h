@@ -279,7 +279,7 @@ void amx_attend(const Attention& a, const Packed* packed, int64_t b, int64_t h, 
 }
 
 bool amx_attention(const Attention& a) {
-    if (a.dtype != Dtype::bfloat16 || a.width % 32 || a.width > LARGEST_HEAD) return attention(a);
+    if (a.log_sums || a.dtype != Dtype::bfloat16 || a.width % 32 || a.width > LARGEST_HEAD) return attention(a);
     for (int n = 0; n < a.count; ++n)
         if (a.branches[n].keys < 1) return attention(a);
     // Keys and values of every branch and head, once for all queries.

@@ -203,7 +203,7 @@ void float_attend(const Attention& a, const bf16* k, const bf16* v, int64_t padd
 }
 
 bool float_attention(const Attention& a) {
-    if (a.width % 32 || a.width > LARGEST_HEAD || a.count != 1 || a.branches[0].bias || a.branches[0].keys < FEWEST_KEYS)
+    if (a.log_sums || a.width % 32 || a.width > LARGEST_HEAD || a.count != 1 || a.branches[0].bias || a.branches[0].keys < FEWEST_KEYS)
         return attention(a);
     const int64_t padded = (a.branches[0].keys + STEP - 1) / STEP * STEP, size = padded * a.width * PARTS;
     const int64_t pairs = a.batch * a.heads;

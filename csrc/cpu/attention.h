@@ -32,10 +32,10 @@ constexpr int PER_UNIT = PAIRS<T> ? 2 : 1;
 template <typename T>
 constexpr int KEYS = ROWS * PER_UNIT<T>;
 
-// acc[r] += Σ_k a[r·ar + k·ak] · b[k·c + ...], the sum of `depth` products, over c vectors.
+// acc[r] += Σ_k a[r·ar + k·ak] · b[k·bk + ...], the sum of `depth` products, over c vectors.
 template <typename T, int r, int c>
-INLINE void product(V (&acc)[r][c], const float* a, int64_t ar, int64_t ak, const float* b, int64_t depth) {
-    for (int64_t k = 0; k < depth; ++k, a += ak, b += c * W) {
+INLINE void product(V (&acc)[r][c], const float* a, int64_t ar, int64_t ak, const float* b, int64_t bk, int64_t depth) {
+    for (int64_t k = 0; k < depth; ++k, a += ak, b += bk) {
         V x[c];
         for (int j = 0; j < c; ++j) x[j] = load(b + j * W);
         for (int i = 0; i < r; ++i) {
@@ -75,7 +75,7 @@ INLINE V likelihood(V first, V second, float scale, V largest, V& sum) {
 template <typename T, int r, int c>
 INLINE void logits(const float* k, int64_t stride, const float* q, int units, float* s) {
     V acc[r][c] = {};
-    product<T, r, c>(acc, k, stride, 1, q, units);
+    product<T, r, c>(acc, k, stride, 1, q, c * W, units);
     for (int i = 0; i < r; ++i)
         for (int j = 0; j < c; ++j) store(s + (i * c + j) * W, acc[i][j]);
 }
@@ -88,7 +88,7 @@ INLINE void likelihoods(const float* k, int64_t stride, const float* q, int unit
     V acc[rows * per][c] = {};
     if constexpr (r < per)  // a last key without its second
         for (int j = 0; j < c; ++j) acc[1][j] = all(-std::numeric_limits<float>::infinity());
-    product<T, r, c>(reinterpret_cast<V(&)[r][c]>(acc), k, stride, 1, q, units);
+    product<T, r, c>(reinterpret_cast<V(&)[r][c]>(acc), k, stride, 1, q, c * W, units);
     for (int i = 0; i < rows; ++i)
         for (int j = 0; j < c; ++j)
             store(p + (i * c + j) * W, likelihood<T>(acc[i * per][j], acc[i * per + per - 1][j], scale, largest[j], sums[j]));
@@ -103,7 +103,7 @@ INLINE void mix(const float* v, int64_t stride, const float* p, int64_t rows, co
             const V o = load(out + (i * c + j) * W);
             acc[i][j] = SHRINK ? o * shrink[j] : o;
         }
-    product<T, r, c>(acc, v, 1, stride, p, rows);
+    product<T, r, c>(acc, v, 1, stride, p, c * W, rows);
     for (int i = 0; i < r; ++i)
         for (int j = 0; j < c; ++j) store(out + (i * c + j) * W, acc[i][j]);
 }
@@ -137,16 +137,16 @@ INLINE const float* as_units(const T* x, int64_t& stride, int64_t rows, int widt
     }
 }
 
-// A head's values in pairs of keys, [keys / 2][width] units; an odd last key is paired with zeros.
+// Rows from `first` on in pairs, [rows / 2] units of a width, `stride` apart; an odd last row is paired with zeros.
 template <typename T>
-void pair_values(const Branch& branch, int64_t b, int64_t h, int width, float* to) {
+void pair_rows(const Heads& from, int64_t b, int64_t h, int64_t first, int64_t rows, int width, int64_t stride, float* to) {
 #if defined(__AVX512BF16__)
     alignas(64) uint16_t order[2][32];
     for (int i = 0; i < 32; ++i)
         for (int half = 0; half < 2; ++half) order[half][i] = static_cast<uint16_t>(16 * half + i / 2 + i % 2 * 32);
     const __m512i low = _mm512_load_si512(order[0]), high = _mm512_load_si512(order[1]);
-    for (int64_t n = 0; n < branch.keys; n += 2, to += width) {
-        const T *x = at<T>(branch.v, b, h, n), *y = n + 1 < branch.keys ? at<T>(branch.v, b, h, n + 1) : nullptr;
+    for (int64_t n = 0; n < rows; n += 2, to += stride) {
+        const T *x = at<T>(from, b, h, first + n), *y = n + 1 < rows ? at<T>(from, b, h, first + n + 1) : nullptr;
         int d = 0;
         for (; d + 32 <= width; d += 32) {
             const __m512i u = _mm512_loadu_si512(x + d), v = y ? _mm512_loadu_si512(y + d) : _mm512_setzero_si512();
@@ -235,23 +235,19 @@ void sweep(const Branch& branch, const Known& known, int64_t b, int64_t h, const
     }
 }
 
-// Up to c vectors of queries from `first` on.
+// `count` queries from `first` on as columns, [units][c] vectors, the rest zeros; returns the square of the largest norm.
 template <typename T, int c>
-void attend(const Attention& a, const Known* known, int64_t b, int64_t h, int64_t first) {
+float columns(const Heads& from, int64_t b, int64_t h, int64_t first, int64_t count, int width, float* q) {
     constexpr int lanes = c * W, per = PER_UNIT<T>;
-    const int width = a.width, units = width / per;
-    const int64_t count = a.queries - first < lanes ? a.queries - first : lanes;
-    float* q = static_cast<float*>(room(Use::part, sizeof(float) * (size_t(lanes) * (3 * width + KEYS<T>) + 2 * ROWS * width)));
-    float *out = q + lanes * width, *total = out + lanes * width, *s = total + lanes * width;
-
-    float longest = 0;  // square of a query's norm
+    const int units = width / per;
+    float longest = 0;
     for (int j = 0; j < c; ++j) {
         V squares{};
         for (int d = 0; d < units; d += W) {
             V columns[W];
             for (int i = 0; i < W; ++i) {
                 const int64_t n = j * W + i;
-                const T* x = at<T>(a.q, b, h, first + (n < count ? n : 0)) + d * per;
+                const T* x = at<T>(from, b, h, first + (n < count ? n : 0)) + d * per;
                 if (n >= count) columns[i] = V{};
                 else if (d + W <= units) columns[i] = units_at(x);
                 else {  // a head that is no multiple of a vector
@@ -272,7 +268,36 @@ void attend(const Attention& a, const Known* known, int64_t b, int64_t h, int64_
         }
         for (int i = 0; i < W; ++i) longest = squares[i] <= longest ? longest : squares[i];
     }
+    return longest;
+}
 
+// Columns [width][c] of float32 as `count` rows from `first` on.
+template <typename T, int c>
+void store_columns(const float* columns, const Heads& to, int64_t b, int64_t h, int64_t first, int64_t count, int width) {
+    for (int j = 0; j < c; ++j)
+        for (int d = 0; d < width; d += W) {
+            V rows[W] = {};
+            for (int i = 0; i < W && d + i < width; ++i) rows[i] = load(columns + (d + i) * c * W + j * W);
+            transpose(rows);
+            for (int i = 0; i < W && j * W + i < count; ++i) {
+                T* x = const_cast<T*>(at<T>(to, b, h, first + j * W + i)) + d;
+                if (d + W <= width) store(x, rows[i]);
+                else
+                    for (int l = 0; l < width - d; ++l) set(x + l, rows[i][l]);
+            }
+        }
+}
+
+// Up to c vectors of queries from `first` on.
+template <typename T, int c>
+void attend(const Attention& a, const Known* known, int64_t b, int64_t h, int64_t first) {
+    constexpr int lanes = c * W;
+    const int width = a.width;
+    const int64_t count = a.queries - first < lanes ? a.queries - first : lanes;
+    float* q = static_cast<float*>(room(Use::part, sizeof(float) * (size_t(lanes) * (3 * width + KEYS<T>) + 2 * ROWS * width)));
+    float *out = q + lanes * width, *total = out + lanes * width, *s = total + lanes * width;
+
+    const float longest = columns<T, c>(a.q, b, h, first, count, width, q);
     const float scale = a.scale * LOG2E;
     for (int n = 0; n < a.count; ++n) {
         const Branch& branch = a.branches[n];
@@ -284,6 +309,10 @@ void attend(const Attention& a, const Known* known, int64_t b, int64_t h, int64_
         std::memset(out, 0, sizeof(float) * lanes * width);
         if (bounded) sweep<T, true, c>(branch, known[n], b, h, q, width, scale, largest, sums, s, out);
         else sweep<T, false, c>(branch, known[n], b, h, q, width, scale, largest, sums, s, out);
+        if (a.log_sums) {
+            float* to = reinterpret_cast<float*>(a.log_sums) + ((n * a.batch + b) * a.heads + h) * a.queries + first;
+            for (int64_t i = 0; i < count; ++i) to[i] = largest[i / W][i % W] / LOG2E + std::log(sums[i / W][i % W]);
+        }
         for (int j = 0; j < c; ++j) {
             const V by = branch.weight / sums[j];
             for (int d = 0; d < width; ++d) {
@@ -292,18 +321,7 @@ void attend(const Attention& a, const Known* known, int64_t b, int64_t h, int64_
             }
         }
     }
-    for (int j = 0; j < c; ++j)
-        for (int d = 0; d < width; d += W) {
-            V rows[W] = {};
-            for (int i = 0; i < W && d + i < width; ++i) rows[i] = load(total + (d + i) * lanes + j * W);
-            transpose(rows);
-            for (int i = 0; i < W && j * W + i < count; ++i) {
-                T* x = const_cast<T*>(at<T>(a.out, b, h, first + j * W + i)) + d;
-                if (d + W <= width) store(x, rows[i]);
-                else
-                    for (int l = 0; l < width - d; ++l) set(x + l, rows[i][l]);
-            }
-        }
+    store_columns<T, c>(total, a.out, b, h, first, count, width);
 }
 
 template <typename T>
@@ -325,7 +343,7 @@ void attend_all(const Attention& a) {
             const float largest = worth ? largest_key<T>(branch, b, h, a.width) : std::numeric_limits<float>::quiet_NaN();
             known[i * a.count + n] = {to + i * size, largest};
             if constexpr (PAIRS<T>) {
-                pair_values<T>(branch, b, h, a.width, to + i * size);
+                pair_rows<T>(branch.v, b, h, 0, branch.keys, a.width, a.width, to + i * size);
                 to += heads * size;
             }
         }

@@ -47,14 +47,45 @@ PYBIND11_MODULE(_cpu, m) {
         .def(py::init([](const Heads& k, const Heads& v, int64_t keys, uintptr_t bias, float weight) {
             return Branch{k, v, keys, bias, weight};
         }));
+    py::class_<BranchGradient>(m, "BranchGradient", py::module_local())
+        .def(py::init([](uintptr_t dk, uintptr_t dv, uintptr_t dweight) { return BranchGradient{dk, dv, dweight}; }));
 
     m.def("attention", [](int level, const Heads& q, const Heads& out, const std::vector<Branch>& branches, int64_t batch,
-                          int64_t heads, int64_t queries, int width, float scale, int dtype, int threads) {
+                          int64_t heads, int64_t queries, int width, float scale, uintptr_t log_sums, int dtype, int threads) {
         const Attention a{q,     out,   branches.data(), static_cast<int>(branches.size()), batch, heads, queries, width,
-                          scale, dtype_of(dtype), threads};
+                          scale, log_sums, dtype_of(dtype), threads};
         const Table& chosen = table(level);
         py::gil_scoped_release released;
         return chosen.attention(a);
+    });
+    m.def("attention_gradient", [](int level, const Heads& q, const Heads& gradient, const Heads& out, const Heads& dq,
+                                   const std::vector<Branch>& branches, const std::vector<BranchGradient>& gradients, int64_t batch,
+                                   int64_t heads, int64_t queries, int64_t splits, int width, int padded, float scale,
+                                   uintptr_t log_sums, int dtype, int threads) {
+        if (gradients.size() != branches.size()) throw py::value_error("as many gradients as branches are needed");
+        const AttentionGradient a{q, gradient, out, dq, branches.data(), gradients.data(), static_cast<int>(branches.size()), batch,
+                                  heads, queries, splits, width, padded, scale, log_sums, dtype_of(dtype), threads};
+        const Table& chosen = table(level);
+        py::gil_scoped_release released;
+        return chosen.attention_gradient(a);
+    });
+    m.def("norm_gradient", [](int level, const Rows& sum_gradient, const Rows& gradient, const Rows& total, const Rows& gate,
+                              const Rows& weight, uintptr_t dx, uintptr_t dy, int64_t batch, int64_t tokens, int64_t width,
+                              float eps, bool centred, int threads) {
+        const NormGradient a{sum_gradient, gradient, total, gate, weight, dx, dy, batch, tokens, width, eps, centred, threads};
+        const Table& chosen = table(level);
+        py::gil_scoped_release released;
+        return chosen.norm_gradient(a);
+    });
+    m.def("rope_gradient", [](int level, const Heads& dq, const Heads& dk, const Heads& dv, const Rows& qkv, const Rows& q_weight,
+                              const Rows& k_weight, const Rows& cos, const Rows& sin, const Rows& rows, int64_t length,
+                              uintptr_t dqkv, int64_t batch, int64_t tokens, int64_t width, int heads, bool per_head, float eps,
+                              int threads) {
+        const RopeGradient a{dq, dk, dv, qkv, q_weight, k_weight, cos, sin, rows, length, dqkv, batch, tokens, width, heads, per_head,
+                             eps, threads};
+        const Table& chosen = table(level);
+        py::gil_scoped_release released;
+        return chosen.rope_gradient(a);
     });
     m.def("norm", [](int level, const Rows& x, const Rows& y, const Rows& gate, const Rows& weight, const Rows& bias,
                      uintptr_t total, uintptr_t out, int64_t batch, int64_t tokens, int64_t width, float eps, int threads) {
@@ -90,9 +121,10 @@ PYBIND11_MODULE(_cpu, m) {
         return chosen.convolution(a);
     });
     m.def("keep_memory", &keep_memory);
+    m.def("keep_steps", &keep_steps);
     m.def("return_memory", &return_memory);
-    m.def("gelu", [](int level, uintptr_t x, uintptr_t out, int64_t size, int dtype, int threads) {
-        const Gelu a{x, out, size, dtype_of(dtype), threads};
+    m.def("gelu", [](int level, uintptr_t x, uintptr_t gradient, uintptr_t out, int64_t size, int dtype, int threads) {
+        const Gelu a{x, gradient, out, size, dtype_of(dtype), threads};
         const Table& chosen = table(level);
         py::gil_scoped_release released;
         return chosen.gelu(a);

@@ -1,6 +1,8 @@
 #include "amx_float.h"
+#include "attention_gradient.h"
 #include "channels.h"
 #include "convolution.h"
+#include "row_gradients.h"
 #include "rows.h"
 
 namespace {
@@ -9,4 +11,4 @@ bool by_dtype(const ebr::cpu::Attention& a) {
 }
 }  // namespace
 
-const ebr::cpu::Table ebr::cpu::amx{by_dtype, norm, rope, gelu, channel_norm, convolution};
+const ebr::cpu::Table ebr::cpu::amx{by_dtype, norm, rope, gelu, attention_gradient, norm_gradient, rope_gradient, channel_norm, convolution};

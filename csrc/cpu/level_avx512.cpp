@@ -1,6 +1,7 @@
-#include "attention.h"
+#include "attention_gradient.h"
 #include "channels.h"
 #include "convolution.h"
+#include "row_gradients.h"
 #include "rows.h"
 
-const ebr::cpu::Table ebr::cpu::avx512{attention, norm, rope, gelu, channel_norm, convolution};
+const ebr::cpu::Table ebr::cpu::avx512{attention, norm, rope, gelu, attention_gradient, norm_gradient, rope_gradient, channel_norm, convolution};

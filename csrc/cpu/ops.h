@@ -36,6 +36,28 @@ struct Attention {
     int64_t batch, heads, queries;
     int width;  // of a head
     float scale;
+    uintptr_t log_sums;  // [count, batch, heads, queries] float32, logarithms of the softmaxes' denominators; 0: not wanted
+    Dtype dtype;
+    int threads;
+};
+
+// Gradients of a branch's keys and values, each [splits, batch, heads, keys, `padded` width] float32, 0 where they are not
+// wanted; and of its weight, [splits, batch, heads]: to be added up over the splits.
+struct BranchGradient {
+    uintptr_t dk, dv, dweight;
+};
+
+// From `gradient`, the output's, and what attention has left. `out` is attention's result where there is one branch of weight 1
+// (0: what it is for is computed again). The queries are split in `splits` parts, which may run side by side.
+struct AttentionGradient {
+    Heads q, gradient, out, dq;
+    const Branch* branches;
+    const BranchGradient* gradients;
+    int count;
+    int64_t batch, heads, queries, splits;
+    int width, padded;  // the latter a multiple of every vector
+    float scale;
+    uintptr_t log_sums;
     Dtype dtype;
     int threads;
 };
@@ -57,6 +79,17 @@ struct Norm {
     int threads;
 };
 
+// From the gradients of `total` (or none) and of `out` those of x and, where there is a gate, of y, contiguous; all in one dtype.
+// `centred`: the norm is LayerNorm, not RMSNorm.
+struct NormGradient {
+    Rows sum_gradient, gradient, total, gate, weight;
+    uintptr_t dx, dy;
+    int64_t batch, tokens, width;
+    float eps;
+    bool centred;
+    int threads;
+};
+
 // q, k, v [batch, heads, tokens, head] in qkv's dtype. `per_head`: the norm is of each head alone.
 struct Rope {
     Rows qkv, q_weight, k_weight, cos, sin, rows;
@@ -69,9 +102,22 @@ struct Rope {
     int threads;
 };
 
-// gelu_tanh of `size` elements.
+// The gradient of qkv, contiguous, from those of q, k and v; the rest as in Rope.
+struct RopeGradient {
+    Heads dq, dk, dv;
+    Rows qkv, q_weight, k_weight, cos, sin, rows;
+    int64_t length;
+    uintptr_t dqkv;
+    int64_t batch, tokens, width;
+    int heads;
+    bool per_head;
+    float eps;
+    int threads;
+};
+
+// gelu_tanh of `size` elements; where `gradient` is not 0, its derivative times that.
 struct Gelu {
-    uintptr_t x, out;
+    uintptr_t x, gradient, out;
     int64_t size;
     Dtype dtype;
     int threads;
@@ -108,6 +154,9 @@ struct Table {
     bool (*norm)(const Norm&);
     bool (*rope)(const Rope&);
     bool (*gelu)(const Gelu&);
+    bool (*attention_gradient)(const AttentionGradient&);
+    bool (*norm_gradient)(const NormGradient&);
+    bool (*rope_gradient)(const RopeGradient&);
     bool (*channel_norm)(const ChannelNorm&);
     bool (*convolution)(const Convolution&);
 };
@@ -117,6 +166,7 @@ extern const Table baseline, avx2, avx512, avx512_bf16, amx;
 // Runs part(data, i) for i in [0, parts) on up to `threads` of torch's own OpenMP threads.
 void spread(int64_t parts, int threads, void (*part)(void*, int64_t), void* data);
 void keep_memory();
+void keep_steps();
 void return_memory();  // what is free goes back to the system
 bool pooled();  // whether torch's OpenMP runtime was found; if not, everything runs on one thread
 

@@ -72,6 +72,14 @@ void keep_memory() {
 #endif
 }
 
+// Steps of learning take the same pieces again and again, and all that one has kept for its gradients is free when it ends.
+void keep_steps() {
+#if defined(__GLIBC__)
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most that glibc takes
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+#endif
+}
+
 void return_memory() {
 #if defined(__GLIBC__)
     malloc_trim(0);

@@ -160,28 +160,49 @@ bool rope(const Rope& a) {
 }
 
 // x·sigmoid(2u) = gelu_tanh(x), u = sqrt(2/pi)·(x + 0.044715·x³): no difference that cancels where x is negative.
+template <bool PRECISE>
 INLINE V gelu_of(V x) {
     const V u = x * (x * x * (-2.f * 0.79788456080286535588f * LOG2E * 0.044715f) - 2.f * 0.79788456080286535588f * LOG2E);
 #if defined(__AVX512F__)
     // A reciprocal and a step of Newton's: a division takes four times as long. Past 2^126, where it has none, gelu is below that.
-    const V d = exp2<true>((V)_mm512_min_ps(_mm512_set1_ps(126.f), (__m512)u)) + 1.f;
+    const V d = exp2<PRECISE>((V)_mm512_min_ps(_mm512_set1_ps(126.f), (__m512)u)) + 1.f;
     const V r = (V)_mm512_rcp14_ps((__m512)d);
     return u > 126.f ? all(-0.f) : x * (r * (2.f - d * r));
 #else
-    return x / (exp2<true>(u) + 1.f);
+    return x / (exp2<PRECISE>(u) + 1.f);
 #endif
+}
+
+// Its derivative σ + x·σ·(1 − σ)·2u', σ = sigmoid(2u); past ten the second part is nothing, and its powers do not overflow.
+template <bool PRECISE>
+INLINE V gelu_slope(V x) {
+    const V z = -larger(all(-10.f), -larger(all(-10.f), x)), square = z * z;
+    const V u = z * (square * (-2.f * 0.79788456080286535588f * LOG2E * 0.044715f) - 2.f * 0.79788456080286535588f * LOG2E);
+    const V d = exp2<PRECISE>(u) + 1.f;
+#if defined(__AVX512F__)
+    const V r = (V)_mm512_rcp14_ps((__m512)larger(all(0.f), -larger(all(-1e38f), -d))), s = r * (2.f - d * r);
+#else
+    const V s = 1.f / d;
+#endif
+    return s + z * s * (1.f - s) * (square * (6.f * 0.79788456080286535588f * 0.044715f) + 2.f * 0.79788456080286535588f);
 }
 
 template <typename T>
 void gelu_all(const Gelu& a) {
-    const T* x = reinterpret_cast<const T*>(a.x);
+    const T *x = reinterpret_cast<const T*>(a.x), *g = reinterpret_cast<const T*>(a.gradient);
     T* out = reinterpret_cast<T*>(a.out);
     constexpr int64_t piece = 1 << 14;
+    constexpr bool precise = sizeof(T) == 4;
     spread((a.size + piece - 1) / piece, a.threads, [&](int64_t i) {
         const int64_t end = (i + 1) * piece < a.size ? (i + 1) * piece : a.size;
         int64_t d = i * piece;
-        for (; d + W <= end; d += W) store(out + d, gelu_of(load(x + d)));
-        if (d < end) put(out + d, gelu_of(some(x + d, end - d)), end - d);
+        if (g) {
+            for (; d + W <= end; d += W) store(out + d, gelu_slope<precise>(load(x + d)) * load(g + d));
+            if (d < end) put(out + d, gelu_slope<precise>(some(x + d, end - d)) * some(g + d, end - d), end - d);
+            return;
+        }
+        for (; d + W <= end; d += W) store(out + d, gelu_of<precise>(load(x + d)));
+        if (d < end) put(out + d, gelu_of<precise>(some(x + d, end - d)), end - d);
     });
 }
 

@@ -16,7 +16,7 @@ from ebr_engine.kernels.gated_residual_norm import gated_residual_norm, gated_re
 from ebr_engine.kernels.gelu import gelu
 from ebr_engine.kernels.int8_linear import Int8Weight, can_int8, int8_linear
 from ebr_engine.kernels.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_fp8
-from ebr_engine.kernels.packed_linear import PackedWeight, can_pack, packed_linear, packing_pays
+from ebr_engine.kernels.packed_linear import PackedWeight, can_pack, packed_feed_forward, packed_linear, packing_pays
 from ebr_engine.kernels.qk_norm_rope import qk_norm_rope
 from ebr_engine.kernels.qkv_norm_rope import named_form, qkv_norm_rope
 from ebr_engine.kernels.quantize_fp8 import Quantized, quantize_fp8
@@ -104,7 +104,14 @@ def takes_fp8(*linears: nn.Module) -> bool:
 
 def feed_forward(up: nn.Module, down: nn.Module, x: Tensor | Quantized) -> Tensor:
     """down(GELU(up(x))), [..., D]; in fp8 the hidden layer is quantised as it is made."""
+    if isinstance(up, PackedLinear) and isinstance(down, PackedLinear) and not compiled_or_learned(x):
+        return packed_feed_forward(x, up.packed, up.bias, down.packed, down.bias)
     return down(up.gelu(x) if takes_fp8(up, down) else activated(up, x))
+
+
+def compiled_or_learned(x: Tensor) -> bool:
+    """Whether a compiler or autograd has to see what is done with `x`."""
+    return torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad)
 
 
 def heads_of(

@@ -143,6 +143,12 @@ def test_the_start_is_told_beside_another_commits():
     assert "64 x 48" in text
 
 
+def test_a_clips_frames_a_second_are_told():
+    seconds, peaks = {"here": report.spread([4.0])}, {"here": 10**8}
+    given = {"size": [64, 64], "frames": 8, "task": "rain", "precision": "auto", "rounds": 1}
+    assert starting.table(given | {"seconds": seconds, "peak_bytes": peaks}).endswith("frames a second of one core: 2.00 (here)")
+
+
 @pytest.mark.slow
 def test_a_small_picture_is_restored_by_two_folders_commands(tmp_path):
     options = ["--size", "16", "24", "--rounds", "1", "--beside", str(report.ROOT), "--json", str(tmp_path / "x")]
@@ -177,6 +183,7 @@ def test_a_plot_is_drawn(tmp_path):
     [
         *(["latency", *wrong] for wrong in (["--runs", "0"], ["--size", "8"], ["--precision", "int4"])),
         *(["starting", *wrong] for wrong in (["--rounds", "0"], ["--size", "4", "64"], ["--beside", "/nowhere"])),
+        ["starting", "--size", "64", "48", "--frames", "2"],
         *(["waiting", *wrong] for wrong in (["--rounds", "0"], ["--busy", "-1"])),
         *(["throughput", *wrong] for wrong in (["--rounds", "0"], ["--size", "8"], ["--batch", "0"], ["--precision", "int4"])),
     ],

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import training
+from benchmarks import report, training, training_beside
 from benchmarks.memory import learning_memory
 from benchmarks.roofline import workload
 
@@ -79,3 +79,36 @@ def test_bad_usage_is_refused(arguments, capsys):
         training.main(arguments)
     assert error.value.code == 2
     assert "error:" in capsys.readouterr().err
+
+
+def test_a_step_beside_another_commits_is_told():
+    def form(name, seconds):
+        return {
+            "form": name,
+            "seconds": report.spread([seconds]),
+            "x faster": 3 / seconds,
+            "loss": 1.0,
+            "gradient_difference": 0.01,
+        }
+
+    given = {"beside": "abc", "precision": "bf16", "crops": 4, "side": 128, "rounds": 1, "fastest form": 1.5}
+    text = training.table(given | {"forms": [form("before", 3.0), form("now", 2.0)]})
+    assert "beside abc" in text
+    assert text.splitlines()[-3].split()[:5] == ["now", "2000", "2000", "2000", "1.50"]
+    assert text.endswith("x1.50")
+
+
+@pytest.mark.slow
+def test_two_folders_steps_have_the_same_gradients(tmp_path):
+    file = tmp_path / "x"
+    training.main(["--quick", "--precision", "fp32", "--beside", str(report.ROOT), "--json", str(file)])
+    before, now = json.loads(file.read_text())["forms"]
+    assert now["gradient_difference"] < 1e-5
+    assert now["loss"] == pytest.approx(before["loss"])
+    assert training_beside.revision(report.ROOT)
+
+
+def test_a_folder_without_benchmarks_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        training.main(["--beside", str(tmp_path)])
+    assert "there is no benchmarks in it" in capsys.readouterr().err

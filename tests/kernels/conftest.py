@@ -106,3 +106,14 @@ def interpreted(monkeypatch):
         return torch.from_numpy(values.copy()).to(dtype).view(bits).numpy()
 
     monkeypatch.setattr(interpreter, "_convert_float", to_nearest)
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Fresh memory holds NaN, so that what no kernel writes is seen."""
+
+    def fresh(create):
+        return lambda *args, **kwargs: create(*args, **kwargs).fill_(torch.nan)
+
+    monkeypatch.setattr(torch, "empty_like", fresh(torch.empty_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", fresh(torch.Tensor.new_empty))

@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ebr_engine.kernels.packed_linear import KEPT, PackedWeight, can_pack, packed_linear, packed_linear_op, packed_linear_ref
+from ebr_engine.kernels import packed_linear as module
+from ebr_engine.kernels.packed_linear import (
+    KEPT,
+    PackedWeight,
+    can_pack,
+    packed_feed_forward,
+    packed_linear,
+    packed_linear_op,
+    packed_linear_ref,
+)
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this CPU or this torch has no such products")
 DTYPES = [torch.float32, *([torch.bfloat16] if can_pack(torch.bfloat16) else [])]
@@ -89,9 +98,18 @@ def test_layers_of_one_shape_share_a_graph():
 def test_what_has_no_gradient_is_refused():
     weight, bias = layer()
     packed, x = PackedWeight(weight, learns=True), torch.randn(2, 5, requires_grad=True)
-    for bad in (bias.requires_grad_(), False), (bias.detach(), True):
-        with pytest.raises(NotImplementedError, match="no gradient of its bias"):
-            packed_linear_op(x, packed.number, *bad)
+    with pytest.raises(NotImplementedError, match="has no gradient"):
+        packed_linear_op(x, packed.number, bias, True)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_bias_has_its_gradient(moved):
+    weight, bias = layer()
+    packed, x = PackedWeight(weight, learns=True), torch.randn(2, 3, 5, requires_grad=moved)
+    given = [bias.requires_grad_()] + [x] * moved
+    wanted = torch.autograd.grad(packed_linear_ref(x, weight, bias, False).square().sum(), given)
+    for found, exact in zip(torch.autograd.grad(packed_linear(x, packed, bias).square().sum(), given), wanted):
+        torch.testing.assert_close(found, exact)
 
 
 def test_a_weight_is_kept_by_its_layer_alone():
@@ -106,3 +124,18 @@ def test_a_weight_is_kept_by_its_layer_alone():
 def test_only_float32_and_bf16_are_packed():
     assert not can_pack(torch.float16)
     assert not can_pack(torch.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 50), (151,), (1, 7), (2, 0)])
+def test_a_feed_forward_in_pieces_is_the_layers(dtype, shape, monkeypatch):
+    up, down = (torch.randn(size).div(size[1] ** 0.5).to(dtype) for size in ((64, 24), (24, 64)))
+    given = PackedWeight(up), torch.randn(64).to(dtype), PackedWeight(down), torch.randn(24).to(dtype)
+    x = torch.randn(*shape, 24).to(dtype)
+    whole = packed_feed_forward(x, *given)
+    monkeypatch.setattr(module, "LARGE_HIDDEN", 64)
+    monkeypatch.setattr(module, "HIDDEN_PIECE", 64 * x.element_size() * 10)
+    rounding = {"rtol": 2**-7, "atol": 2**-7} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(packed_feed_forward(x, *given), whole, **rounding)
+    exact = packed_linear_ref(packed_linear_ref(x, up, given[1], True), down, given[3], False)
+    torch.testing.assert_close(whole, exact, **rounding)
