@@ -32,6 +32,7 @@ class Display(Progress):
         self.quiet = quiet
         self.as_json = as_json
         self._begun = 0
+        self._left_out = 0
         self._name = ""
         self._lock = threading.RLock()
         self._started = self._told = time.monotonic()
@@ -99,6 +100,7 @@ class Display(Progress):
         with self._lock:
             if self._bar:
                 self._bar.update(self._task, completed=self._begun)
+            self._left_out += outcome.skipped is not None
             if outcome.error:
                 self.error(outcome.error)
             if self.as_json:
@@ -107,14 +109,18 @@ class Display(Progress):
                 self.line(outcome.line)
 
     def summary(self, done: int, failures: Sequence[Outcome], skipped: int, left: int, seconds: float) -> None:
-        """The end of a run: how many files were restored, and what failed and why."""
+        """The end of a run: how many files were restored, how many needed nothing, and what failed and why.
+
+        `done` counts those that needed nothing too; `skipped` are those that an earlier run finished.
+        """
         if self.as_json:
             counts = {"done": done, "failed": len(failures), "skipped": skipped, "not_tried": left}
             self._object({"summary": counts, "seconds": round(seconds, 3), "failures": [each.as_json() for each in failures]})
             return
         if done + len(failures) + left + skipped <= 1:
             return
-        parts = [f"{done} of {done + len(failures) + left} restored"]
+        parts = [f"{done - self._left_out} of {done + len(failures) + left} restored"]
+        parts += [f"{self._left_out} left out"] if self._left_out else []
         parts += [f"{len(failures)} failed"] if failures else []
         parts += [f"{left} not tried"] if left else []
         parts += [f"{skipped} finished before"] if skipped else []

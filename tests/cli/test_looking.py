@@ -169,6 +169,7 @@ def test_auto_chooses_for_every_file_and_says_so(cli, engine, sees):
     assert "auto: haze 90%" in stdout
     assert "b.png skipped: auto sees nothing to repair (likeliest: haze 20%); name a task" in stdout
     assert "c.mkv skipped" in stdout  # its first frame is black
+    assert "1 of 3 restored, 2 left out" in stdout
     assert Path("out/a.png").exists()
     assert not Path("out/b.png").exists()
     assert sorted(sees) == [1, 1, 3]
