@@ -18,7 +18,8 @@ from ebr_engine.kernels.gated_residual_norm import gated_residual_norm_backward_
 from ebr_engine.kernels.layer_norm_modulate import layer_norm_modulate_backward_launch, layer_norm_modulate_launch
 from ebr_engine.kernels.prompt_attention_persistent import TILES as PROMPT_TILES
 from ebr_engine.kernels.prompt_attention_persistent import prompt_attention_persistent_launch
-from ebr_engine.kernels.qk_norm_rope import qk_norm_rope_backward_launch, qk_norm_rope_launch
+from ebr_engine.kernels.qk_norm_rope import qk_norm_rope_launch
+from ebr_engine.kernels.qk_norm_rope_gradient import qk_norm_rope_backward_launch
 from ebr_engine.kernels.qkv_norm_rope import TILES as QKV_TILES
 from ebr_engine.kernels.qkv_norm_rope import qkv_norm_rope_launch
 from ebr_engine.kernels.quantize_fp8 import empty_quantized, quantize_fp8_launch

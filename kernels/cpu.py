@@ -15,12 +15,10 @@ from torch import Tensor
 
 from ebr_engine import _cpu
 from ebr_engine.kernels import backend
+from ebr_engine.kernels.cpu_views import DTYPES, NO_HEADS, NONE, extra, heads, rows, table
 from ebr_engine.kernels.heads import rows_of_heads
 from ebr_engine.kernels.rows import batch_stride, dense
 
-DTYPES = {getattr(torch, name): index for index, name in enumerate(_cpu.DTYPES)}
-NONE = _cpu.Rows(0, 0, 0, 0)
-NO_HEADS = _cpu.Heads(0, 0, 0, 0)
 PADDED = 16  # numbers of the widest vector; rows of the keys' gradients are multiples of it
 PARTS = 16  # of a gradient of attention that may run side by side, of at least so many queries
 LEAST_QUERIES = 192
@@ -52,28 +50,6 @@ def takes(*tensors: Tensor | None) -> bool:
     if not _cpu.POOLED and torch.get_num_threads() > 1:
         return False
     return all(x is None or (x.dtype in DTYPES and x.is_cpu and x.numel()) for x in tensors)
-
-
-def table(x: Tensor, batch: int = 0, token: int = 0) -> _cpu.Rows:
-    return _cpu.Rows(x.data_ptr(), batch, token, DTYPES[x.dtype])
-
-
-def rows(x: Tensor) -> _cpu.Rows:
-    """`x` [B, N, D]."""
-    return table(x, x.stride(0), x.stride(1))
-
-
-def extra(x: Tensor | None) -> tuple[_cpu.Rows, int]:
-    """`x` [L, D] or [B, L, D], dense, and L; nothing where there is none."""
-    if x is None:
-        return NONE, 0
-    return table(x, x.stride(0) if x.dim() == 3 and len(x) > 1 else 0, x.stride(-2)), x.shape[-2]
-
-
-def heads(x: Tensor, shared: bool = False) -> _cpu.Heads:
-    """`x` [B, H, N, d]; `shared`: by all of the batch."""
-    batch, head, token, _ = x.stride()
-    return _cpu.Heads(x.data_ptr(), 0 if shared else batch, head, token)
 
 
 def norm(x: Tensor, y: Tensor | None, gate: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float) -> tuple | None:

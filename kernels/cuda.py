@@ -19,8 +19,9 @@ from ebr_engine.kernels.layer_norm_modulate import (
     layer_norm_modulate_launch,
     layer_norm_modulate_ref,
 )
-from ebr_engine.kernels.qk_norm_rope import check, dense_rows, qk_norm_rope_launch, qk_norm_rope_ref, row_strides
+from ebr_engine.kernels.qk_norm_rope import check, qk_norm_rope_launch, qk_norm_rope_ref
 from ebr_engine.kernels.quantize_fp8 import empty_quantized, quantize_fp8_launch, quantize_fp8_ref
+from ebr_engine.kernels.rotary import dense_rows, row_strides
 from ebr_engine.kernels.rows import batch_stride, dense, launches, launches_fp8
 
 DTYPES = {getattr(torch, name): index for index, name in enumerate(_csrc.DTYPES)}

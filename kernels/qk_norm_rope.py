@@ -14,25 +14,23 @@ Gradient of x from that of the rotated pairs (a', b'), with n = x / sqrt(mean(xÂ
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ebr_engine.kernels import backend
 from ebr_engine.kernels.backend import tl, triton
 from ebr_engine.kernels.gate import gated
-from ebr_engine.kernels.rows import dense, launches, warps, wide
-
-
-def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last dimension in float32 (or float64), returned in it."""
-    x = wide(x)
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * wide(weight)
-
-
-def add_rows_ref(qkv: Tensor, rows: Tensor | None) -> Tensor:
-    """The projection with `rows` added to its first tokens in float32 (or float64); without rows, as it is."""
-    if rows is None or not rows.shape[-2]:
-        return qkv
-    return wide(qkv) + F.pad(wide(rows), (0, 0, 0, qkv.shape[1] - rows.shape[-2]))
+from ebr_engine.kernels.qk_norm_rope_gradient import qk_norm_rope_backward_op, rotate_back_ref
+from ebr_engine.kernels.rotary import (
+    add_rows_ref,
+    dense_rows,
+    head_tile,
+    load_pairs,
+    load_projection,
+    mean_of_group,
+    rms_norm_ref,
+    row_strides,
+    store_pairs,
+)
+from ebr_engine.kernels.rows import dense, launches, wide
 
 
 def qk_norm_rope_ref(
@@ -63,71 +61,6 @@ def qk_norm_rope_ref(
     return rotate(q), rotate(k), to_heads(v.to(dtype))
 
 
-def rotate_back_ref(gradient: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Gradient of what was rotated, from [B, heads, N, head_dim] to [B, N, D], in float32 (or float64)."""
-    a, b = wide(gradient).chunk(2, dim=-1)
-    return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1).transpose(1, 2).flatten(2)
-
-
-def qk_norm_rope_backward_ref(
-    dq: Tensor,
-    dk: Tensor,
-    dv: Tensor,
-    qkv: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    eps: float,
-    rows: Tensor | None,
-) -> Tensor:
-    """The gradient's formula in float32: of the projection, [B, N, 3D]; that of `rows` is its sum."""
-
-    def of_norm(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        groups = (-1, weight.shape[0])
-        g, x = rotate_back_ref(gradient, cos, sin).unflatten(-1, groups) * wide(weight), wide(x).unflatten(-1, groups)
-        inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-        n = x * inverse
-        return (inverse * (g - n * (g * n).mean(-1, keepdim=True))).flatten(2)
-
-    q, k, _ = add_rows_ref(qkv, rows).chunk(3, dim=-1)
-    parts = of_norm(dq, q, q_weight), of_norm(dk, k, k_weight), wide(dv).transpose(1, 2).flatten(2)
-    return torch.cat(parts, dim=-1).to(qkv.dtype)
-
-
-@triton.jit
-def load_pairs(x, offsets, mask, HALF: tl.constexpr):
-    """Both elements of the rotary pairs whose first ones lie at `offsets`."""
-    b_a = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
-    return b_a, tl.load(x + offsets + HALF, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def store_pairs(x, offsets, mask, b_a, b_b, HALF: tl.constexpr):
-    tl.store(x + offsets, b_a.to(x.dtype.element_ty), mask=mask)
-    tl.store(x + offsets + HALF, b_b.to(x.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def load_projection(qkv, rows, offsets, mask, prompted, HALF: tl.constexpr):
-    """A token's q, k or v, with its prompt row added if it has one."""
-    b_a, b_b = load_pairs(qkv, offsets, mask, HALF)
-    if rows is not None:
-        b_row_a, b_row_b = load_pairs(rows, offsets, mask & prompted, HALF)
-        b_a += b_row_a
-        b_b += b_row_b
-    return b_a, b_b
-
-
-@triton.jit
-def mean_of_group(b_x, PER_HEAD: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr):
-    """Mean over what is normed together, given sums of pairs [heads, half]: every head's [heads, 1], or [1, 1] over all."""
-    if PER_HEAD:
-        return tl.sum(b_x, 1, keep_dims=True) / (2 * HALF)
-    else:  # a return after an `if` has to be of its type, even if one of them is never compiled
-        return tl.sum(tl.sum(b_x, 1, keep_dims=True), 0, keep_dims=True) / (2 * HALF * HEADS)
-
-
 @triton.jit
 def norm_rotate(
     b_a, b_b, weight, weights, mask, b_cos, b_sin, eps, PER_HEAD: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr
@@ -136,19 +69,6 @@ def norm_rotate(
     b_weight_a, b_weight_b = load_pairs(weight, weights, mask, HALF)
     b_a, b_b = b_a * inverse * b_weight_a, b_b * inverse * b_weight_b
     return b_a * b_cos - b_b * b_sin, b_a * b_sin + b_b * b_cos
-
-
-@triton.jit
-def norm_rotate_gradient(
-    b_da, b_db, b_a, b_b, weight, weights, mask, b_cos, b_sin, eps,
-    PER_HEAD: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
-):  # fmt: skip
-    inverse = tl.rsqrt(mean_of_group(b_a * b_a + b_b * b_b, PER_HEAD, HEADS, HALF) + eps)
-    b_a, b_b = b_a * inverse, b_b * inverse
-    b_weight_a, b_weight_b = load_pairs(weight, weights, mask, HALF)
-    g_a, g_b = (b_da * b_cos + b_db * b_sin) * b_weight_a, (b_db * b_cos - b_da * b_sin) * b_weight_b
-    mean = mean_of_group(g_a * b_a + g_b * b_b, PER_HEAD, HEADS, HALF)
-    return inverse * (g_a - b_a * mean), inverse * (g_b - b_b * mean)
 
 
 @triton.jit
@@ -184,53 +104,6 @@ def qk_norm_rope_kernel(
     store_pairs(v, out, mask, b_a, b_b, HALF)
 
 
-@triton.jit
-def qk_norm_rope_backward_kernel(
-    dq, dk, dv, qkv, q_weight, k_weight, cos, sin, rows, dqkv,
-    q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
-    qkv_batch, qkv_token, rows_batch, rows_token, length, tokens, eps,
-    PER_HEAD: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0)
-    b, n = (row // tokens).to(tl.int64), (row % tokens).to(tl.int64)
-    h, pair = tl.arange(0, HEADS_BLOCK)[:, None], tl.arange(0, HALF_BLOCK)[None]
-    here = pair < HALF
-    mask = (h < HEADS) & here
-    offsets = h * 2 * HALF + pair
-    weights = pair if PER_HEAD else offsets
-    covered = here if PER_HEAD else mask
-    wide_h = h.to(tl.int64)
-    qkv += b * qkv_batch + n * qkv_token
-    dqkv += row.to(tl.int64) * HEADS * 6 * HALF
-    if rows is not None:
-        rows += b * rows_batch + n * rows_token
-    prompted = (n + 0 * pair) < length  # [1, pairs]: a scalar mask is no mask to the interpreter
-    b_cos = tl.load(cos + n * HALF + pair, mask=here, other=0.0).to(tl.float32)
-    b_sin = tl.load(sin + n * HALF + pair, mask=here, other=0.0).to(tl.float32)
-
-    b_da, b_db = load_pairs(dq, b * q_batch + wide_h * q_head + n * q_token + pair, mask, HALF)
-    b_a, b_b = load_projection(qkv, rows, offsets, mask, prompted, HALF)
-    b_da, b_db = norm_rotate_gradient(b_da, b_db, b_a, b_b, q_weight, weights, covered, b_cos, b_sin, eps, PER_HEAD, HEADS, HALF)
-    store_pairs(dqkv, offsets, mask, b_da, b_db, HALF)
-    offsets += HEADS * 2 * HALF
-    b_da, b_db = load_pairs(dk, b * k_batch + wide_h * k_head + n * k_token + pair, mask, HALF)
-    b_a, b_b = load_projection(qkv, rows, offsets, mask, prompted, HALF)
-    b_da, b_db = norm_rotate_gradient(b_da, b_db, b_a, b_b, k_weight, weights, covered, b_cos, b_sin, eps, PER_HEAD, HEADS, HALF)
-    store_pairs(dqkv, offsets, mask, b_da, b_db, HALF)
-    offsets += HEADS * 2 * HALF
-    b_da, b_db = load_pairs(dv, b * v_batch + wide_h * v_head + n * v_token + pair, mask, HALF)
-    store_pairs(dqkv, offsets, mask, b_da, b_db, HALF)
-
-
-def head_tile(head: int, heads: int, weight: Tensor) -> dict:
-    """Compile-time values of the kernels, whose program holds q, then k, then v of one token as [heads, pairs]."""
-    half = head // 2
-    heads_block, half_block = triton.next_power_of_2(heads), triton.next_power_of_2(half)
-    sizes = {"HEADS": heads, "HALF": half, "HEADS_BLOCK": heads_block, "HALF_BLOCK": half_block}
-    per_head = weight.shape[0] == head
-    return {"PER_HEAD": per_head, **sizes, "num_warps": warps(2 * heads_block * half_block), "enable_fp_fusion": True}
-
-
 def check(qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, heads: int, rows: Tensor | None) -> None:
     """ValueError if shapes do not fit together: a kernel would read past the end where torch would complain."""
     batch, tokens, width = qkv.shape
@@ -248,19 +121,6 @@ def check(qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Ten
     for name, (x, shapes) in expected.items():
         if x.shape not in shapes:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; {' or '.join(str(tuple(s)) for s in shapes)} was expected")
-
-
-def dense_rows(rows: Tensor | None) -> Tensor | None:
-    """The rows as a kernel reads them; None if there are none."""
-    return dense(rows) if rows is not None and rows.shape[-2] else None
-
-
-def row_strides(rows: Tensor | None) -> tuple[int, int, int]:
-    """From sample to sample and token to token of the prompt's rows [L, 3D] or [B or 1, L, 3D], and L."""
-    if rows is None:
-        return 0, 0, 0
-    shared = rows.dim() == 2 or rows.shape[0] == 1
-    return 0 if shared else rows.stride(0), rows.stride(-2), rows.shape[-2]
 
 
 def qk_norm_rope_launch(
@@ -285,32 +145,6 @@ def qk_norm_rope_launch(
                 *qkv.stride()[:2], *row_strides(rows), tokens, eps, **head_tile(head, heads, q_weight),
             )  # fmt: skip
     return q, k, v
-
-
-def qk_norm_rope_backward_launch(
-    dq: Tensor,
-    dk: Tensor,
-    dv: Tensor,
-    qkv: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    eps: float,
-    rows: Tensor | None,
-) -> Tensor:
-    """Run the gradient's kernel; gradients of any strides."""
-    batch, heads, tokens, head = dq.shape
-    dq, dk, dv, qkv, rows = dense(dq), dense(dk), dense(dv), dense(qkv), dense_rows(rows)
-    dqkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    if qkv.numel():
-        with backend.on(qkv):
-            qk_norm_rope_backward_kernel[(batch * tokens,)](
-                dq, dk, dv, qkv, q_weight.contiguous(), k_weight.contiguous(), cos.contiguous(), sin.contiguous(), rows, dqkv,
-                *dq.stride()[:3], *dk.stride()[:3], *dv.stride()[:3], *qkv.stride()[:2], *row_strides(rows), tokens, eps,
-                **head_tile(head, heads, q_weight),
-            )  # fmt: skip
-    return dqkv
 
 
 @torch.library.custom_op("ebr::qk_norm_rope", mutates_args=())
@@ -341,32 +175,6 @@ def qk_norm_rope_op(
 def _(qkv, q_weight, k_weight, cos, sin, heads, eps, rows):
     batch, tokens, width = qkv.shape
     return tuple(qkv.new_empty(batch, heads, tokens, width // 3 // heads) for _ in range(3))
-
-
-@torch.library.custom_op("ebr::qk_norm_rope_backward", mutates_args=())
-@gated({"dq": 2, "dk": 2, "dv": 2, "qkv": 1, "cos": 0, "sin": 0, "rows": -2}, (1,))
-def qk_norm_rope_backward_op(
-    dq: Tensor,
-    dk: Tensor,
-    dv: Tensor,
-    qkv: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    eps: float,
-    rows: Tensor | None,
-) -> Tensor:
-    cpu = backend.native(dq, dk, dv, qkv, q_weight, k_weight, cos, sin, rows)
-    if cpu and (dqkv := cpu.qk_norm_rope_gradient(dq, dk, dv, qkv, q_weight, k_weight, cos, sin, eps, rows)) is not None:
-        return dqkv
-    backward = qk_norm_rope_backward_launch if launches(qkv) else qk_norm_rope_backward_ref
-    return backward(dq, dk, dv, qkv, q_weight, k_weight, cos, sin, eps, rows)
-
-
-@qk_norm_rope_backward_op.register_fake
-def _(dq, dk, dv, qkv, q_weight, k_weight, cos, sin, eps, rows):
-    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
 
 
 def _save(ctx, inputs: tuple, output: tuple) -> None:

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from ebr_engine.kernels import backend
 from ebr_engine.kernels.backend import tl, triton
 from ebr_engine.kernels.gate import gated
-from ebr_engine.kernels.qk_norm_rope import dense_rows, qk_norm_rope_ref, row_strides
+from ebr_engine.kernels.qk_norm_rope import qk_norm_rope_ref
 from ebr_engine.kernels.quantize_fp8 import Quantized
+from ebr_engine.kernels.rotary import dense_rows, row_strides
 from ebr_engine.kernels.rows import launches, launches_fp8
 from ebr_engine.kernels.scaled_linear import choices, product_ref
 from ebr_engine.kernels.scaled_linear_persistent import ALIGNED

@@ -16,13 +16,25 @@ CPU = torch.device("cpu")
 OF_A_CPU = {
     "convolution",
     "cpu",
+    "cpu_views",
     "gelu",
     "int8_linear",
     "packed_linear",
     "rms_norm",
     "tune",
 }  # native code there, torch's elsewhere
-HELPERS = {"__init__", "gate", "backend", "rows", "heads", "tiles", "cuda", "prompt_attention_gradient"}
+HELPERS = {
+    "__init__",
+    "gate",
+    "backend",
+    "rows",
+    "heads",
+    "tiles",
+    "cuda",
+    "prompt_attention_gradient",
+    "qk_norm_rope_gradient",
+    "rotary",
+}
 
 
 def test_every_operation_is_checked_against_float64_in_both_precisions(run):

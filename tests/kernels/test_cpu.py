@@ -24,9 +24,9 @@ if importlib.util.find_spec("ebr_engine._cpu") is None:
 
 from ebr_engine import _cpu
 from ebr_engine.kernels import cpu
+from tests.kernels.native import DTYPES, HEADS, LENGTHS, PER_HEAD, rotated
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 CONVOLUTIONS = [(96, 32, 3, (25, 31)), (3, 7, 2, (40, 33)), (40, 64, 1, (16, 32))]
 FLOOR = {torch.float32: 2e-7, torch.bfloat16: 2**-10}  # what rounding the result adds
 
@@ -145,16 +145,11 @@ def test_what_an_earlier_row_left_is_not_added_up(level):
 
 
 @DTYPES
-@pytest.mark.parametrize("per_head", [True, False])
-@pytest.mark.parametrize("length", [None, 0, 5])
-@pytest.mark.parametrize(("heads", "head"), [(4, 64), (3, 32), (2, 128)])
+@PER_HEAD
+@LENGTHS
+@HEADS
 def test_qk_norm_rope_is_the_reference(level, served, dtype, per_head, length, heads, head):
-    width = heads * head
-    qkv = (2 * torch.randn(2, 19, 3 * width)).to(dtype)
-    weights = 1 + torch.randn(2, head if per_head else width) / 2
-    angle = torch.rand(19, head // 2) * 6.3
-    rows = None if length is None else torch.randn(length, 3 * width).to(dtype)
-    given = *weights, angle.cos(), angle.sin(), heads
+    qkv, *given, rows = rotated(dtype, per_head, length, heads, head)
     as_exact_as_eager(qk_norm_rope(qkv, *given, rows=rows), qk_norm_rope_ref, qkv, *given, eps=1e-6, rows=rows)
     assert served == [True]
 

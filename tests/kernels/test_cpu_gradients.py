@@ -22,9 +22,9 @@ if importlib.util.find_spec("ebr_engine._cpu") is None:
 
 from ebr_engine import _cpu
 from ebr_engine.kernels import cpu
+from tests.kernels.native import DTYPES, HEADS, LENGTHS, PER_HEAD, rotated
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 FLOOR = {torch.float32: 5e-7, torch.bfloat16: 2**-10}  # what rounding the result adds, and a softmax's logarithm
 FEW = 10  # numbers, whose own errors, not their size, are drawn anew in every way of adding up
 
@@ -125,17 +125,13 @@ def test_a_weight_that_is_learned_has_its_gradient_too(level):
 
 
 @DTYPES
-@pytest.mark.parametrize("per_head", [True, False])
-@pytest.mark.parametrize("length", [None, 0, 5])
-@pytest.mark.parametrize(("heads", "head"), [(4, 64), (3, 32), (2, 128)])
+@PER_HEAD
+@LENGTHS
+@HEADS
 def test_qk_norm_rope(level, served, dtype, per_head, length, heads, head):
-    width = heads * head
-    qkv = (2 * torch.randn(2, 19, 3 * width)).to(dtype)
-    weights = 1 + torch.randn(2, head if per_head else width) / 2
-    angle = torch.rand(19, head // 2) * 6.3
-    rows = None if length is None else torch.randn(length, 3 * width).to(dtype)
+    qkv, *given, rows = rotated(dtype, per_head, length, heads, head)
     learned = [0, 7] if length else [0]
-    gradients_as_exact(qk_norm_rope, qk_norm_rope_ref, learned, qkv, *weights, angle.cos(), angle.sin(), heads, 1e-6, rows)
+    gradients_as_exact(qk_norm_rope, qk_norm_rope_ref, learned, qkv, *given, 1e-6, rows)
     assert served == ["rope", "rope_gradient"]
 
 

@@ -14,7 +14,7 @@ from ebr_engine.kernels import backend
 
 TESTS = Path(__file__).parent
 KERNELS = TESTS.parents[1] / "kernels"
-PARTS = {"tiles"}  # of several kernels, and tested with them
+PARTS = {"tiles", "rotary", "qk_norm_rope_gradient"}  # of several kernels or of one, and tested with them
 UNGATED = {"TRITON_INTERPRET": "1", "EBR_KERNELS": "triton", "EBR_VERIFY": "off"}  # a wrong kernel is to be seen, not replaced
 
 

@@ -31,10 +31,10 @@ from ebr_engine.kernels.layer_norm_modulate import (
 )
 from ebr_engine.kernels.qk_norm_rope import (
     qk_norm_rope,
-    qk_norm_rope_backward_op,
     qk_norm_rope_op,
     qk_norm_rope_ref,
 )
+from ebr_engine.kernels.qk_norm_rope_gradient import qk_norm_rope_backward_op
 from ebr_engine.kernels.quantize_fp8 import quantize_fp8, quantize_fp8_op
 
 

@@ -12,26 +12,12 @@ from ebr_engine.bridge.process import PROCESSES
 from ebr_engine.bridge.sampler import make_table, sample
 from ebr_engine.engine.plan import bake
 from ebr_engine.errors import EbrError
-from ebr_engine.evaluation.metrics import ssim
 from ebr_engine.media.degradations import TASKS
-from ebr_engine.media.detail import detail_of_input
-from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.data import SceneSamples
 from ebr_engine.training.distributed import World
 from ebr_engine.training.latents import LatentSamples
-from ebr_engine.training.learner import Learner, blocks_of, check_fits, rate_factor, shareable
-
-CPU = torch.device("cpu")
-QUICK = LearnConfig("haze", tokens=4, iterations=6, batch=2, size=32, warmup=1, scenes=4, precision="fp32")
-
-
-def start(weights, precision="fp32", world=None, **settings):
-    config = replace(QUICK, precision=precision, **settings)
-    return Learner.start(config, load_backbone("mini", ModelSource(weights), CPU, precision), world)
-
-
-def batches(learner, pool):
-    return LatentSamples(learner.config, SceneSamples(learner.config, pool), learner.backbone).batch
+from ebr_engine.training.learner import blocks_of, check_fits, rate_factor, shareable
+from tests.training.learners import CPU, QUICK, batches, start
 
 
 def fixed_states(learner, pool):
@@ -355,64 +341,6 @@ def test_the_learning_rate_warms_up_and_falls_to_a_twentieth():
 def test_what_is_given_away_tells_no_folders_of_this_machine(tmp_path):
     told = shareable({"model": str(tmp_path / "mini.safetensors"), "data": "pairs/train", "task": "haze", "batch": 3})
     assert told == {"model": "mini.safetensors", "data": "pairs/train", "task": "haze", "batch": 3}
-
-
-def test_unrolled_it_learns_from_what_restoring_gives(weights, pool):
-    learner = start(weights, unroll=3, batch=4, iterations=1000)
-    degraded, clean = batches(learner, pool)(range(4))
-    plan = bake(learner.backbone, [(learner.prompt(), 1.0)], make_table("fast", learner.config.t0, 3))
-    noise = learner.noise(range(4), clean)
-    velocity = plan.seen(learner.backbone.velocity, learner.backbone.codec, degraded)
-    restored = sample(velocity, plan.conditioning, degraded, noise, plan.table)
-    loss = learner.result_loss(range(4), degraded, clean)
-    assert torch.allclose(loss, learner.measured(restored - clean, None), rtol=1e-4)
-    assert learner.prompt().steps == 3
-
-
-def test_unrolled_gradients_go_through_every_step(weights, pool):
-    learner = start(weights, unroll=2, batch=2)
-    degraded, clean = batches(learner, pool)(range(2))
-    whole = torch.autograd.grad(learner.result_loss(range(2), degraded, clean), learner.alpha)[0]
-    step = 1e-2 * torch.nn.functional.normalize(whole, dim=0)
-
-    def at(factor):
-        moved = replace(learner, alpha=learner.alpha + factor * step)
-        return moved.result_loss(range(2), degraded, clean).double()
-
-    with torch.no_grad():
-        slope = (at(1) - at(-1)) / 2
-    assert torch.isclose(slope, (whole.double() * step.double()).sum(), rtol=0.02)
-
-
-def test_where_the_detail_is_the_inputs_the_error_is_that_of_the_picture_as_it_is_written(weights, pool):
-    learner = start(weights, unroll=2, batch=2, detail="input")
-    degraded, clean = batches(learner, pool)(range(2))
-    pixels, wanted = (learner.backbone.codec.decode(latent) for latent in (degraded, clean))
-    written = detail_of_input(pixels, pixels, result_of(learner, degraded, clean))
-    loss = learner.result_loss(range(2), degraded, clean)
-    assert torch.allclose(loss, (written - wanted).square().mean(), rtol=1e-2)
-    assert loss < 0.9 * replace(learner, config=replace(learner.config, detail="model")).result_loss(range(2), degraded, clean)
-    assert torch.autograd.grad(loss, learner.alpha)[0].abs().min() > 0
-
-
-def test_dissimilarity_counts_beside_the_error(weights, pool):
-    learner = start(weights, unroll=2, batch=2)
-    degraded, clean = batches(learner, pool)(range(2))
-    plain, mixed = (
-        replace(learner, config=replace(learner.config, ssim_weight=w)).result_loss(range(2), degraded, clean) for w in (0, 3)
-    )
-    result = result_of(learner, degraded, clean)
-    similar = [ssim(a.transpose(0, 1), b.transpose(0, 1)) for a, b in zip(result, learner.backbone.codec.decode(clean))]
-    assert (mixed - plain).item() == pytest.approx(3 * (1 - sum(similar) / 2), rel=1e-3)
-
-
-@torch.no_grad()
-def result_of(learner, degraded, clean):
-    """The pixels that a run of two steps gives with the prompt as it stands."""
-    plan = bake(learner.backbone, [(learner.prompt(), 1.0)], make_table("fast", learner.config.t0, 2))
-    velocity = plan.seen(learner.backbone.velocity, learner.backbone.codec, degraded)
-    noise = learner.noise(range(len(clean)), clean)
-    return learner.backbone.codec.decode(sample(velocity, plan.conditioning, degraded, noise, plan.table))
 
 
 def test_the_file_says_whose_detail_a_picture_has(weights):

@@ -38,3 +38,21 @@ def quick(tmp_path, monkeypatch):
         return (folder / f"{name}.md").read_text(), (folder / f"{name}.svg").read_text(), rows
 
     return run
+
+
+@pytest.fixture
+def every_arm():
+    """`every_arm(table, plot, store)`: each arm was measured in the same cells and is shown; gives {arm: its cells}."""
+
+    def check(text, plot, rows):
+        found = {}
+        for row in rows:
+            found.setdefault(row["arm"], set()).add((row["task"], row["photo"], row["seed"]))
+            assert 0 < row["psnr"] < 60
+        assert len({frozenset(cells) for cells in found.values()}) == 1
+        for arm in found:
+            assert f"| {arm} |" in text
+        assert plot.count("<circle") == len(found) - 1
+        return found
+
+    return check
