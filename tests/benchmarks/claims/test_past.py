@@ -307,9 +307,9 @@ def test_freed_weights_learn_and_frozen_ones_do_not(tmp_path):
     study = replace(Study("n", WEIGHTS, tmp_path, tmp_path, ("rain",)), quick=True)
     config = config_of(study, "rain", 0, **n_limits.further("rain"))
     config = replace(config, iterations=1, batch=1, size=32, scenes=2)
+    before = {name: weight.clone() for name, weight in frozen(WEIGHTS, config.precision).trunk.state_dict().items()}
     free, plain = (fitted(study, config, start) for start in (n_limits.freed, Learner.start))
     assert not torch.equal(free.residual, n_limits.initial(config, free.backbone)[0])
-    before = frozen(WEIGHTS, config.precision).trunk.state_dict()
     after, still = free.backbone.trunk.state_dict(), plain.backbone.trunk.state_dict()
     assert all(torch.equal(still[name], before[name]) for name in before)
     moved = [name for name in after if "qkv.weight" in name or "up.weight" in name]
