@@ -22,7 +22,8 @@ OPTIMIZERS = ("adam", "adamw")
 BAD_DATA = ("refuse", "skip")
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 SCENE_SIDE = 256  # pixels of a procedural scene
-OF_PICTURES = ("data", "photos", "stored", "cache", "views", "validation", "validate_every")  # no settings of sound
+# Settings that sound has not.
+OF_PICTURES = ("data", "photos", "stored", "cache", "views", "detail", "ssim_weight", "validation", "validate_every")
 SEEDS = 1_000_000_000  # of training: `degradations.seeds("train")`
 
 

@@ -106,6 +106,7 @@ def test_a_whole_run_writes_a_prompt_that_says_what_it_is(weights, tmp_path, mon
     [
         ({"task": "haze"}, "unknown task 'haze'; choose one of noise"),
         ({"task": "noise", "data": "pairs"}, "is learned from synthesised sound: leave data out"),
+        ({"task": "noise", "unroll": 2, "detail": "input", "ssim_weight": 0.1}, "leave detail, ssim_weight out"),
         ({"task": "noise", "photos": "x", "validate_every": 5}, "leave photos, validate_every out"),
     ],
 )
