@@ -29,7 +29,7 @@ from ebr_engine.media.tiling import Tiles, crop, match_tones
 from ebr_engine.request import OFFLOADS
 
 TILES_AT_ONCE = {"cuda": 4, "cpu": 1}  # one tile fills a CPU; it can be stopped and heard of sooner, in less memory
-PIXELS_AT_ONCE = 512 * 512  # of pictures together on a CPU: four of 256 x 256 gain a little, four of this size lose 15 %
+PIXELS_AT_ONCE = 512 * 512  # of pictures together on a CPU: beyond it memory that is handed out anew costs more than is gained
 LONG_FRAMES = 12  # of a chunk where the backbone knows no time, and neighbours smooth each other afterwards
 LONG_PIXELS = 48 << 20  # of such a chunk, unless the backbone's own is larger
 NOISY = 0.01  # standard deviation of the noise in a clip with its input's detail, from which on its frames agree
