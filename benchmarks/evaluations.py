@@ -1,8 +1,8 @@
 """`python -m benchmarks.quality evaluations`: learned prompts in few evaluations, beside one another.
 
 The four photos of `ebr-engine eval`, degraded as there and mildly, and left clean, are restored on `mini` by the prompts of one
-or several folders, in every number of evaluations. PSNR and SSIM are against the clean photo. *grid* is what the tokens' grid
-leaves: the mean step of luminance across the borders of 8×8 pixels over the mean step elsewhere, less the clean photo's own, in
+or several folders, in every number of evaluations; a prompt that sees pictures finer goes before the other of its task. PSNR and
+SSIM are against the clean photo. *grid* is what the tokens' grid leaves: the mean step of luminance across the borders of 8×8 pixels over the mean step elsewhere, less the clean photo's own, in
 1/255. The digests of the prompts say which files the figures are of.
 """
 
@@ -20,7 +20,7 @@ from benchmarks.report import columns
 from ebr_engine.engine.restorer import Restorer
 from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.evaluation.photos import NAMES, STRENGTH, Case, load_photo, make_case
-from ebr_engine.prompts.catalogue import ASSETS, TASKS
+from ebr_engine.prompts.catalogue import ASSETS, TASKS, fine_file
 from ebr_engine.prompts.prompt import load_prompt
 
 COUNTS = (1, 2, 3, 5)
@@ -66,6 +66,7 @@ def measure(options: Namespace) -> dict[str, Any]:
 def digests(options: Namespace) -> dict[str, dict[str, str]]:
     """{label: {task: SHA-256 of the prompt's file}}."""
     files = {label: [where / f"{task}.safetensors" for task in options.tasks] for label, where in prompts(options)}
+    files = {label: [fine_file(file) or file for file in found] for label, found in files.items()}
     return {
         label: {file.stem: sha256(file.read_bytes()).hexdigest() for file in found if file.exists()}
         for label, found in files.items()
@@ -91,6 +92,7 @@ def rows_of(restorer: Restorer, cases: list[Case], options: Namespace) -> Iterat
         yield {"prompt": "input", "evaluations": 0} | scores([case.degraded for case in cases], cases)
     for label, where in prompts(options):
         file = where / f"{cases[0].task}.safetensors"
+        file = fine_file(file) or file  # as restoring takes it for pictures of this size
         for count in options.counts if file.exists() else ():
             plan = restorer.plan(prompt=load_prompt(file), steps=count)
             restored = [(restorer.restore(case.degraded, plan=plan) * 255).round() / 255 for case in cases]

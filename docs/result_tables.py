@@ -23,9 +23,15 @@ CLAIMS = (
     "g_baselines",
     "h_adaptive",
 )
-LEARNED = ("t0", "tokens", "iterations", "batch", "size", "learning_rate", "intact", "even", "tone", "stored")
+LEARNED = ("supersample", "t0", "tokens", "iterations", "batch", "size", "learning_rate", "intact", "even", "tone", "stored")
 LEARNED_OF_SOUND = ("t0", "tokens", "iterations", "batch", "frames", "scenes")
-HEADS = {"t0": "T0", "tokens": "tokens a block", "learning_rate": "learning rate", "scenes": "sounds held"}
+HEADS = {
+    "supersample": "finer",
+    "t0": "T0",
+    "tokens": "tokens a block",
+    "learning_rate": "learning rate",
+    "scenes": "sounds held",
+}
 HEADS |= {"iterations": "iterations", "batch": "crops", "size": "pixels a side", "frames": "frames"}
 PLACES = ("start", "photos", "data", "validation")  # settings that name a file or folder of one machine
 VALUES = ("psnr", "ssim", "unsteady")  # of a clip
@@ -77,11 +83,15 @@ def clean_table() -> str:
 
 
 def bundled(backbone: str) -> dict[str, Any]:
-    """The bundled prompts of a backbone by task."""
+    """The bundled prompts of a backbone by the file's name without its suffix: those of the tasks, and the fine ones."""
     from ebr_engine.backbones.registry import spec
+    from ebr_engine.prompts.catalogue import FINE
     from ebr_engine.prompts.prompt import load_prompt
 
-    return {task: load_prompt(ASSETS / backbone / "prompts" / f"{task}.safetensors") for task in spec(backbone).tasks}
+    folder = ASSETS / backbone / "prompts"
+    names = [*spec(backbone).tasks, *(f"{FINE}/{task}" for task in spec(backbone).tasks)]
+    files = {name: folder / f"{name}.safetensors" for name in names}
+    return {name: load_prompt(file) for name, file in files.items() if file.is_file()}
 
 
 def prompts_table(backbone: str, settings: Sequence[str]) -> str:
@@ -98,12 +108,13 @@ def prompts_table(backbone: str, settings: Sequence[str]) -> str:
 def prompts_commands(backbone: str) -> str:
     """The command of each bundled prompt's last stage of learning: the settings in its file that are not the defaults."""
     lines = []
-    for task, prompt in bundled(backbone).items():
+    for name, prompt in bundled(backbone).items():
+        task = prompt.task
         usual = resolve({"task": task, "backbone": backbone})
-        own = {name: value for name, value in prompt.training.items() if name in SETTINGS and not SETTINGS[name].metadata["free"]}
-        told = [f"-s {name}={shown(value, name)}" for name, value in own.items() if shown(value) != shown(getattr(usual, name))]
+        own = {key: value for key, value in prompt.training.items() if key in SETTINGS and not SETTINGS[key].metadata["free"]}
+        told = [f"-s {key}={shown(value, key)}" for key, value in own.items() if shown(value) != shown(getattr(usual, key))]
         words = [f"ebr-engine train --task {task}", *(["--backbone " + backbone] if backbone != "mini" else []), *told]
-        lines.append(wrapped([*words, f"-o {task}.safetensors"]))
+        lines.append(wrapped([*words, f"-o {name}.safetensors"]))
     return "\n".join(["```sh", *lines, "```"])
 
 

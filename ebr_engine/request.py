@@ -26,6 +26,7 @@ SIZES = ("native", "released")
 COLOUR_FIXES = ("none", "wavelet", "adain")
 COMPARES = ("side", "wipe")
 DETAILS = ("auto", "model", "input")
+FINEST = 4  # times that a prompt may see a picture finer than its pixels
 
 LOAD, PLAN, RUN, CLIP, FILE = "load", "plan", "run", "clip", "file"  # the stage that reads a field
 
@@ -84,6 +85,14 @@ class RestoreRequest:
         "and low light allow; auto: what the prompt says.",
         choices=DETAILS,
         by_file=True,
+    )
+    supersample: int | None = _repair(
+        None,
+        "--supersample N",
+        "How many times finer than its pixels the model sees a picture, where the task has a prompt for that: 2 restores rain "
+        "and snow better, in four times the time.",
+        span=(1, 2),
+        shown="2 for pictures of up to a megapixel, else 1",
     )
     guess: bool = _seen(False, "--guess", "With --task auto: take the likeliest task where none is sure.")
     copy_clean: bool = _seen(False, "--copy-clean", "With --task auto: copy what needs no repair, as it is.")

@@ -26,20 +26,20 @@ def list_prompts() -> None:
     from rich.table import Table
 
     from ebr_engine.backbones.registry import BACKBONES
-    from ebr_engine.prompts.catalogue import ASSETS, prompt_files
+    from ebr_engine.prompts.catalogue import ASSETS, prompt_files, with_fine
 
-    columns = ("backbone", "task", "T0", "steps", "tokens", "origin", "file")
+    columns = ("backbone", "task", "finer", "T0", "steps", "tokens", "origin", "file")
     table, damaged = Table(*columns, box=None, header_style="bold", pad_edge=False), False
     table.columns[-1].overflow = "fold"
     for backbone in BACKBONES:
-        for task, file in prompt_files(backbone).items():
+        for file, _ in with_fine((file, 1.0) for file in prompt_files(backbone).values()):
             origin = "bundled" if file.is_relative_to(ASSETS) else "yours"
             try:
                 prompt = _load(file, backbone)
-                facts = (f"{prompt.t0:g}", str(prompt.steps), str(prompt.residual.shape[-2]))
+                facts = (str(prompt.supersample), f"{prompt.t0:g}", str(prompt.steps), str(prompt.residual.shape[-2]))
             except PromptError:  # one bad file must not hide the others
-                facts, damaged = ("[red]damaged[/]", "", ""), True
-            table.add_row(backbone, escape(task), *facts, origin, escape(str(file)))
+                facts, damaged = ("[red]damaged[/]", "", "", ""), True
+            table.add_row(backbone, escape(file.stem), *facts, origin, escape(str(file)))
     console = Console()
     console.width = console.width if console.is_terminal else WIDE
     console.print(table)
@@ -102,6 +102,8 @@ def show(
         "alpha": f"{tuple(alpha.shape)}  mean {alpha.mean():.4g}, {alpha.min():.4g} to {alpha.max():.4g}",
         "schedule": f"T0 {prompt.t0:g}, t_min {prompt.t_min:g}, {prompt.steps} steps",
     }
+    if prompt.supersample > 1:
+        rows["sees"] = f"pictures {prompt.supersample} times finer than their pixels"
     rows |= {f"training: {name}": str(value) for name, value in prompt.training.items()}
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)

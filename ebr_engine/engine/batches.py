@@ -74,7 +74,8 @@ def together(engine: Engine, clips: list[Tensor], plan: Plan, at_once: int, how:
         large = [len(geometry.tiles(*shape[-2:], *sides)) > 1 for shape in shapes]
     for group in groups(shapes, large, at_once):
         now = [clips[i] for i in group]
-        for stage in plan.stages:
+        stages = plan.stages_for(*now[0].shape[-2:]) if all(clip.shape[2] == 1 for clip in now) else plan.stages
+        for stage in stages:
             whole = torch.cat([ready(clip) for clip in now])
             parts = engine.run(whole, stage, 0, None, **how).split([len(clip) for clip in now])
             now = [crop(part, *clip.shape[-2:])[:, :, : clip.shape[2]] for part, clip in zip(parts, now)]

@@ -17,6 +17,12 @@ from ebr_engine.prompts.mixing import chosen_prompts, evaluations, mixed_weights
 from ebr_engine.prompts.prompt import Prompt
 from ebr_engine.request import RestoreRequest
 
+FINE_PIXELS = 1 << 20  # of the largest picture that is seen finer where nothing is said: four times the work
+
+
+class MixedFineness(EngineError):
+    """Prompts of one run that see pictures at different finenesses."""
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -27,12 +33,19 @@ class Plan:
     bake: Callable[[Backbone], list[Any]] | None = None  # the tables for the same backbone in another precision
     views: tuple[View, ...] = ()  # how the transformer sees the state in each step
     detail: str = "model"  # whose detail the result has, where the request leaves it open: the model's or the input's
+    supersample: int = 1  # how many times finer than its pixels the transformer sees a picture, either way
+    fine: "Plan | None" = None  # the run that a small picture has in place of this one, with prompts that see it finer
     following: tuple["Plan", ...] = ()  # runs of their own, each over the result of the one before
 
     @property
     def stages(self) -> list["Plan"]:
         """The runs, one over the result of the other."""
         return [self, *self.following]
+
+    def stages_for(self, height: int, width: int) -> list["Plan"]:
+        """The runs of a picture of that size: those that see it finer, where there are any and it is small."""
+        small = height * width <= FINE_PIXELS
+        return [stage.fine if small and stage.fine else stage for stage in self.stages]
 
     def check_single(self) -> None:
         """Raise `EngineError` where more than one run is planned."""
@@ -46,6 +59,11 @@ class Plan:
     def any_by_input(self, detail: str = "auto") -> bool:
         """Whether any of the runs does."""
         return any(stage.by_input(detail) for stage in self.stages)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What an engine file tells of it beside its tables."""
+        return {"detail": self.detail} | ({"supersample": self.supersample} if self.supersample > 1 else {})
 
     @property
     def entries(self) -> Sequence:
@@ -121,7 +139,26 @@ class _Part:
 
 def make_plan(backbone: Backbone, request: RestoreRequest) -> Plan:
     """The plan of a request, whose task is not auto; errors as those of `Restorer.restore`."""
-    prompts = [(one, weight * request.strength) for one, weight in chosen_prompts(backbone, request.task, request.prompt)]
+    if request.task is None or request.supersample is not None:
+        return _plan_of(backbone, request, request.supersample == 2)
+    plain = _plan_of(backbone, request, False)
+    try:
+        fine = _plan_of(backbone, request, True)
+    except MixedFineness:
+        return plain
+    if all(stage.supersample == 1 for stage in fine.stages):
+        return plain
+    first, *others = [
+        replace(one, following=(), fine=replace(other, following=()) if other.supersample > 1 else None)
+        for one, other in zip(plain.stages, fine.stages)
+    ]
+    return replace(first, following=tuple(others))
+
+
+def _plan_of(backbone: Backbone, request: RestoreRequest, fine: bool) -> Plan:
+    """The plan of a request with its fine prompts, where its tasks have any, or with the others."""
+    chosen = chosen_prompts(backbone, request.task, request.prompt, fine)
+    prompts = [(one, weight * request.strength) for one, weight in chosen]
     if not prompts and request.t0 is None:
         raise EngineError(f"say what to repair: a task ({', '.join(backbone.spec.tasks)}) or a prompt")
     looked_up = backbone.spec.released_timesteps if SCHEDULES[request.schedule].released else None
@@ -150,7 +187,8 @@ def of_file(file: Any, device: torch.device) -> Plan:
     """The plan that an engine file holds, its conditioning on `device`."""
     tables = [tables.to(device, file.backbone.dtype) for tables in file.tables]
     detail = file.about.get("detail", "model")
-    return Plan(file.table, tables, views=views(file.backbone, file.table.times[:-1]), detail=detail)
+    fineness = file.about.get("supersample", 1)
+    return Plan(file.table, tables, views=views(file.backbone, file.table.times[:-1]), detail=detail, supersample=fineness)
 
 
 def released_size(backbone: Backbone) -> tuple[int, int]:
@@ -182,4 +220,7 @@ def bake(
         return [backbone.bake(timesteps, mixed_weights(group)) for group in groups]
 
     detail = "input" if prompts and all(prompt.detail == "input" for prompt, _ in prompts) else "model"
-    return Plan(table, tables(backbone), tables, views(backbone, table.times[:-1]), detail)
+    finenesses = {prompt.supersample for prompt, _ in prompts} or {1}
+    if len(finenesses) > 1:
+        raise MixedFineness("these prompts see pictures at other finenesses: take --mix turn, or --supersample 1 with tasks")
+    return Plan(table, tables(backbone), tables, views(backbone, table.times[:-1]), detail, *finenesses)

@@ -153,7 +153,7 @@ class Restorer:
         expected: Counter[tuple[int, int]] = Counter()
         step = None
         for size, plan, how in pictures:
-            for stage in plan.stages:
+            for stage in plan.stages_for(*size):
                 asked = (how["tile"], how["tile_overlap"], how["tile_blend"], how["detail"])
                 expected += self.engine.evaluations(*size, stage, *asked)
                 step = stage.tables[0][0]
@@ -164,7 +164,7 @@ class Restorer:
         plan.check_single()
         if quantised_as(self.trunk) == "int8":
             raise EngineError("int8 layers are laid out for this machine's CPU: a file holds fp8 or another precision")
-        save_engine(Path(path), self.backbone, plan.table, plan.tables, (about or {}) | {"detail": plan.detail})
+        save_engine(Path(path), self.backbone, plan.table, plan.tables, (about or {}) | plan.facts)
 
     def bake(
         self, prompts: list[tuple[Prompt, float]], table: StepTable, mix: str = "residual", timesteps: Tensor | None = None
@@ -225,8 +225,9 @@ class Restorer:
         self.engine.begin()
         how = request.part(RUN)
         clips = pixels.unsqueeze(2)
-        for i, stage in enumerate(plan.stages):
-            clips = self.engine.run(clips, stage, 0, share(callback, i, len(plan.stages)), **how)
+        stages = plan.stages_for(*clips.shape[-2:])
+        for i, stage in enumerate(stages):
+            clips = self.engine.run(clips, stage, 0, share(callback, i, len(stages)), **how)
         return rebuild(clips.squeeze(2))
 
     @torch.no_grad()
@@ -312,8 +313,9 @@ class Restorer:
         clips = pixels.unsqueeze(2) if pixels.ndim == 4 else pixels
         if size is not None:
             clips = resized(clips, *size)
-        for i, stage in enumerate(plan.stages):
-            clips = self.engine.run(clips, stage, first, share(callback, i, len(plan.stages)), **how)
+        stages = plan.stages_for(*clips.shape[-2:]) if pixels.ndim == 4 else plan.stages
+        for i, stage in enumerate(stages):
+            clips = self.engine.run(clips, stage, first, share(callback, i, len(stages)), **how)
         return clips.squeeze(2) if pixels.ndim == 4 else clips
 
     def close(self) -> None:

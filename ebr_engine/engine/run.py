@@ -25,6 +25,7 @@ from ebr_engine.engine.ranks import Ranks
 from ebr_engine.errors import EngineError, out_of_memory, warn
 from ebr_engine.media import motion
 from ebr_engine.media.detail import NEIGHBOURS, detail_of_input, noise_of
+from ebr_engine.media.sizes import enlarged, resized
 from ebr_engine.media.tiling import Tiles, crop, match_tones
 from ebr_engine.request import OFFLOADS
 
@@ -104,9 +105,9 @@ class Engine:
 
         Raises what the way that needs least raises.
         """
+        how = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend}
         if pixels.shape[2] > 1 and (reach := self.window(temporal_window)):
-            how = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend, "detail": detail}
-            clips = self.run(pixels, plan, first, callback, **how).transpose(1, 2)  # [B, F, 3, H, W]
+            clips = self.run(pixels, plan, first, callback, detail=detail, **how).transpose(1, 2)  # [B, F, 3, H, W]
             steady = temporal_window is None and plan.by_input(detail)  # but for noise, which is its input's
             quiet = [steady and noise_of(clip).mean() < NOISY for clip in clips]
             return torch.stack([clip if q else agreed(clip, reach) for clip, q in zip(clips, quiet)]).transpose(1, 2)
@@ -115,6 +116,23 @@ class Engine:
             small = self.geometry.small(pixels)
             restored = self.run(small, plan, first, callback, seed=seed, tile=self.geometry.untiled, detail="model")
             return detail_of_input(pixels, small, restored)
+        finer = enlarged(pixels, plan.supersample)
+        restored = self._attempted(finer, plan, first, callback, **how)
+        return restored if finer is pixels else resized(restored, *pixels.shape[-2:])
+
+    def _attempted(
+        self,
+        pixels: Tensor,
+        plan: Plan,
+        first: int,
+        callback: Callback | None,
+        *,
+        seed: int,
+        tile: int | None,
+        tile_overlap: int | None,
+        tile_blend: str,
+    ) -> Tensor:
+        """Clips [B, 3, F, H, W] as the transformer sees them, restored in the first way that fits into memory."""
         ways, work = self.fallbacks(pixels.shape, tile, tile_overlap, tile_blend)
         index = self.fitting.choose(ways, self.costs, work)
         while True:
@@ -160,13 +178,16 @@ class Engine:
         """How often a picture has the transformer evaluated, by the size of latents (height, width), in one stage of a plan."""
         steps, cell = len(plan.table), self.backbone.codec.spatial
         if plan.by_input(detail):
-            return Counter({tuple(side // cell for side in self.geometry.small_size(height, width)): steps})
+            sides = (side * plan.supersample for side in self.geometry.small_size(height, width))
+            return Counter({tuple(side // cell for side in sides): steps})
+        height, width = height * plan.supersample, width * plan.supersample
         ways, work = self.fallbacks((1, 3, 1, height, width), tile, overlap, blend)
         way = ways[self.fitting.choose(ways, self.costs, work)]
         sides = tuple(math.ceil(side / self.backbone.multiple) * self.backbone.multiple for side in (height, width))
         tiles = self.geometry.tiles(*sides, way.tile, way.overlap, even=True)
         small = (tiles.tile_height, tiles.tile_width)
-        return Counter({small: steps * (len(tiles) + (len(tiles) > 1))})  # and the small version, about a tile
+        guides = len(tiles) > 1 and plan.supersample == 1  # a small version, about a tile
+        return Counter({small: steps * (len(tiles) + guides)})
 
     def chunk_size(
         self,
@@ -263,20 +284,26 @@ class Attempt:
         return torch.cat(parts).squeeze(2).unflatten(0, (len(pixels), -1)).transpose(1, 2)
 
     def _tiled(self, padded: Tensor, noise: Tensor, first: int, callback: Callback | None) -> Tensor:
-        """How much haze or light there is shows in the whole picture only: it gives the tones, the tiles add the detail."""
+        """How much haze or light there is shows in the whole picture only: it gives the tones, the tiles add the detail.
+
+        A picture that is seen finer than its pixels has no small version of that fineness, and the tones of its tiles.
+        """
         tiles, steps = self._tiles(padded), len(self.plan.table)
         count = steps * len(tiles)
-        total = steps + count  # the small version is about a tile, too
         cell = self.backbone.codec.spatial
-        side = cell * max(tiles.tile_height, tiles.tile_width)
-        small = self.geometry.guide(padded, side)
-        guide = crop(self._whole(*self._ready(small, first, 0), stretch(callback, 0, steps, total)), *small.shape[-2:])
-        callback = stretch(callback, steps, count, total)
+        side, guide = cell * max(tiles.tile_height, tiles.tile_width), None
+        if self.plan.supersample == 1:
+            total = steps + count  # the small version is about a tile, too
+            small = self.geometry.guide(padded, side)
+            guide = crop(self._whole(*self._ready(small, first, 0), stretch(callback, 0, steps, total)), *small.shape[-2:])
+            callback = stretch(callback, steps, count, total)
         if self.way.blend == "pixel":
             restored = in_pixels(self._whole, padded, noise, tiles, cell, callback)
         else:
             moved = self._tiles(padded, room_of(self.backbone.codec, self.plan.views))
             restored = self._whole(padded, noise, callback, Tiling(moved, self.way.at_once))
+        if guide is None:
+            return restored
         by_frame = (x.transpose(1, 2).flatten(0, 1) for x in (restored, guide))
         matched = match_tones(*by_frame, side // TONE_CELLS)
         return matched.unflatten(0, (len(padded), -1)).transpose(1, 2)

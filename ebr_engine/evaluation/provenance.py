@@ -24,7 +24,7 @@ from ebr_engine.engine.plan import run_table
 from ebr_engine.evaluation.paired import Item
 from ebr_engine.evaluation.run import Restoring
 from ebr_engine.export.engine_file import read_about
-from ebr_engine.prompts.catalogue import ASSETS, find_prompts
+from ebr_engine.prompts.catalogue import ASSETS, find_prompts, with_fine
 from ebr_engine.prompts.prompt import load_prompt
 from ebr_engine.version import __version__
 
@@ -133,7 +133,7 @@ def restoration_facts(restoring: Restoring, device: str) -> dict[str, Any]:
         path = Path(request.engine)
         return {"engine": {"file": path.name, "sha256": file_hash(path), **read_about(path)}, "seeds": seeds}
     chosen = find_prompts(request.backbone, request.task) if request.task else request.prompt
-    prompts = [prompt_facts(path, weight) for path, weight in chosen]
+    prompts = [prompt_facts(path, weight) for path, weight in (with_fine(chosen) if request.task else chosen)]
     mix = spec(request.backbone).mix if request.mix == "auto" else request.mix
     runs = [[path] for path, _ in chosen] if mix == "turn" else [[path for path, _ in chosen]]
     tables = [run_table(request, [load_prompt(Path(path)) for path in run]) for run in runs]

@@ -13,7 +13,7 @@ from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.evaluation.photos import NAMES, make_case
 from ebr_engine.evaluation.statistics import difference
 from ebr_engine.evaluation.tables import Table, table
-from ebr_engine.prompts.catalogue import ASSETS, TASKS
+from ebr_engine.prompts.catalogue import ASSETS, TASKS, fine_file
 from ebr_engine.prompts.mixing import evaluations
 from ebr_engine.prompts.prompt import load_prompt
 
@@ -34,7 +34,7 @@ def measure(
 
     All restorations use seed 42 and as many steps as the prompt was learned for, the naive ones five; results are rounded to
     8 bit, as in a file. `prompts`: another folder of learned prompts (`TASK.safetensors`, and `naive/TASK.safetensors`) than the
-    bundled one. `detail`: see `Restorer.restore`.
+    bundled one; `fine/TASK.safetensors` goes before the first. `detail`: see `Restorer.restore`.
     """
     folder = prompts or ASSETS / restorer.backbone.name / "prompts"
     scores = []
@@ -61,8 +61,8 @@ def restore_row(restorer: Restorer, row: str, task: str, degraded: Tensor, folde
     if not file.exists():
         raise PromptError(f"no prompt for the row {row!r}: {file}")
     prompt = load_prompt(file)
-    if row == "EBR prompt":
-        return restorer.restore(degraded, prompt=prompt, detail=detail)
+    if row == "EBR prompt":  # that of small pictures, where there is one
+        return restorer.restore(degraded, prompt=fine_file(file) or prompt, detail=detail)
     if row == "empty prompt":  # the same sampler from the same start, nothing learned
         return restorer.restore(degraded, t0=prompt.t0, steps=evaluations([prompt], "fast"))
     steps = flow_table(power_times(FAST_STEPS, prompt.t0), prompt.t0)

@@ -26,7 +26,7 @@ from ebr_engine.evaluation.metrics import METRICS, Score, make_scores
 from ebr_engine.evaluation.paired import Item, Media
 from ebr_engine.evaluation.protocols import Protocol, as_frame, protocol_for
 from ebr_engine.evaluation.statistics import EMPTY, INPUT, RESTORED
-from ebr_engine.prompts.catalogue import find_prompts
+from ebr_engine.prompts.catalogue import find_prompts, with_fine
 from ebr_engine.request import PLAN, RUN, RestoreRequest
 
 # name, stamp, frames, height, width, scores {metric: value}, beside {way: scores}, with several seeds by_seed {seed: scores};
@@ -259,7 +259,7 @@ def _model_stamps(restoring: Restoring | None) -> list:
     request = restoring.request
     paths = [request.model, request.engine, request.context, *(path for path, _ in request.prompt)]
     if request.task:
-        paths += [path for path, _ in find_prompts(request.backbone, request.task)]
+        paths += [path for path, _ in with_fine(find_prompts(request.backbone, request.task))]
     return [(str(path), Path(path).stat().st_mtime_ns) for path in paths if path and Path(path).is_file()]
 
 

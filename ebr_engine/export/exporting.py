@@ -58,7 +58,7 @@ def export_trunk(path: Path, backbone: Backbone, plan: "Plan", format: str, opti
     clip = options.clip if options.fixed else None
     graph = Graph(format, str(backbone.dtype).removeprefix("torch."), exact, clip)
     tables = path.with_name(path.name + TABLES)
-    save_engine(tables, backbone, plan.table, plan.tables, about | {"detail": plan.detail}, asdict(graph))
+    save_engine(tables, backbone, plan.table, plan.tables, about | plan.facts, asdict(graph))
     weights = path.with_name(f"{path.name}.data")
     return [path, *([weights] if format == "onnx" and weights.is_file() else []), tables]
 

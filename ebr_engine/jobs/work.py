@@ -82,7 +82,7 @@ def prompts_of(request: RestoreRequest) -> Sequence[tuple[Path, float]]:
     Raises `EbrError` unless there is a task or a prompt, and `PromptError` for a task that has none.
     """
     from ebr_engine.backbones.registry import BACKBONES
-    from ebr_engine.prompts.catalogue import AUTO, TASKS, find_prompts, prompt_files
+    from ebr_engine.prompts.catalogue import AUTO, TASKS, find_prompts, prompt_files, with_fine
 
     if request.engine:
         if request.part(PLAN) != RestoreRequest().part(PLAN):
@@ -95,9 +95,9 @@ def prompts_of(request: RestoreRequest) -> Sequence[tuple[Path, float]]:
     if request.backbone not in BACKBONES:  # which loading it tells
         return []
     if request.task != AUTO:
-        return find_prompts(request.backbone, request.task)
+        return with_fine(find_prompts(request.backbone, request.task))
     found = [(file, 1.0) for name, file in prompt_files(request.backbone).items() if name in TASKS]
-    return found or find_prompts(request.backbone, TASKS[0])  # which tells where to get some
+    return with_fine(found) or find_prompts(request.backbone, TASKS[0])  # which tells where to get some
 
 
 def _pair(

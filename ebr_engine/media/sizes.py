@@ -17,6 +17,14 @@ def reduced_size(height: int, width: int, side: int, multiple: int) -> tuple[int
     return tuple(max(multiple, round(length * scale / multiple) * multiple) for length in (height, width))
 
 
+def enlarged(clip: Tensor, times: int) -> Tensor:
+    """The clip [B, 3, F, H, W] so many times larger either way, bicubic, in [0, 1]; `resized` brings it back."""
+    if times == 1:
+        return clip
+    frames = F.interpolate(clip.transpose(1, 2).flatten(0, 1), scale_factor=times, mode="bicubic").clamp(0, 1)
+    return frames.unflatten(0, (clip.shape[0], -1)).transpose(1, 2)
+
+
 def resized(clip: Tensor, height: int, width: int) -> Tensor:
     """The clip [B, 3, F, H, W] at another size, bicubic with antialiasing, in [0, 1]."""
     frames = clip.transpose(1, 2).flatten(0, 1)

@@ -1,6 +1,7 @@
 """What can be asked for by name: tasks, and the prompt files behind them; imports nothing heavy."""
 
 import math
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ebr_engine.settings import prompt_dir
 # In the order in which they come to a picture: the air, what falls through it, the lens, the exposure.
 TASKS = ("haze", "rain", "snow", "blur", "lowlight")
 AUTO = "auto"  # in a task's place: whatever the classifier sees
+FINE = "fine"  # the folder of prompts that see a picture finer than its pixels, beside those of the same tasks that do not
 ASSETS = Path(__file__).parents[1] / "assets"
 
 
@@ -38,6 +40,17 @@ def find_prompt(backbone: str, task: str) -> Path:
             line += f". It takes prompts of {other} too: ebr-engine prompts add FILE --backbone {backbone} --task {task}"
         raise PromptError(line)
     return files[task]
+
+
+def fine_file(file: Path) -> Path | None:
+    """The prompt for the same task that sees pictures finer, beside the prompt `file`; None where there is none."""
+    fine = file.parent / FINE / file.name
+    return fine if fine.is_file() else None
+
+
+def with_fine(prompts: Iterable[tuple[Path, float]]) -> list[tuple[Path, float]]:
+    """The same prompt files and weights, each followed by its fine one, where there is one."""
+    return [(one, weight) for file, weight in prompts for one in (file, fine_file(file)) if one]
 
 
 def find_prompts(backbone: str, tasks: str) -> list[tuple[Path, float]]:

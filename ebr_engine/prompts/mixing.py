@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ebr_engine.backbones.base import Backbone
 from ebr_engine.bridge.schedules import SCHEDULES
-from ebr_engine.prompts.catalogue import find_prompts
+from ebr_engine.prompts.catalogue import find_prompts, fine_file
 from ebr_engine.prompts.prompt import Prompt, load_prompt
 
 
@@ -28,13 +28,19 @@ def evaluations(prompts: Iterable[Prompt], schedule: str) -> int:
     return min(own, max((prompt.steps for prompt in prompts), default=own)) if schedule == "fast" else own
 
 
-def chosen_prompts(backbone: Backbone, task: str | None, prompts: Sequence[tuple[Any, float]]) -> list[tuple[Prompt, float]]:
+def chosen_prompts(
+    backbone: Backbone, task: str | None, prompts: Sequence[tuple[Any, float]], fine: bool = False
+) -> list[tuple[Prompt, float]]:
     """The prompts of a task, or of `prompts` (a Prompt or a file each, with a weight), loaded and checked against the backbone.
 
-    [] is the empty prompt. Raises `PromptError` for a prompt that does not fit.
+    [] is the empty prompt. `fine`: of tasks those that see pictures finer than their pixels, where there are any. Raises
+    `PromptError` for a prompt that does not fit.
     """
+    if task is not None:
+        found = find_prompts(backbone.name, task)
+        prompts = [(fine_file(file) or file, weight) for file, weight in found] if fine else found
     chosen = []
-    for item, weight in find_prompts(backbone.name, task) if task is not None else prompts:
+    for item, weight in prompts:
         one = item if isinstance(item, Prompt) else load_prompt(item)
         one.check(backbone.name, backbone.width, backbone.blocks)
         chosen.append((one, weight))

@@ -12,6 +12,7 @@ from torch import Tensor
 from ebr_engine.backbones.registry import BACKBONES, published, spec
 from ebr_engine.bridge.schedules import RELEASED_STEPS, RELEASED_T0, RELEASED_T_MIN
 from ebr_engine.errors import PromptError
+from ebr_engine.request import FINEST
 from ebr_engine.tensor_files import write_tensors
 
 FORMAT = "ebr-engine prompt 1"
@@ -32,6 +33,7 @@ class Prompt:
     t_min: float = RELEASED_T_MIN
     steps: int = RELEASED_STEPS
     detail: str = "model"  # whose detail a restored picture has: the model's, or the input's where the degradation is smooth
+    supersample: int = 1  # how many times finer than its pixels the transformer sees a picture, either way
     training: dict = field(default_factory=dict)  # free-form summary of how it was learned
 
     @property
@@ -75,6 +77,8 @@ class Prompt:
         }
         if self.detail != "model":
             metadata["detail"] = self.detail
+        if self.supersample != 1:
+            metadata["supersample"] = str(self.supersample)
         try:
             write_tensors(path, {"residual": self.residual.float(), "alpha": self.alpha.float()}, metadata)
         except (OSError, SafetensorError) as error:
@@ -114,10 +118,12 @@ def _read(path: Path) -> Prompt:
         raise PromptError(f"{path} is for an unknown backbone, {metadata.get('backbone')!r}")
     try:
         numbers = {"t0": float(metadata["t0"]), "t_min": float(metadata["t_min"]), "steps": int(metadata["steps"])}
+        numbers["supersample"] = int(metadata.get("supersample", 1))
         training = json.loads(metadata.get("training", "{}"))
     except (KeyError, ValueError) as error:
         raise PromptError(f"{path} has damaged metadata: {error}") from error
-    if not 0 < numbers["t0"] < 1 or not 0 < numbers["t_min"] < numbers["t0"] or numbers["steps"] < 1:
+    times = 0 < numbers["t0"] < 1 and 0 < numbers["t_min"] < numbers["t0"]
+    if not times or numbers["steps"] < 1 or not 1 <= numbers["supersample"] <= FINEST:
         raise PromptError(f"{path} has impossible settings: {numbers}")
     detail = metadata.get("detail", "model")
     if detail not in DETAILS:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ebr_engine.backbones.base import Backbone, Codec
 from ebr_engine.errors import EbrError
+from ebr_engine.media.sizes import enlarged
 from ebr_engine.tensor_files import write_tensors
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.data import BadDataError, PairSamples, Samples, View
@@ -30,7 +31,7 @@ class LatentSamples:
     """
 
     def __init__(self, config: LearnConfig, samples: Samples, backbone: Backbone):
-        self.samples, self.backbone = samples, backbone
+        self.samples, self.backbone, self.supersample = samples, backbone, config.supersample
         cached = config.cache and isinstance(samples, PairSamples)
         self.cache = LatentCache(Path(config.cache), config, backbone.codec) if cached else None
         self._thread = ThreadPoolExecutor(1)
@@ -77,7 +78,8 @@ class LatentSamples:
         return latents
 
     def _encoded(self, degraded: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-        return tuple(self.backbone.codec.encode(pixels[None].to(self.backbone.device))[0] for pixels in (degraded, clean))
+        clips = (enlarged(pixels[None].to(self.backbone.device), self.supersample) for pixels in (degraded, clean))
+        return tuple(self.backbone.codec.encode(clip)[0] for clip in clips)
 
 
 class LatentCache:
@@ -89,6 +91,7 @@ class LatentCache:
     def __init__(self, folder: Path, config: LearnConfig, codec: Codec | str):
         self.folder = folder
         crop = {"size": config.crop, "frames": config.frames, "task": config.task if config.synthetic else None}
+        crop |= {"supersample": config.supersample} if config.supersample > 1 else {}
         self.settings = {"codec": codec if isinstance(codec, str) else fingerprint(codec), **crop}
         try:
             self.files = json.loads((folder / INDEX).read_text())

@@ -222,7 +222,8 @@ class Learner:
         where = {"task": config.task, "base_model": self.backbone.identity, "t0": config.t0, "t_min": config.t_min}
         summary = shareable(asdict(config)) | (training or {})
         steps = config.steps or self.backbone.spec.learning.steps
-        return Prompt(residual, alpha, config.backbone, **where, steps=steps, detail=config.detail, training=summary)
+        how = {"steps": steps, "detail": config.detail, "supersample": config.supersample}
+        return Prompt(residual, alpha, config.backbone, **where, **how, training=summary)
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs to go on bit for bit."""

@@ -7,8 +7,10 @@ import torch
 
 from ebr_engine.bridge.sampler import make_table, sample
 from ebr_engine.engine.plan import bake
+from ebr_engine.errors import EbrError
 from ebr_engine.evaluation.metrics import ssim
 from ebr_engine.media.detail import detail_of_input
+from ebr_engine.media.sizes import enlarged
 from tests.training.learners import batches, start
 
 
@@ -45,6 +47,18 @@ def test_where_the_detail_is_the_inputs_the_error_is_that_of_the_picture_as_it_i
     assert torch.allclose(loss, (written - wanted).square().mean(), rtol=1e-2)
     assert loss < 0.9 * replace(learner, config=replace(learner.config, detail="model")).result_loss(range(2), degraded, clean)
     assert torch.autograd.grad(loss, learner.alpha)[0].abs().min() > 0
+
+
+def test_a_prompt_that_sees_pictures_finer_is_learned_on_larger_ones_and_says_so(weights, pool):
+    fine, plain = (start(weights, unroll=2, batch=2, supersample=times) for times in (2, 1))
+    wanted = [enlarged(plain.backbone.codec.decode(latent), 2) for latent in batches(plain, pool)(range(2))]
+    given = [fine.backbone.codec.decode(latent) for latent in batches(fine, pool)(range(2))]
+    for one, other in zip(given, wanted):
+        assert torch.allclose(one, other, atol=1e-4)
+    assert (fine.prompt().supersample, plain.prompt().supersample) == (2, 1)
+    assert fine.prompt().training["supersample"] == 2
+    with pytest.raises(EbrError, match="supersample must lie between 1 and 4"):
+        start(weights, supersample=5)
 
 
 def test_dissimilarity_counts_beside_the_error(weights, pool):
