@@ -1,9 +1,10 @@
 """`python -m benchmarks.quality evaluations`: learned prompts in few evaluations, beside one another.
 
 The four photos of `ebr-engine eval`, degraded as there and mildly, and left clean, are restored on `mini` by the prompts of one
-or several folders, in every number of evaluations; a prompt that sees pictures finer goes before the other of its task. PSNR and
-SSIM are against the clean photo. *grid* is what the tokens' grid leaves: the mean step of luminance across the borders of 8×8 pixels over the mean step elsewhere, less the clean photo's own, in
-1/255. The digests of the prompts say which files the figures are of.
+or several folders, in every number of evaluations: the bundled ones, as restoring chooses them for pictures of this size, or
+those of the folders that are named. PSNR and SSIM are against the clean photo. *grid* is what the tokens' grid leaves: the mean
+step of luminance across the borders of 8×8 pixels over the mean step elsewhere, less the clean photo's own, in 1/255.
+Seconds are of the CPU, for a photo. The digests of the prompts say which files the figures are of.
 """
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
+from time import process_time
 from typing import Any
 
 import torch
@@ -65,8 +67,7 @@ def measure(options: Namespace) -> dict[str, Any]:
 
 def digests(options: Namespace) -> dict[str, dict[str, str]]:
     """{label: {task: SHA-256 of the prompt's file}}."""
-    files = {label: [where / f"{task}.safetensors" for task in options.tasks] for label, where in prompts(options)}
-    files = {label: [fine_file(file) or file for file in found] for label, found in files.items()}
+    files = {label: [file_of(where, task, options) for task in options.tasks] for label, where in prompts(options)}
     return {
         label: {file.stem: sha256(file.read_bytes()).hexdigest() for file in found if file.exists()}
         for label, found in files.items()
@@ -76,6 +77,12 @@ def digests(options: Namespace) -> dict[str, dict[str, str]]:
 def prompts(options: Namespace) -> list[tuple[str, Path]]:
     """Labels and folders that were asked for, or the bundled ones."""
     return options.prompts or [options.own]
+
+
+def file_of(where: Path, task: str, options: Namespace) -> Path:
+    """A task's prompt in a folder; of the bundled ones that which sees small pictures finer, where there is one."""
+    file = where / f"{task}.safetensors"
+    return file if options.prompts else fine_file(file) or file
 
 
 def case_of(photo: str, task: str, size: int, strength: float) -> Case:
@@ -89,14 +96,15 @@ def case_of(photo: str, task: str, size: int, strength: float) -> Case:
 def rows_of(restorer: Restorer, cases: list[Case], options: Namespace) -> Iterator[dict[str, Any]]:
     """The input's row, unless it is the clean photo, and one for each prompt and number of evaluations."""
     if not all(torch.equal(case.degraded, case.clean) for case in cases):
-        yield {"prompt": "input", "evaluations": 0} | scores([case.degraded for case in cases], cases)
+        yield {"prompt": "input", "evaluations": 0, "seconds": 0.0} | scores([case.degraded for case in cases], cases)
     for label, where in prompts(options):
-        file = where / f"{cases[0].task}.safetensors"
-        file = fine_file(file) or file  # as restoring takes it for pictures of this size
+        file = file_of(where, cases[0].task, options)
         for count in options.counts if file.exists() else ():
             plan = restorer.plan(prompt=load_prompt(file), steps=count)
+            started = process_time()
             restored = [(restorer.restore(case.degraded, plan=plan) * 255).round() / 255 for case in cases]
-            yield {"prompt": label, "evaluations": count} | scores(restored, cases)
+            seconds = (process_time() - started) / len(cases)
+            yield {"prompt": label, "evaluations": count, "seconds": seconds} | scores(restored, cases)
 
 
 def scores(results: list[Tensor], cases: list[Case]) -> dict[str, float]:
@@ -121,7 +129,16 @@ def grid(pixels: Tensor) -> float:
 
 def table(found: dict[str, Any]) -> str:
     """What a person reads."""
-    kinds = {"task": "", "strength": "g", "prompt": "", "evaluations": "d", "psnr": ".2f", "ssim": ".3f", "grid": ".2f"}
+    kinds = {
+        "task": "",
+        "strength": "g",
+        "prompt": "",
+        "evaluations": "d",
+        "seconds": ".2f",
+        "psnr": ".2f",
+        "ssim": ".3f",
+        "grid": ".2f",
+    }
     rows = [[format(row[name], kind) for name, kind in kinds.items()] for row in found["rows"]]
     return "\n".join(
         [f"mini, {found['size']} x {found['size']}, means of {len(found['photos'])} photo(s)", columns(list(kinds), rows)]

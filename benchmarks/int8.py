@@ -53,7 +53,7 @@ def compared(size: int, tasks: tuple[str, ...], photos: tuple[str, ...]) -> list
     quantize_trunk(rounded.trunk, Int8Linear)
     exact_levels, rows = int8_linear.activation_levels(), []
     for task in tasks:
-        plan = exact.plan(task)
+        plan = exact.plan(task, supersample=1)
         for photo in photos:
             case = make_case(photo, task, size)
             wanted = exact.run(case.degraded, plan)

@@ -31,7 +31,7 @@ def options(parser: ArgumentParser) -> None:
         "--size", type=int, nargs=2, default=(64, 64), metavar=("HEIGHT", "WIDTH"), help="of the picture in pixels"
     )
     parser.add_argument("--frames", type=int, default=1, help="of a square clip in place of the picture")
-    parser.add_argument("--task", default="rain")
+    parser.add_argument("--task", default="haze")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--beside", type=Path, metavar="FOLDER", help="another commit's folder")

@@ -40,7 +40,7 @@ def restore_in_turns(size: str, task: str) -> None:
 
 def options(parser: ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=256, help="side of the square picture in pixels")
-    parser.add_argument("--task", default="rain")
+    parser.add_argument("--task", default="haze")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 1, 2], help="busy processes a core beside it")
     parser.add_argument("--spins", type=int, nargs="*", default=[1000, 10000], help="GOMP_SPINCOUNT to try")

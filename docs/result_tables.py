@@ -25,14 +25,8 @@ CLAIMS = (
 )
 LEARNED = ("supersample", "t0", "tokens", "iterations", "batch", "size", "learning_rate", "intact", "even", "tone", "stored")
 LEARNED_OF_SOUND = ("t0", "tokens", "iterations", "batch", "frames", "scenes")
-HEADS = {
-    "supersample": "finer",
-    "t0": "T0",
-    "tokens": "tokens a block",
-    "learning_rate": "learning rate",
-    "scenes": "sounds held",
-}
-HEADS |= {"iterations": "iterations", "batch": "crops", "size": "pixels a side", "frames": "frames"}
+HEADS = {"t0": "T0", "tokens": "tokens a block", "learning_rate": "learning rate", "scenes": "sounds held"}
+HEADS |= {"supersample": "finer", "iterations": "iterations", "batch": "crops", "size": "pixels a side", "frames": "frames"}
 PLACES = ("start", "photos", "data", "validation")  # settings that name a file or folder of one machine
 VALUES = ("psnr", "ssim", "unsteady")  # of a clip
 WIDTH = 130  # letters in a line of a command
@@ -80,6 +74,20 @@ def clean_table() -> str:
         for name, value, form in (("PSNR in dB", "psnr", ".1f"), ("SSIM", "ssim", ".3f"))
     ]
     return table(("a clean photo through the prompt of", *kept), values).markdown()
+
+
+def finer_table() -> str:
+    """The same photos through the prompts that see pixels and through those that see them finer, a task and strength a line."""
+    found = json.loads((ROOT / "benchmarks/results/supersample.json").read_text(encoding="utf-8"))["rows"]
+    lines = []
+    for task, strength in dict.fromkeys((row["task"], row["strength"]) for row in found):
+        rows = {row["prompt"]: row for row in found if (row["task"], row["strength"]) == (task, strength)}
+        shown = (
+            f"{rows[way]['psnr']:.2f} / {rows[way]['ssim']:.3f}" if way in rows else "" for way in ("input", "plain", "finer")
+        )
+        seconds = (f"{rows[way]['seconds']:.2f}" for way in ("plain", "finer"))
+        lines.append((task, f"{strength:g}" if strength else "clean", *shown, *seconds))
+    return table(("task", "strength", "input", "plain", "finer", "CPU seconds, plain", "finer"), lines).markdown()
 
 
 def bundled(backbone: str) -> dict[str, Any]:
@@ -235,6 +243,7 @@ RESULTS: dict[str, Callable[[], str]] = {
     "quality-source": quality_source,
     "clean": clean_table,
     "clips": clips_table,
+    "finer": finer_table,
     "prompts": partial(prompts_table, "mini", LEARNED),
     "prompt-commands": partial(prompts_commands, "mini"),
     "sound-prompts": partial(prompts_table, "mini-audio", LEARNED_OF_SOUND),

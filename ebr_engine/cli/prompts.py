@@ -20,26 +20,27 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show a
 
 @app.command("list")
 def list_prompts() -> None:
-    """The prompts that --task finds: bundled ones, and yours, which go before them."""
+    """The prompts that --task finds: bundled ones, and yours, which go before them; fine/ones see small pictures finer."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from ebr_engine.backbones.registry import BACKBONES
-    from ebr_engine.prompts.catalogue import ASSETS, prompt_files, with_fine
+    from ebr_engine.prompts.catalogue import ASSETS, FINE, prompt_files, with_fine
 
-    columns = ("backbone", "task", "finer", "T0", "steps", "tokens", "origin", "file")
+    columns = ("backbone", "task", "T0", "steps", "tokens", "origin", "file")
     table, damaged = Table(*columns, box=None, header_style="bold", pad_edge=False), False
     table.columns[-1].overflow = "fold"
     for backbone in BACKBONES:
         for file, _ in with_fine((file, 1.0) for file in prompt_files(backbone).values()):
+            task = f"{FINE}/{file.stem}" if file.parent.name == FINE else file.stem
             origin = "bundled" if file.is_relative_to(ASSETS) else "yours"
             try:
                 prompt = _load(file, backbone)
-                facts = (str(prompt.supersample), f"{prompt.t0:g}", str(prompt.steps), str(prompt.residual.shape[-2]))
+                facts = (f"{prompt.t0:g}", str(prompt.steps), str(prompt.residual.shape[-2]))
             except PromptError:  # one bad file must not hide the others
-                facts, damaged = ("[red]damaged[/]", "", "", ""), True
-            table.add_row(backbone, escape(file.stem), *facts, origin, escape(str(file)))
+                facts, damaged = ("[red]damaged[/]", "", ""), True
+            table.add_row(backbone, escape(task), *facts, origin, escape(str(file)))
     console = Console()
     console.width = console.width if console.is_terminal else WIDE
     console.print(table)

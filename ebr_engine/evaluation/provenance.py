@@ -112,9 +112,10 @@ def weights(backbone: str, model: str | None, revision: str | None = None, offli
 
 
 def prompt_facts(path: str | Path, weight: float = 1.0) -> dict[str, Any]:
-    """A prompt file's name, task, T0, weight and hash."""
-    prompt = load_prompt(Path(path))
-    return {"file": Path(path).name, "task": prompt.task, "t0": prompt.t0, "weight": weight, "sha256": file_hash(Path(path))}
+    """A prompt file's name, task, T0, fineness, weight and hash."""
+    prompt, digest = load_prompt(Path(path)), file_hash(Path(path))
+    learned = {"task": prompt.task, "t0": prompt.t0, "supersample": prompt.supersample}
+    return {"file": Path(path).name, **learned, "weight": weight, "sha256": digest}
 
 
 def data_facts(items: Sequence[Item]) -> dict[str, Any]:

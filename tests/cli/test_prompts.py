@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ebr_engine.prompts.catalogue import TASKS, find_prompt
+from ebr_engine.prompts.catalogue import ASSETS, TASKS, find_prompt
 from ebr_engine.prompts.prompt import Prompt, load_prompt
 
 RELEASED = Path(__file__).parents[3] / "shared" / "released_prompts"
+FINE = tuple(f"fine/{file.stem}" for file in (ASSETS / "mini" / "prompts" / "fine").glob("*.safetensors"))
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +122,7 @@ def listed(cli):
 def test_the_list_has_every_bundled_task(cli):
     rows, rest = listed(cli)
     sound = {("mini-audio", task) for task in ("noise", "clipping", "reverb")}
-    assert set(rows) == {("mini", task) for task in TASKS} | sound
+    assert set(rows) == {("mini", task) for task in (*TASKS, *FINE)} | sound
     assert all(row[3] == "bundled" and row[4].endswith(f"{task}.safetensors") for (_, task), row in rows.items())
     assert rest == []
 
@@ -137,7 +138,7 @@ def test_the_list_has_what_the_user_installed_in_place_of_what_is_bundled(cli, t
     assert rows["flux", "haze"][2:4] == ["512", "yours"]
     assert rows["wan", "snow"][2:4] == ["226", "yours"]
     assert rows["mini", "rain"][3] == "bundled"
-    assert len([row for row in rows if row[0] != "mini-audio"]) == len(TASKS) + 3
+    assert len([row for row in rows if row[0] != "mini-audio"]) == len(TASKS) + len(FINE) + 3
 
 
 @pytest.mark.parametrize("damage", ["empty", "junk", "cut", "folder", "misplaced"])
@@ -156,7 +157,7 @@ def test_a_damaged_file_does_not_hide_the_others(cli, tmp_path, damage):
     assert rows["wan", "[bad]"] == ["damaged", "yours", str(bad)]
     assert rows["wan", "good"][2:4] == ["5", "yours"]
     others = {row for row in rows if row[0] != "mini-audio"}
-    assert others == {("wan", "[bad]"), ("wan", "good"), *(("mini", task) for task in TASKS)}
+    assert others == {("wan", "[bad]"), ("wan", "good"), *(("mini", task) for task in (*TASKS, *FINE))}
     assert rest == ["What is wrong with a damaged one: ebr-engine prompts show FILE"]
 
 

@@ -46,7 +46,7 @@ CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllo
 def test_out_of_memory_steps_down_says_so_and_goes_on(picture, monkeypatch, times, error):
     monkeypatch.setitem(TILES_AT_ONCE, "cpu", 4)
     restorer = Restorer("mini", precision="fp32")
-    plan = restorer.plan("rain", steps=1)
+    plan = restorer.plan("rain", steps=1, supersample=1)
     alone = restorer.restore(picture, plan=plan, tile=64, tile_overlap=16)
     exhausted = Exhausted(restorer.backbone.velocity, times, error)
     monkeypatch.setattr(restorer.backbone, "velocity", exhausted)
@@ -65,7 +65,7 @@ def test_what_never_fits_is_an_error_after_the_smallest_way_was_tried(picture, m
     exhausted = Exhausted(restorer.backbone.velocity, 99, CPU)
     monkeypatch.setattr(restorer.backbone, "velocity", exhausted)
     with pytest.warns(EngineWarning, match="tiles of 128 pixels"), pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
-        restorer.restore(picture, "rain", steps=1)
+        restorer.restore(picture, "rain", steps=1, supersample=1)
     assert exhausted.left == 97  # in one piece, and in tiles: nothing else needs less for so small a picture
 
 
@@ -74,7 +74,7 @@ def test_another_error_is_no_reason_to_try_again(picture, monkeypatch):
     exhausted = Exhausted(restorer.backbone.velocity, 99, RuntimeError("a bug"))
     monkeypatch.setattr(restorer.backbone, "velocity", exhausted)
     with pytest.raises(RuntimeError, match="a bug"):
-        restorer.restore(picture, "rain", steps=1)
+        restorer.restore(picture, "rain", steps=1, supersample=1)
     assert exhausted.left == 98
 
 
@@ -87,13 +87,13 @@ def test_a_limit_chooses_the_way_and_the_least_that_would_do_is_told(picture, mo
     shapes = []
     velocity = limited.backbone.velocity
     limited.backbone.velocity = lambda latent, step: shapes.append(latent.shape[0]) or velocity(latent, step)
-    restored = limited.restore(picture, "rain", steps=1, tile=64, tile_overlap=16)
+    restored = limited.restore(picture, "rain", steps=1, supersample=1, tile=64, tile_overlap=16)
     assert max(shapes) < 4  # tiles at once
-    expected = free.restore(picture, "rain", steps=1, tile=64, tile_overlap=16)
+    expected = free.restore(picture, "rain", steps=1, supersample=1, tile=64, tile_overlap=16)
     torch.testing.assert_close(restored, expected, atol=1e-4, rtol=0)
     small = Restorer("mini", precision="fp32", max_memory="1M")
     with pytest.raises(EngineError, match=r"need .* MB at least, more than the 1 MB"):
-        small.restore(picture, "rain", steps=1)
+        small.restore(picture, "rain", steps=1, supersample=1)
 
 
 def tried(fitting, rungs, model, work, refused):

@@ -12,7 +12,7 @@ from ebr_engine.evaluation import provenance
 from ebr_engine.evaluation.paired import pair_folders
 from ebr_engine.evaluation.run import Restoring
 from ebr_engine.media.images import write_image
-from ebr_engine.prompts.catalogue import find_prompt
+from ebr_engine.prompts.catalogue import find_prompt, fine_file
 from ebr_engine.request import RestoreRequest
 
 
@@ -60,8 +60,13 @@ def test_a_restoration_is_told_by_its_numbers():
     assert [(run["t0"], tuple(run["times"])) for run in found["schedule"]["runs"]] == [
         (stage.table.t0, stage.table.times) for stage in plan.stages
     ]
-    assert [prompt["task"] for prompt in found["prompts"]] == ["rain", "haze"]
-    assert found["prompts"][0]["sha256"] == hashlib.sha256(find_prompt("mini", "rain").read_bytes()).hexdigest()
+    files = [
+        find_prompt("mini", "rain"),
+        fine_file(find_prompt("mini", "rain")),
+        find_prompt("mini", "haze"),
+    ]  # by the pictures' size
+    assert [prompt["sha256"] for prompt in found["prompts"]] == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert [prompt["supersample"] for prompt in found["prompts"]] == [1, 2, 1]
     assert (found["mix"], found["seeds"], found["strength"], found["dtype"]) == ("turn", [1, 2], 0.5, "float32")
     assert found["weights"]["source"] == "bundled"
     assert json.loads(json.dumps(found)) == found
