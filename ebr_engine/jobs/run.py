@@ -57,7 +57,7 @@ def run_work(
             name = restorer.backbone.name
             raise EbrError(f"{name} knows no time; add --per-frame to restore a clip frame by frame, or use --backbone wan")
     sizes = dict(sizes_of(jobs))
-    restorer.expect(sizes.values())
+    restorer.expect(_seen_sizes(run.recipes, sizes))
     progress.expect(len(jobs), partial(_expected_seconds, restorer, run.recipes, sizes))
     started = time.perf_counter()
     try:
@@ -106,6 +106,14 @@ def sizes_of(jobs: "Sequence[Job]") -> "Iterator[tuple[Job, tuple[int, int]]]":
                 yield job, size_of_image(job.source)
             except (MediaError, OSError):  # told when its turn comes
                 continue
+
+
+def _seen_sizes(recipes: Recipes, sizes: "Mapping[Job, tuple[int, int]]") -> "Iterator[tuple[int, int]]":
+    """The sizes in which the transformer will see pictures of these sizes."""
+    for job, (height, width) in sizes.items():
+        plan = recipes.of(job.request).plan
+        times = 1 if plan is None else max(stage.supersample for stage in plan.stages_for(height, width))
+        yield times * height, times * width
 
 
 def _expected_seconds(restorer: Any, recipes: Recipes, sizes: "Mapping[Job, tuple[int, int]]") -> float | None:

@@ -60,11 +60,8 @@ def test_a_restoration_is_told_by_its_numbers():
     assert [(run["t0"], tuple(run["times"])) for run in found["schedule"]["runs"]] == [
         (stage.table.t0, stage.table.times) for stage in plan.stages
     ]
-    files = [
-        find_prompt("mini", "rain"),
-        fine_file(find_prompt("mini", "rain")),
-        find_prompt("mini", "haze"),
-    ]  # by the pictures' size
+    rain, haze = (find_prompt("mini", task) for task in ("rain", "haze"))
+    files = [rain, fine_file(rain), haze]  # either of rain's, by the picture's size
     assert [prompt["sha256"] for prompt in found["prompts"]] == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     assert [prompt["supersample"] for prompt in found["prompts"]] == [1, 2, 1]
     assert (found["mix"], found["seeds"], found["strength"], found["dtype"]) == ("turn", [1, 2], 0.5, "float32")
