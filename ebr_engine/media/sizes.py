@@ -18,7 +18,10 @@ def reduced_size(height: int, width: int, side: int, multiple: int) -> tuple[int
 
 
 def enlarged(clip: Tensor, times: int) -> Tensor:
-    """The clip [B, 3, F, H, W] so many times larger either way, bicubic, in [0, 1]; `resized` brings it back."""
+    """The clip [B, 3, F, H, W] so many times larger either way, bicubic, in [0, 1]; `resized` brings it back.
+
+    Without antialiasing, as prompts have learned it: with it torch takes another cubic, though nothing is made smaller.
+    """
     if times == 1:
         return clip
     frames = F.interpolate(clip.transpose(1, 2).flatten(0, 1), scale_factor=times, mode="bicubic").clamp(0, 1)
