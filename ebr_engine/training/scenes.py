@@ -2,8 +2,12 @@
 
 import functools
 import json
+import os
+import threading
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
@@ -124,11 +128,23 @@ def _start(*arguments: object, **settings: object) -> multiprocessing.Process:
 
 
 def start_process(function: Callable[..., None], *arguments: object, **settings: object) -> multiprocessing.Process:
-    """A process that calls a function, begun; it ends with this one."""
+    """A process that calls a function, begun; it ends with this one, even where this one is killed."""
     # Not forked: a forked child of a process whose thread pool runs can wait for ever.
-    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments, kwargs=settings, daemon=True)
+    given = (function, *arguments)
+    process = multiprocessing.get_context("spawn").Process(target=_accompanied, args=given, kwargs=settings, daemon=True)
     process.start()
     return process
+
+
+def _accompanied(function: Callable[..., None], *arguments: object, **settings: object) -> None:
+    """Call a function in a process that ends as soon as its parent has: a killed parent cannot end its children."""
+
+    def watch() -> None:
+        wait([parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    function(*arguments, **settings)
 
 
 def _run(processes: list[multiprocessing.Process]) -> None:

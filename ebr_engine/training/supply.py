@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, multiprocessing
 
 from ebr_engine.media import degradations
-from ebr_engine.training.scenes import ScenePool
+from ebr_engine.training.scenes import ScenePool, start_process
 
 CLEAN_WORD = "clean"
 KEPT = 2**29  # bytes of crops of one size that are kept on a device
@@ -84,9 +84,7 @@ class Supply:
         context = multiprocessing.get_context("spawn")
         self.queue = context.Queue(AHEAD * self.workers)
         about = self.pool, self.recipe, self.places, self.rows, self.queue
-        self.processes = [context.Process(target=make, args=(*about, self.seed + i), daemon=True) for i in range(self.workers)]
-        for process in self.processes:
-            process.start()
+        self.processes = [start_process(make, *about, self.seed + i) for i in range(self.workers)]
         return self
 
     def __exit__(self, *_: object) -> None:

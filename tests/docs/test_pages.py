@@ -13,12 +13,13 @@ import pytest
 
 from ebr_engine.backbones.registry import spec
 from ebr_engine.cli.group import COMMANDS
-from ebr_engine.prompts.catalogue import ASSETS, TASKS
+from ebr_engine.prompts.catalogue import ASSETS, TASKS, fine_file
 from ebr_engine.prompts.prompt import load_prompt
 from ebr_engine.training.config import FREE, SETTINGS, read_assignments, resolve
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks/README.md"]
+COMMAND = r"^ebr-engine train --task (\w+)(.*) -o (\S+)\.safetensors$"
 CARDS = sorted(ASSETS.glob("*/MODEL_CARD.md"))
 PAGES += [*sorted((ROOT / "docs").glob("*.md")), ROOT / "findings/README.md", *CARDS]
 PLACES = ("start", "photos")  # of which a file's command has the name alone
@@ -68,10 +69,13 @@ def test_a_table_that_has_changed_is_seen(maker):
 def test_the_figures_are_of_the_prompts_that_are_bundled():
     found = json.loads(text_of(ROOT / "benchmarks/results/bundled_mini.json"))
     again = "python -m benchmarks.quality evaluations --counts 2 --strengths 0.75 0 --json benchmarks/results/bundled_mini.json"
-    folder, strong = ASSETS / "mini/prompts", {row["task"]: row for row in found["rows"] if row["strength"]}
-    assert found["prompts"]["bundled"] == {
-        task: sha256((folder / f"{task}.safetensors").read_bytes()).hexdigest() for task in TASKS
-    }, again
+    files = {task: ASSETS / f"mini/prompts/{task}.safetensors" for task in TASKS}
+    strong = {row["task"]: row for row in found["rows"] if row["strength"]}
+    taken = {task: fine_file(file) or file for task, file in files.items()}
+    assert found["prompts"]["bundled"] == {task: sha256(file.read_bytes()).hexdigest() for task, file in taken.items()}, again
+    beside = json.loads(text_of(ROOT / "benchmarks/results/supersample.json"))["prompts"]
+    assert beside["plain"] == {task: sha256(files[task].read_bytes()).hexdigest() for task in beside["plain"]}
+    assert beside["finer"] == {task: sha256(taken[task].read_bytes()).hexdigest() for task in beside["finer"]}
     scores = json.loads(text_of(ASSETS / "mini/quality.json"))["scores"]
     for task in TASKS:
         told = fmean(one["psnr"] for one in scores if (one["task"], one["row"]) == (task, "EBR prompt"))
@@ -88,12 +92,14 @@ def test_the_readme_tells_what_clips_gain_as_the_table_does():
 @pytest.mark.parametrize("backbone", ["mini", "mini-audio"])
 def test_a_prompts_command_on_the_card_has_the_settings_that_its_file_tells(backbone):
     text = text_of(ASSETS / backbone / "MODEL_CARD.md").replace("\\\n", "")
-    commands = dict(re.findall(r"^ebr-engine train --task (\w+)(.*)$", text, re.MULTILINE))
-    assert list(commands) == list(spec(backbone).tasks)
-    for task, words in commands.items():
+    commands = {name: (task, words) for task, words, name in re.findall(COMMAND, text, re.MULTILINE)}
+    folder = ASSETS / backbone / "prompts"
+    fine = [f"fine/{task}" for task in spec(backbone).tasks if (folder / f"fine/{task}.safetensors").exists()]
+    assert list(commands) == [*spec(backbone).tasks, *fine]
+    for name, (task, words) in commands.items():
         given = read_assignments(re.findall(r"-s (\S+)", words))
         config = resolve({"task": task, "backbone": backbone} | given)
-        learned = load_prompt(ASSETS / backbone / f"prompts/{task}.safetensors").training
+        learned = load_prompt(folder / f"{name}.safetensors").training
         names = [name for name in learned if name in SETTINGS and name not in FREE - {"iterations"} and name not in PLACES]
         assert {name: getattr(config, name) for name in names} == {
             name: tuple(learned[name]) if isinstance(learned[name], list) else learned[name] for name in names
