@@ -90,7 +90,7 @@ class RestoreRequest:
         None,
         "--supersample N",
         "How many times finer than its pixels the model sees a picture, where the task has a prompt for that: 2 restores rain "
-        "and snow better, in four times the time.",
+        "and snow better, in five to six times the time.",
         span=(1, 2),
         shown="2 for pictures of up to a megapixel, else 1",
     )

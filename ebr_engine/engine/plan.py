@@ -17,7 +17,7 @@ from ebr_engine.prompts.mixing import chosen_prompts, evaluations, mixed_weights
 from ebr_engine.prompts.prompt import Prompt
 from ebr_engine.request import RestoreRequest
 
-FINE_PIXELS = 1 << 20  # of the largest picture that is seen finer where nothing is said: four times the work
+FINE_PIXELS = 1 << 20  # of the largest picture that is seen finer where nothing is said: four times the tokens
 
 
 class MixedFineness(EngineError):

@@ -166,7 +166,7 @@ class LearnConfig:
     supersample: int = _setting(
         1,
         "objective",
-        "How many times finer than its pixels the transformer sees a picture: 2 restores better, in 4 times the time.",
+        "How many times finer than its pixels the transformer sees a picture: 2 may restore better, in 5 times the time.",
     )
     unroll: int = _setting(
         0, "objective", "Learn through all steps of the fast sampler of so many, from the error of its result; 0 does not."

@@ -16,6 +16,13 @@ from ebr_engine.cli import app
 from ebr_engine.errors import EbrError
 
 
+class Planned(dict):
+    """What a plan was made of; pictures are seen as they are."""
+
+    def stages_for(self, height, width):
+        return [SimpleNamespace(supersample=1)]
+
+
 class FakeRestorer:
     """Inverts pictures in five steps; knows one task; every call is kept in `calls`."""
 
@@ -67,7 +74,7 @@ class FakeRestorer:
     def plan(self, task=None, prompt=None, **settings):
         if task not in (None, "haze"):
             raise EbrError(f"unknown task {task!r}; bundled with mini: haze")
-        return {"task": task, "prompt": prompt, **settings}
+        return Planned(task=task, prompt=prompt, **settings)
 
     def expect(self, pictures):
         self.expected.append(list(pictures))
