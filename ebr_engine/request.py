@@ -26,7 +26,6 @@ SIZES = ("native", "released")
 COLOUR_FIXES = ("none", "wavelet", "adain")
 COMPARES = ("side", "wipe")
 DETAILS = ("auto", "model", "input")
-FINEST = 4  # times that a prompt may see a picture finer than its pixels
 
 LOAD, PLAN, RUN, CLIP, FILE = "load", "plan", "run", "clip", "file"  # the stage that reads a field
 

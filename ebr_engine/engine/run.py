@@ -116,30 +116,15 @@ class Engine:
             small = self.geometry.small(pixels)
             restored = self.run(small, plan, first, callback, seed=seed, tile=self.geometry.untiled, detail="model")
             return detail_of_input(pixels, small, restored)
-        finer = enlarged(pixels, plan.supersample)
-        restored = self._attempted(finer, plan, first, callback, **how)
-        return restored if finer is pixels else resized(restored, *pixels.shape[-2:])
-
-    def _attempted(
-        self,
-        pixels: Tensor,
-        plan: Plan,
-        first: int,
-        callback: Callback | None,
-        *,
-        seed: int,
-        tile: int | None,
-        tile_overlap: int | None,
-        tile_blend: str,
-    ) -> Tensor:
-        """Clips [B, 3, F, H, W] as the transformer sees them, restored in the first way that fits into memory."""
-        ways, work = self.fallbacks(pixels.shape, tile, tile_overlap, tile_blend)
+        seen = enlarged(pixels, plan.supersample)
+        ways, work = self.fallbacks(seen.shape, tile, tile_overlap, tile_blend)
         index = self.fitting.choose(ways, self.costs, work)
         while True:
             try:
                 self.apply(ways[index])
                 attempt = Attempt(self.backbone, self.geometry, self.runner, self.safety, plan, ways[index], seed)
-                return attempt.run(pixels, first, callback)
+                restored = attempt.run(seen, first, callback)
+                return restored if seen is pixels else resized(restored, *pixels.shape[-2:])
             except (MemoryError, RuntimeError) as error:
                 lower = None if self.ranks else self.fitting.next(ways, self.costs, work, index)
                 if not out_of_memory(error) or lower is None:

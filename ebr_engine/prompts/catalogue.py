@@ -13,6 +13,7 @@ from ebr_engine.settings import prompt_dir
 TASKS = ("haze", "rain", "snow", "blur", "lowlight")
 AUTO = "auto"  # in a task's place: whatever the classifier sees
 FINE = "fine"  # the folder of prompts that see a picture finer than its pixels, beside those of the same tasks that do not
+FINEST = 4  # times that a prompt may see a picture finer than its pixels
 ASSETS = Path(__file__).parents[1] / "assets"
 
 

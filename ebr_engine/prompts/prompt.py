@@ -12,7 +12,7 @@ from torch import Tensor
 from ebr_engine.backbones.registry import BACKBONES, published, spec
 from ebr_engine.bridge.schedules import RELEASED_STEPS, RELEASED_T0, RELEASED_T_MIN
 from ebr_engine.errors import PromptError
-from ebr_engine.request import FINEST
+from ebr_engine.prompts.catalogue import FINEST
 from ebr_engine.tensor_files import write_tensors
 
 FORMAT = "ebr-engine prompt 1"

@@ -13,7 +13,7 @@ from ebr_engine import request
 from ebr_engine.backbones.registry import BACKBONES, medium_of, spec
 from ebr_engine.errors import EbrError, check_choice
 from ebr_engine.media import SOUND
-from ebr_engine.request import FINEST
+from ebr_engine.prompts.catalogue import FINEST
 
 BRIDGES = ("ebr", "naive", "ddbm")
 LOSSES = ("pixel", "x0", "velocity")

@@ -7,9 +7,9 @@ from ebr_engine import Restorer
 from ebr_engine.engine import plan as planning
 from ebr_engine.errors import EbrError, EngineError, PromptError
 from ebr_engine.media.sizes import enlarged, resized
-from ebr_engine.prompts.catalogue import find_prompts, fine_file, installed_file, with_fine
+from ebr_engine.prompts.catalogue import FINEST, find_prompts, fine_file, installed_file, with_fine
 from ebr_engine.prompts.prompt import load_prompt
-from ebr_engine.request import FINEST, RestoreRequest
+from ebr_engine.request import RestoreRequest
 from tests.tiny import make_prompt, picture, save_tiny
 
 
