@@ -38,7 +38,7 @@ REFERENCE = "in turn, as they are"
 
 def runner(restorer: Restorer, tasks: Sequence[str], weights: Sequence[float], mix: str = "turn") -> Way:
     """A run with bundled prompts at these strengths, its result as a file holds it."""
-    plan = restorer.plan("+".join(f"{task}:{weight}" for task, weight in zip(tasks, weights)), mix=mix)
+    plan = restorer.plan("+".join(f"{task}:{weight}" for task, weight in zip(tasks, weights)), mix=mix, supersample=1)
 
     def run(picture: Tensor) -> Tensor:
         return (restorer.run(picture, plan).clamp(0, 1) * 255).round() / 255
