@@ -16,6 +16,7 @@ from ebr_engine.jobs.journal import NAME
 from ebr_engine.media import images
 from ebr_engine.media.images import read_image, write_image
 from ebr_engine.media.picture import Picture
+from tests.cli.conftest import Planned
 
 
 def picture(path, value=0.25, size=(6, 10)):
@@ -34,7 +35,7 @@ def tasks(engine, monkeypatch):
 
     def plan(self, task=None, prompt=None, **settings):
         self.planned.append((task, prompt))
-        return {"task": task, "prompt": prompt}
+        return Planned(task=task, prompt=prompt)
 
     monkeypatch.setattr(engine, "plan", plan)
     return engine
