@@ -9,7 +9,7 @@ import typer
 from ebr_engine.cli.options import about_plan, check_target, prompts_asked, takes
 from ebr_engine.request import RestoreRequest
 
-FIELDS = ("task", "prompt", "mix", "strength", "steps", "schedule", "order", "t0")
+FIELDS = ("task", "prompt", "mix", "strength", "supersample", "steps", "schedule", "order", "t0")
 MODEL = ("backbone", "model", "revision", "offline", "context", "vae")
 COMPUTING = ("precision", "fp8_attention", "device")
 HELP = {"task": "A bundled or installed prompt, such as haze; several: rain:0.7+haze:0.3."}

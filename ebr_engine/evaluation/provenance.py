@@ -149,7 +149,7 @@ def restoration_facts(restoring: Restoring, device: str) -> dict[str, Any]:
         "weights": weights(request.backbone, request.model, request.revision),
         "prompts": prompts,
         "schedule": schedule,
-        **{name: getattr(request, name) for name in ("strength", "precision", "tile", "tile_overlap", "detail")},
+        **{name: getattr(request, name) for name in ("strength", "supersample", "precision", "tile", "tile_overlap", "detail")},
         "seeds": seeds,
         "mix": mix,
         "dtype": str(dtype).removeprefix("torch."),

@@ -29,12 +29,14 @@ def measure(
     callback: Callable[[dict], None] | None = None,
     prompts: Path | None = None,
     detail: str = "auto",
+    supersample: int | None = None,
 ) -> list[dict]:
     """PSNR and SSIM of every row on every photo and task: a list of {task, photo, row, psnr, ssim}.
 
     All restorations use seed 42 and as many steps as the prompt was learned for, the naive ones five; results are rounded to
     8 bit, as in a file. `prompts`: another folder of learned prompts (`TASK.safetensors`, and `naive/TASK.safetensors`) than the
-    bundled one; `fine/TASK.safetensors` goes before the first. `detail`: see `Restorer.restore`.
+    bundled one; `fine/TASK.safetensors` goes before the first. `detail`,
+    `supersample`: see `Restorer.restore`.
     """
     folder = prompts or ASSETS / restorer.backbone.name / "prompts"
     scores = []
@@ -42,7 +44,7 @@ def measure(
         for photo in photos:
             case = make_case(photo, task, size)
             for row in rows:
-                result = (restore_row(restorer, row, task, case.degraded, folder, detail) * 255).round() / 255
+                result = (restore_row(restorer, row, task, case.degraded, folder, detail, supersample) * 255).round() / 255
                 record = {"task": task, "photo": photo, "row": row}
                 record |= {"psnr": psnr(result, case.clean), "ssim": ssim(result, case.clean)}
                 scores.append(record)
@@ -51,7 +53,15 @@ def measure(
     return scores
 
 
-def restore_row(restorer: Restorer, row: str, task: str, degraded: Tensor, folder: Path, detail: str = "auto") -> Tensor:
+def restore_row(
+    restorer: Restorer,
+    row: str,
+    task: str,
+    degraded: Tensor,
+    folder: Path,
+    detail: str = "auto",
+    supersample: int | None = None,
+) -> Tensor:
     """The degraded picture as one row of the benchmark restores it."""
     if row == "input":
         return degraded
@@ -62,7 +72,8 @@ def restore_row(restorer: Restorer, row: str, task: str, degraded: Tensor, folde
         raise PromptError(f"no prompt for the row {row!r}: {file}")
     prompt = load_prompt(file)
     if row == "EBR prompt":  # that of small pictures, where there is one
-        return restorer.restore(degraded, prompt=fine_file(file) or prompt, detail=detail)
+        fine = None if supersample == 1 else fine_file(file)
+        return restorer.restore(degraded, prompt=fine or prompt, detail=detail)
     if row == "empty prompt":  # the same sampler from the same start, nothing learned
         return restorer.restore(degraded, t0=prompt.t0, steps=evaluations([prompt], "fast"))
     steps = flow_table(power_times(FAST_STEPS, prompt.t0), prompt.t0)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ebr_engine.errors import EbrError
 from ebr_engine.prompts.catalogue import AUTO
-from ebr_engine.request import RUN, RestoreRequest
+from ebr_engine.request import PLAN, RUN, RestoreRequest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +67,7 @@ class Recipes:
 
     def _plan(self, request: RestoreRequest) -> Any:
         if request not in self._plans:
-            options = {name: getattr(request, name) for name in ("steps", "schedule", "order", "t0", "mix", "strength")}
+            options = {name: value for name, value in request.part(PLAN).items() if name not in ("task", "prompt")}
             self._plans[request] = self.restorer.plan(request.task, list(request.prompt) or None, **options)
         return self._plans[request]
 

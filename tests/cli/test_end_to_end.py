@@ -148,6 +148,18 @@ def test_eval_refuses_in_one_line(cli, monkeypatch, arguments, words):
         assert word in stderr
 
 
+def test_a_picture_is_seen_finer_unless_that_is_left_out(cli):
+    Image.fromarray(data.chelsea()[100:140, 120:184]).save("wet.png")
+    for name, options in {"auto": [], "1": ["--supersample", "1"], "2": ["--supersample", "2"]}.items():
+        assert cli("restore", "wet.png", "-o", f"{name}.png", "--task", "rain", *options)[0] == 0
+    auto, plain, fine = (read_image(f"{name}.png").pixels for name in ("auto", "1", "2"))
+    assert np.array_equal(auto, fine)
+    assert np.abs(plain - fine).mean() > 1 / 255
+    code, _, stderr = cli("restore", "wet.png", "-o", "no.png", "--task", "rain", "--supersample", "3")
+    assert code == 2
+    assert "--supersample" in stderr
+
+
 @pytest.fixture
 def small_demo(tmp_path, monkeypatch):
     """The demo's photos, small; the bundled prompts."""

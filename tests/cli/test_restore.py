@@ -69,7 +69,7 @@ def test_folders_are_mirrored_with_formats_kept(cli, engine):
 def test_settings_reach_the_engine(cli, engine):
     picture("in.png")
     options = "--steps 7 --schedule released --order 2 --t0 0.3 --seed 5 --tile 64 --tile-overlap 8 --mix velocity --strength 0.5"
-    options += " --detail input --backbone mini --device cpu --model weights"
+    options += " --supersample 2 --detail input --backbone mini --device cpu --model weights"
     assert cli("restore", "in.png", "-o", "out.png", "--task", "haze", "--fp8", *options.split())[0] == 0
     (made,) = engine.made
     expected = {"backbone": "mini", "model": "weights", "device": "cpu", "precision": "fp8", "offload": "none", "offline": False}
@@ -88,6 +88,7 @@ def test_settings_reach_the_engine(cli, engine):
         "tile_overlap": 8,
         "tile_blend": "latent",
         "detail": "input",
+        "supersample": 2,
         "temporal_window": None,
         "mix": "velocity",
         "strength": 0.5,
