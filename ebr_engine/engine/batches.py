@@ -71,21 +71,21 @@ def together(engine: Engine, clips: list[Tensor], plan: Plan, at_once: int, how:
     if by_input:
         large = [max(shape[-2:]) > engine.backbone.spec.tile for shape in shapes]
     else:
-        finest = [max(stage.supersample for stage in stages_of(plan, shape)) for shape in shapes]
+        finest = [max(stage.supersample for stage in stages_of(engine, plan, shape, how)) for shape in shapes]
         seen = [(finest * height, finest * width) for finest, (*_, height, width) in zip(finest, shapes)]
         large = [len(geometry.tiles(*size, *sides)) > 1 for size in seen]
     for group in groups(shapes, large, at_once):
         now = [clips[i] for i in group]
-        for stage in stages_of(plan, shapes[group[0]]):
+        for stage in stages_of(engine, plan, shapes[group[0]], how):
             whole = torch.cat([ready(clip) for clip in now])
             parts = engine.run(whole, stage, 0, None, **how).split([len(clip) for clip in now])
             now = [crop(part, *clip.shape[-2:])[:, :, : clip.shape[2]] for part, clip in zip(parts, now)]
         yield from zip(group, now)
 
 
-def stages_of(plan: Plan, shape: Sequence[int]) -> list[Plan]:
+def stages_of(engine: Engine, plan: Plan, shape: Sequence[int], how: dict[str, Any]) -> list[Plan]:
     """The runs of a picture or clip [B, 3, F, H, W]: a small picture's may see it finer."""
-    return plan.stages if shape[2] > 1 else plan.stages_for(*shape[-2:])
+    return plan.stages if shape[2] > 1 else engine.stages(plan, *shape[-2:], how)
 
 
 def read(image: Any) -> Any:

@@ -57,6 +57,10 @@ class Fitting:
         first = max(first_within(ways, self.reached), last_with_view(ways) if self.low else 0)
         return choose(ways, costs, work, self.limit, first)
 
+    def fits(self, ways: list[Fallback], costs: Costs, work: Work) -> bool:
+        """Whether any of the ways fits into what is allowed."""
+        return self.limit is None or min(peak(costs, way, work) for way in ways) <= self.limit
+
     def next(self, ways: list[Fallback], costs: Costs, work: Work, index: int) -> int | None:
         """The next way in which this work needs less; None after the smallest."""
         need = peak(costs, ways[index], work)

@@ -158,6 +158,9 @@ def make_plan(backbone: Backbone, request: RestoreRequest) -> Plan:
 def _plan_of(backbone: Backbone, request: RestoreRequest, fine: bool) -> Plan:
     """The plan of a request with its fine prompts, where its tasks have any, or with the others."""
     chosen = chosen_prompts(backbone, request.task, request.prompt, fine)
+    asked = request.supersample if request.task is None else None  # a task's prompts are chosen by it
+    if asked and (other := [one.supersample for one, _ in chosen if one.supersample != asked]):
+        raise EngineError(f"a prompt was learned for supersample {other[0]}, not for {asked}: leave it out, or give a task")
     prompts = [(one, weight * request.strength) for one, weight in chosen]
     if not prompts and request.t0 is None:
         raise EngineError(f"say what to repair: a task ({', '.join(backbone.spec.tasks)}) or a prompt")

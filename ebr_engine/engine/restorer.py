@@ -153,7 +153,7 @@ class Restorer:
         expected: Counter[tuple[int, int]] = Counter()
         step = None
         for size, plan, how in pictures:
-            for stage in plan.stages_for(*size):
+            for stage in self.engine.stages(plan, *size, how):
                 asked = (how["tile"], how["tile_overlap"], how["tile_blend"], how["detail"])
                 expected += self.engine.evaluations(*size, stage, *asked)
                 step = stage.tables[0][0]
@@ -210,9 +210,10 @@ class Restorer:
         its own T0; `auto` is the backbone's. `strength`: of all prompts together, 1 as they were learned, 0 the empty prompt,
         at most 2. `steps`, `schedule`, `order`, `t0`: see `sampler.make_table`; t0 is the first prompt's by default. `seed` of
         the noise. `detail`: of the `model`, or of the `input`, whose tones alone the model then changes, by one run on a small
-        version (`media/detail.py`); `auto` is what the prompt says. `tile`, `tile_overlap`: pixels; pictures larger than a tile
-        run in tiles (default by backbone; 0 never tiles), which `tile_blend` blends in the `latent` inside every step, or in
-        `pixel`s after all steps (less memory).
+        version (`media/detail.py`); `auto` is what the prompt says. `supersample`: how many times finer than its pixels, either
+        way, the transformer sees a picture, where the task has a prompt for that; by default 2 up to a megapixel. `tile`,
+        `tile_overlap`: pixels; pictures larger than a tile run in tiles (default by backbone; 0 never tiles), which `tile_blend`
+        blends in the `latent` inside every step, or in `pixel`s after all steps (less memory).
         `callback(done, total)` after each step, of a picture in tiles after each group of them; once after the last step where
         all of them are one CUDA graph. What it raises ends the run.
         Raises: `EbrError` (a ValueError) for anything the request gets wrong.
@@ -225,7 +226,7 @@ class Restorer:
         self.engine.begin()
         how = request.part(RUN)
         clips = pixels.unsqueeze(2)
-        stages = plan.stages_for(*clips.shape[-2:])
+        stages = self.engine.stages(plan, *clips.shape[-2:], how)
         for i, stage in enumerate(stages):
             clips = self.engine.run(clips, stage, 0, share(callback, i, len(stages)), **how)
         return rebuild(clips.squeeze(2))
@@ -313,7 +314,7 @@ class Restorer:
         clips = pixels.unsqueeze(2) if pixels.ndim == 4 else pixels
         if size is not None:
             clips = resized(clips, *size)
-        stages = plan.stages_for(*clips.shape[-2:]) if pixels.ndim == 4 else plan.stages
+        stages = self.engine.stages(plan, *clips.shape[-2:], how) if pixels.ndim == 4 else plan.stages
         for i, stage in enumerate(stages):
             clips = self.engine.run(clips, stage, first, share(callback, i, len(stages)), **how)
         return clips.squeeze(2) if pixels.ndim == 4 else clips

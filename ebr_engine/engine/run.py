@@ -157,6 +157,21 @@ class Engine:
         most = max(batch, self.backbone.spec.chunk[0])
         return most if self.backbone.device.type != "cpu" else max(1, min(most, PIXELS_AT_ONCE // pixels))
 
+    def stages(self, plan: Plan, height: int, width: int, how: Mapping[str, Any]) -> list[Plan]:
+        """The runs of a picture: those that see it finer than its pixels, where it is small and they fit into what is allowed.
+
+        `how`: options of `run`.
+        """
+        asked = (how["tile"], how["tile_overlap"], how["tile_blend"])
+
+        def fits(stage: Plan) -> bool:
+            sides = (side * stage.supersample for side in (height, width))
+            ways, work = self.fallbacks((1, self.backbone.spec.colours, 1, *sides), *asked)
+            return self.fitting.fits(ways, self.costs, work)
+
+        both = zip(plan.stages, plan.stages_for(height, width))
+        return [finer if finer is not stage and fits(finer) else stage for stage, finer in both]
+
     def evaluations(
         self, height: int, width: int, plan: Plan, tile: int | None, overlap: int | None, blend: str, detail: str
     ) -> Counter[tuple[int, int]]:

@@ -354,3 +354,13 @@ def test_an_engine_file_needs_no_task_and_takes_none(cli, engine, monkeypatch):
     assert cli("restore", "in.png", "-o", "out.png", "--engine", "x.ebr", "--device", "cpu")[0] == 0
     placed = {"device": "cpu", "offload": "none", "compile": "auto", "max_memory": None, "low_memory": False, "devices": None}
     assert engine.made == [{"engine": Path("x.ebr"), "vae": None, **placed}]
+
+
+def test_the_sizes_that_are_expected_are_those_in_which_pictures_will_be_seen(cli, engine, monkeypatch):
+    picture("in.png")
+    stages = [SimpleNamespace(supersample=times) for times in (1, 2)]
+    planned = type(engine("mini").plan("haze"))
+    monkeypatch.setattr(planned, "stages_for", lambda self, height, width: stages if (height, width) == (6, 10) else [])
+    engine.expected.clear()
+    assert cli("restore", "in.png", "-o", "out.png", "--task", "haze")[0] == 0
+    assert engine.expected == [[(12, 20)]]

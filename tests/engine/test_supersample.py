@@ -5,6 +5,7 @@ import torch
 
 from ebr_engine import Restorer
 from ebr_engine.engine import plan as planning
+from ebr_engine.engine.memory import peak
 from ebr_engine.errors import EbrError, EngineError, PromptError
 from ebr_engine.media.sizes import enlarged, resized
 from ebr_engine.prompts.catalogue import FINEST, find_prompts, fine_file, installed_file, with_fine
@@ -150,3 +151,29 @@ def test_a_picture_that_is_not_enlarged_is_the_same_tensor():
     assert enlarged(clip, 1) is clip
     assert enlarged(clip, 2).shape == (1, 3, 1, 48, 80)
     assert (resized(enlarged(clip, 2), 24, 40) - clip).abs().max() < 0.15
+
+
+def test_where_too_little_memory_is_allowed_a_picture_is_seen_at_its_own_pixels(restorer, ran):
+    image = picture(24, 40)
+    fine, plain = (
+        min(peak(restorer.engine.costs, way, work) for way in ways)
+        for ways, work in (restorer.engine.fallbacks((1, 3, 1, *size), None, None, "latent") for size in ((48, 80), (24, 40)))
+    )
+    assert plain < fine
+    restorer.engine.fitting.limit = fine
+    restorer.restore(image, "rain")
+    restorer.engine.fitting.limit = fine - 1
+    restorer.restore(image, "rain")
+    assert restorer.restore_batch([image], "rain")[0].shape == image.shape
+    assert [sides[:2] for sides in ran] == [(48, 80), (24, 40), (24, 40)]
+    with pytest.raises(EngineError, match="at least"):
+        restorer.restore(image, "rain", supersample=2)
+
+
+def test_a_prompt_is_not_run_at_another_fineness_than_its_own(restorer):
+    fine = load_prompt(installed_file("mini", "fine/rain"))
+    with pytest.raises(EngineError, match="learned for supersample 2, not for 1"):
+        restorer.restore(picture(), prompt=fine, supersample=1)
+    with pytest.raises(EngineError, match="learned for supersample 1, not for 2"):
+        restorer.restore(picture(), prompt=make_prompt(), supersample=2)
+    assert torch.equal(restorer.restore(picture(), prompt=fine, supersample=2), restorer.restore(picture(), prompt=fine))
