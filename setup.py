@@ -51,8 +51,8 @@ CPU_MODULE, X86 = "ebr_engine._cpu", ("x86_64", "AMD64")
 CPU_HEADERS = [
     f"csrc/cpu/{name}.h"
     for name in (
-        *("amx", "amx_float", "attention", "attention_gradient", "channels", "convolution", "levels", "ops", "row_gradients"),
-        *("rows", "vec"),
+        *("amx", "amx_float", "amx_gradient", "attention", "attention_gradient", "channels", "convolution", "levels", "ops"),
+        *("row_gradients", "rows", "vec"),
     )
 ]
 CPU_COMPILE = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-uninitialized"]

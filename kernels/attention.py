@@ -111,11 +111,18 @@ def attention_backward_ref(
     return torch.matmul(slopes, k), torch.matmul(slopes.transpose(-1, -2), q), dv
 
 
+def by_library(q: Tensor) -> bool:
+    """Whether torch's own attention for a CPU, which saves the same logarithms, is a way to learn."""
+    return q.dtype in (torch.float32, torch.bfloat16) and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
+
+
 def attention_saving(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Attention on a CPU by whichever way is faster there, and the logarithms of the softmaxes' denominators [B, H, N]."""
     cpu, ways = backend.native(q, k, v), {}
     if cpu and cpu.attends(q, k, v):
         ways["native"] = lambda: cpu.attention_saving(q, k, v)
+    if by_library(q):
+        ways["library"] = lambda: torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
     if not ways or q.shape[:-1].numel() * k.shape[-2] <= LARGEST_SCORES:
         ways["products"] = lambda: attention_saving_ref(q, k, v)
     return ways[tune.chosen("attention to learn through", kind_of(q, k), 4 * q.numel() * k.shape[-2], ways)]()
@@ -129,6 +136,8 @@ def attention_backward(
     cpu, ways = backend.native(*given), {}
     if cpu and cpu.attends(q, k, v):
         ways["native"] = lambda: cpu.attention_gradient(*given)
+    if by_library(q):
+        ways["library"] = lambda: torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*given, 0.0, False)
     if not ways or q.shape[:-1].numel() * k.shape[-2] <= LARGEST_SCORES:
         ways["products"] = lambda: attention_backward_ref(*given)
     return ways[tune.chosen("attention's gradient", kind_of(q, k), 10 * q.numel() * k.shape[-2], ways)]()

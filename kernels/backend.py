@@ -16,8 +16,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import torch
@@ -159,6 +161,12 @@ def native_level() -> str:
     """The level of instructions that native code runs at, as `info` tells it; `no native code` where there is none."""
     module = _native()
     return "no native code" if module is None or ASKED != "auto" else module.levels()[module.level()]
+
+
+@functools.cache
+def native_build() -> str:
+    """Tells one build of the native code from another; empty where there is none."""
+    return sha256(Path(_native()._cpu.__file__).read_bytes()).hexdigest()[:8] if HAS_NATIVE else ""
 
 
 @functools.cache

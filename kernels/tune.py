@@ -2,9 +2,10 @@
 
 No instruction set, library or thread count is taken for faster than another: the same library's bf16 attention is twice as fast
 as explicit products on one CPU and a twentieth on the next. A choice belongs to the CPU's model, the number of threads, torch's
-version, and the kind of call (operation, dtype, widths, tokens to a power of two). All choices of a process take at most
-`BUDGET` seconds; what is left untimed then takes the first way, and is timed by a later process. Small calls take the first way
-too. `EBR_CPU_TUNE` (`backend.TUNE`): `on`; `off`, the first way always; `again`, timed anew.
+version, the build of the native code, and the kind of call (operation, dtype, widths, tokens to a power of two). All choices of a
+process take at most `BUDGET` seconds, or `LONG` where it runs for long (`for_long`); what is left untimed then takes the first
+way, and is timed by a later process. Small calls take the first way too. `EBR_CPU_TUNE` (`backend.TUNE`): `on`; `off`, the first
+way always; `again`, timed anew.
 """
 
 import functools
@@ -22,6 +23,7 @@ from ebr_engine import settings
 from ebr_engine.kernels import backend
 
 BUDGET = 1.0  # seconds of a process, of all of its threads
+LONG = 10.0  # seconds of one that learns, for minutes or hours
 ROUNDS = 3  # of all ways in turns, after one that warms up; the best one of each counts
 LEAST = 2**28  # operations of a call below which no way is timed
 GAIN = 1.03  # that another way than the first has to bring
@@ -29,6 +31,7 @@ FINE = 1e-5  # seconds that a clock has to tell apart
 FILE = "cpu_choices.json"
 
 _spent = 0.0
+_budget = BUDGET
 _choices: dict[str, dict[str, Any]] = {}  # of this process and, once they were read, of earlier ones
 
 
@@ -41,9 +44,9 @@ def chosen(operation: str, kind: tuple[Hashable, ...], work: int, ways: Mapping[
     key = f"{machine(torch.get_num_threads())}: {', '.join(map(str, (operation, *kind)))}"
     if backend.TUNE != "again":
         _read()
-    if key in _choices and _choices[key]["way"] in ways:
+    if key in _choices and _choices[key]["way"] in ways and ways.keys() <= _choices[key]["seconds"].keys():
         return _choices[key]["way"]
-    if _spent >= BUDGET:
+    if _spent >= _budget:
         return first
     started = time.process_time()
     seconds = timed(ways)
@@ -53,6 +56,12 @@ def chosen(operation: str, kind: tuple[Hashable, ...], work: int, ways: Mapping[
     _choices[key] = {"way": way, "seconds": seconds}
     _write()
     return way
+
+
+def for_long() -> None:
+    """This process will run for long: its choices may take `LONG` seconds."""
+    global _budget
+    _budget = LONG
 
 
 def timed(ways: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
@@ -87,10 +96,11 @@ def summary() -> dict[str, dict[str, str]]:
 
 @functools.cache
 def machine(threads: int) -> str:
-    """What choices belong to: the CPU's model, the level that native code runs at, threads, torch's version."""
+    """What choices belong to: the CPU's model, the level that native code runs at and its build, threads, torch's version."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else []
-    return f"{names[0] if names else 'a CPU'}, {backend.native_level()}, {threads} threads, torch {torch.__version__}"
+    level = f"{backend.native_level()} {backend.native_build()}".rstrip()
+    return f"{names[0] if names else 'a CPU'}, {level}, {threads} threads, torch {torch.__version__}"
 
 
 def _path() -> Path:

@@ -35,8 +35,7 @@ struct Packed {
     float largest;  // norm of a key
 };
 
-void pack(const Attention& a, const Branch& branch, int64_t b, int64_t h, bf16* k, bf16* v, float* largest) {
-    const int width = a.width;
+void pack(int width, const Branch& branch, int64_t b, int64_t h, bf16* k, bf16* v, float* largest) {
     const int64_t padded = (branch.keys + STEP - 1) / STEP * STEP;
     V most{};
     for (int64_t n = 0; n < padded; ++n) {
@@ -215,6 +214,37 @@ void amx_searched(const Packed& kv, const Branch& branch, const bf16* q, int wid
     }
 }
 
+// QUERIES rows from `first` on, `count` of which are there, by pairs of dims [width / 2][QUERIES]; and the squares of their norms.
+void by_dims(const Heads& rows, int64_t b, int64_t h, int64_t first, int64_t count, int width, bf16* to, V (&norms)[2]) {
+    for (int j = 0; j < 2; ++j)
+        for (int d = 0; d < width; d += 32) {
+            __m512i pairs[16];
+            load_pairs(at<bf16>(rows, b, h, first + 16 * j) + d, rows.token, count - 16 * j, pairs);
+            for (int i = 0; i < 16; ++i) {
+                _mm512_store_si512(to + (d + 2 * i) * QUERIES + 2 * j * W, pairs[i]);
+                const V low = (V)((U)pairs[i] << 16), high = (V)((U)pairs[i] & 0xffff0000u);
+                norms[j] += low * low + high * high;
+            }
+        }
+}
+
+// Sums [width][QUERIES] as rows in bf16.
+void store_rows(const float* sums, const Heads& to, int64_t b, int64_t h, int64_t first, int64_t count, int width) {
+    for (int j = 0; j < 2; ++j)
+        for (int d = 0; d < width; d += 32) {
+            __m512i pairs[16];
+            for (int i = 0; i < 16; ++i) {
+                const float* y = sums + (d + 2 * i) * QUERIES + j * W;
+                const __m256i low = (__m256i)_mm512_cvtneps_pbh((__m512)load(y));
+                const __m256i high = (__m256i)_mm512_cvtneps_pbh((__m512)load(y + QUERIES));
+                pairs[i] = _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+            }
+            transpose(pairs);
+            for (int i = 0; i < 16 && 16 * j + i < count; ++i)
+                _mm512_storeu_si512(const_cast<bf16*>(at<bf16>(to, b, h, first + 16 * j + i)) + d, pairs[i]);
+        }
+}
+
 void amx_attend(const Attention& a, const Packed* packed, int64_t b, int64_t h, int64_t first) {
     const int width = a.width;
     const int64_t count = a.queries - first < QUERIES ? a.queries - first : QUERIES;
@@ -223,18 +253,8 @@ void amx_attend(const Attention& a, const Packed* packed, int64_t b, int64_t h, 
     bf16 *p = reinterpret_cast<bf16*>(total + width * QUERIES), *q = p + 2 * AMX_KEYS * QUERIES;
     const float scale = a.scale * LOG2E;
 
-    // Qᵀ by pairs of dims, and the norms of the queries.
     V norms[2] = {};
-    for (int j = 0; j < 2; ++j)
-        for (int d = 0; d < width; d += 32) {
-            __m512i pairs[16];
-            load_pairs(at<bf16>(a.q, b, h, first + 16 * j) + d, a.q.token, count - 16 * j, pairs);
-            for (int i = 0; i < 16; ++i) {
-                _mm512_store_si512(q + (d + 2 * i) * QUERIES + 2 * j * W, pairs[i]);
-                const V low = (V)((U)pairs[i] << 16), high = (V)((U)pairs[i] & 0xffff0000u);
-                norms[j] += low * low + high * high;
-            }
-        }
+    by_dims(a.q, b, h, first, count, width, q, norms);
     float longest = 0;
     for (int j = 0; j < 2; ++j)
         for (int i = 0; i < W; ++i) longest = norms[j][i] > longest || norms[j][i] != norms[j][i] ? norms[j][i] : longest;
@@ -255,6 +275,10 @@ void amx_attend(const Attention& a, const Packed* packed, int64_t b, int64_t h, 
         else
             amx_searched(packed[n], branch, q, width, scale, largest, sums, s, p, out);
         written();
+        if (a.log_sums) {
+            float* to = reinterpret_cast<float*>(a.log_sums) + ((n * a.batch + b) * a.heads + h) * a.queries + first;
+            for (int64_t i = 0; i < count; ++i) to[i] = largest[i / W][i % W] / LOG2E + std::log(sums[i / W][i % W]);
+        }
         for (int j = 0; j < 2; ++j) {
             const V by = branch.weight / sums[j];
             for (int d = 0; d < width; ++d) {
@@ -263,23 +287,11 @@ void amx_attend(const Attention& a, const Packed* packed, int64_t b, int64_t h, 
             }
         }
     }
-    for (int j = 0; j < 2; ++j)
-        for (int d = 0; d < width; d += 32) {
-            __m512i pairs[16];
-            for (int i = 0; i < 16; ++i) {
-                const float* y = total + (d + 2 * i) * QUERIES + j * W;
-                const __m256i low = (__m256i)_mm512_cvtneps_pbh((__m512)load(y));
-                const __m256i high = (__m256i)_mm512_cvtneps_pbh((__m512)load(y + QUERIES));
-                pairs[i] = _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
-            }
-            transpose(pairs);
-            for (int i = 0; i < 16 && 16 * j + i < count; ++i)
-                _mm512_storeu_si512(const_cast<bf16*>(at<bf16>(a.out, b, h, first + 16 * j + i)) + d, pairs[i]);
-        }
+    store_rows(total, a.out, b, h, first, count, width);
 }
 
 bool amx_attention(const Attention& a) {
-    if (a.log_sums || a.dtype != Dtype::bfloat16 || a.width % 32 || a.width > LARGEST_HEAD) return attention(a);
+    if (a.dtype != Dtype::bfloat16 || a.width % 32 || a.width > LARGEST_HEAD) return attention(a);
     for (int n = 0; n < a.count; ++n)
         if (a.branches[n].keys < 1) return attention(a);
     // Keys and values of every branch and head, once for all queries.
@@ -296,7 +308,7 @@ bool amx_attention(const Attention& a) {
             Packed& one = packed[i * a.count + n];
             one.k = k;
             one.v = k + part;
-            pack(a, a.branches[n], i / a.heads, i % a.heads, k, k + part, &one.largest);
+            pack(a.width, a.branches[n], i / a.heads, i % a.heads, k, k + part, &one.largest);
             k += 2 * part;
         }
     });

@@ -1,5 +1,5 @@
 #include "amx_float.h"
-#include "attention_gradient.h"
+#include "amx_gradient.h"
 #include "channels.h"
 #include "convolution.h"
 #include "row_gradients.h"
@@ -11,4 +11,4 @@ bool by_dtype(const ebr::cpu::Attention& a) {
 }
 }  // namespace
 
-const ebr::cpu::Table ebr::cpu::amx{by_dtype, norm, rope, gelu, attention_gradient, norm_gradient, rope_gradient, channel_norm, convolution};
+const ebr::cpu::Table ebr::cpu::amx{by_dtype, norm, rope, gelu, amx_gradient, norm_gradient, rope_gradient, channel_norm, convolution};

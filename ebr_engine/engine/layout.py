@@ -68,14 +68,19 @@ class Geometry:
             return self.backbone.fixed[1:]
         return reduced_size(height, width, max(side, SMALLEST_GUIDE), self.backbone.multiple)
 
-    def small(self, pixels: Tensor) -> Tensor:
-        """A version of pixels [B, 3, F, H, W] that shows all of them in one tile, of sides that the backbone takes."""
-        return resized(pixels, *self.small_size(*pixels.shape[-2:]))
+    def small(self, pixels: Tensor, finer: int = 1) -> Tensor:
+        """A version of pixels [B, 3, F, H, W] that shows all of them in one tile, of sides that the backbone takes.
 
-    def small_size(self, height: int, width: int) -> tuple[int, int]:
+        `finer`: how many times that version is enlarged before it is seen; it is as much smaller itself.
+        """
+        return resized(pixels, *self.small_size(*pixels.shape[-2:], finer))
+
+    def small_size(self, height: int, width: int, finer: int = 1) -> tuple[int, int]:
         """Height and width of that version."""
+        if self.backbone.fixed:
+            return tuple(side // finer for side in self.backbone.fixed[1:])
         spec = self.backbone.spec
-        return self._guide_size(height, width, spec.small_side or spec.tile)
+        return self._guide_size(height, width, (spec.small_side or spec.tile) // finer)
 
     @property
     def untiled(self) -> int | None:

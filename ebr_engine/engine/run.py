@@ -113,7 +113,7 @@ class Engine:
             return torch.stack([clip if q else agreed(clip, reach) for clip, q in zip(clips, quiet)]).transpose(1, 2)
         if plan.by_input(detail):
             self.geometry.tile_size(tile, tile_overlap)  # refuses impossible ones, though there are no tiles
-            small = self.geometry.small(pixels)
+            small = self.geometry.small(pixels, plan.supersample)
             restored = self.run(small, plan, first, callback, seed=seed, tile=self.geometry.untiled, detail="model")
             return detail_of_input(pixels, small, restored)
         seen = enlarged(pixels, plan.supersample)
@@ -162,15 +162,22 @@ class Engine:
 
         `how`: options of `run`.
         """
-        asked = (how["tile"], how["tile_overlap"], how["tile_blend"])
+        tiles = (how["tile_overlap"], how["tile_blend"])
 
         def fits(stage: Plan) -> bool:
-            sides = (side * stage.supersample for side in (height, width))
-            ways, work = self.fallbacks((1, self.backbone.spec.colours, 1, *sides), *asked)
+            sides = self.seen_size(stage, height, width, how["detail"])
+            tile = self.geometry.untiled if stage.by_input(how["detail"]) else how["tile"]
+            ways, work = self.fallbacks((1, self.backbone.spec.colours, 1, *sides), tile, *tiles)
             return self.fitting.fits(ways, self.costs, work)
 
         both = zip(plan.stages, plan.stages_for(height, width))
         return [finer if finer is not stage and fits(finer) else stage for stage, finer in both]
+
+    def seen_size(self, plan: Plan, height: int, width: int, detail: str) -> tuple[int, int]:
+        """Height and width in which the transformer sees a picture in one stage of a plan, before tiles."""
+        if plan.by_input(detail):
+            height, width = self.geometry.small_size(height, width, plan.supersample)
+        return height * plan.supersample, width * plan.supersample
 
     def evaluations(
         self, height: int, width: int, plan: Plan, tile: int | None, overlap: int | None, blend: str, detail: str
@@ -178,7 +185,7 @@ class Engine:
         """How often a picture has the transformer evaluated, by the size of latents (height, width), in one stage of a plan."""
         steps, cell = len(plan.table), self.backbone.codec.spatial
         if plan.by_input(detail):
-            sides = (side * plan.supersample for side in self.geometry.small_size(height, width))
+            sides = self.seen_size(plan, height, width, detail)
             return Counter({tuple(side // cell for side in sides): steps})
         height, width = height * plan.supersample, width * plan.supersample
         ways, work = self.fallbacks((1, 3, 1, height, width), tile, overlap, blend)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ebr_engine.backbones.base import Backbone
@@ -28,6 +29,7 @@ from ebr_engine.bridge.sampler import StepTable, make_table, sample, trajectory
 from ebr_engine.engine.offload import block_lists
 from ebr_engine.errors import EbrError
 from ebr_engine.evaluation.metrics import dissimilarity
+from ebr_engine.kernels import tune
 from ebr_engine.media.detail import affine_map, noise_of
 from ebr_engine.prompts.prompt import Prompt, load_prompt
 from ebr_engine.training.config import FREE, LearnConfig
@@ -135,14 +137,25 @@ class Learner:
         result = trajectory(velocity, seen(steps, self.views), degraded, noise, table)
         if self.config.loss != "pixel":
             return self.measured(result - clean, degraded - clean)
-        codec = self.backbone.codec
-        if self.config.detail == "input":  # the error is that of the picture as it is written
-            pixels = mapped(codec.decode(degraded), codec.decode(result))
-            result = codec.encode(pixels)
-        loss = self.measured(result - clean, degraded - clean)
+        damage, codec = degraded - clean, self.backbone.codec
+        if self.config.detail == "input" or self.config.supersample > 1:  # the error is that of the picture as it is written
+            pixels, before, target = (self.written(latent) for latent in (result, degraded, clean))
+            if self.config.detail == "input":
+                pixels = mapped(before, pixels)
+            result, clean = codec.encode(pixels), codec.encode(target)
+        loss = self.measured(result - clean, damage)
         if self.config.ssim_weight:
             loss = loss + self.config.ssim_weight * dissimilarity(codec.decode(result), codec.decode(clean)).mean()
         return loss
+
+    def written(self, latent: Tensor) -> Tensor:
+        """The pixels [B, 3, F, H, W] of latents [B, C, f, h, w] at the pictures' own size; differentiable."""
+        pixels = self.backbone.codec.decode(latent)
+        if self.config.supersample == 1:
+            return pixels
+        frames = pixels.transpose(1, 2).flatten(0, 1)
+        frames = F.interpolate(frames, scale_factor=1 / self.config.supersample, mode="bicubic", antialias=True)
+        return frames.unflatten(0, (len(pixels), -1)).transpose(1, 2)
 
     def states(self, numbers: Sequence[int], degraded: Tensor, clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """States [B, C, f, h, w], their velocity targets and times [B] for the latents of samples `numbers`."""
@@ -296,6 +309,7 @@ def place_of(config: LearnConfig, world: World) -> tuple[int, int]:
 
 def prepared(config: LearnConfig, backbone: Backbone) -> Backbone:
     """The backbone ready to learn on: its conditioner on the trunk's device, blocks checkpointed or compiled where asked."""
+    tune.for_long()
     for part in (backbone.conditioner, backbone.trunk):
         part.to(backbone.device).requires_grad_(False)
     if backbone.device.type == "cpu" and sum(weight.nbytes for weight in backbone.trunk.parameters()) <= PACKED:

@@ -28,7 +28,7 @@ from ebr_engine.backbones.mini.lapped import LappedCodec
 from ebr_engine.backbones.mini.model import CODECS, CONTEXT_TOKENS, MINI, Mini, MiniTextEncoder, load_mini, save_mini
 from ebr_engine.backbones.wan.model import WanConfig
 from ebr_engine.errors import EbrError
-from ebr_engine.kernels import backend
+from ebr_engine.kernels import backend, tune
 from ebr_engine.media import degradations
 from ebr_engine.training import procedural
 from ebr_engine.training.muon import Muon
@@ -126,6 +126,7 @@ def pretrain(
     """
     course, clock = course or COURSE, clock or time.monotonic
     place = resolve_device(device)
+    tune.for_long()
     if course.pool and (data or scenes):
         raise EbrError("pictures of your own, and scenes that are kept, are mini's; leave --data and --scenes out")
     torch.manual_seed(config.seed)

@@ -177,3 +177,24 @@ def test_a_prompt_is_not_run_at_another_fineness_than_its_own(restorer):
     with pytest.raises(EngineError, match="learned for supersample 1, not for 2"):
         restorer.restore(picture(), prompt=make_prompt(), supersample=2)
     assert torch.equal(restorer.restore(picture(), prompt=fine, supersample=2), restorer.restore(picture(), prompt=fine))
+
+
+def test_where_the_detail_is_the_inputs_a_smaller_version_is_seen_finer(restorer, ran):
+    make_prompt(9, supersample=2, detail="input", t0=0.3).save(installed_file("mini", "fine/haze"))
+    small = restorer.backbone.spec.small_side
+    for height, width in ((24, 40), (small // 4, small // 2), (small, 2 * small)):
+        ran.clear()
+        image = picture(height, width)
+        assert restorer.restore(image, "haze").shape == image.shape
+        assert restorer.engine.evaluations(height, width, restorer.plan("haze").fine, None, None, "latent", "auto")
+        scale = min(1, small / 2 / max(height, width))
+        assert ran == [(2 * height * scale, 2 * width * scale, 0.3)]
+
+
+def test_what_is_seen_of_a_large_picture_counts_against_the_memory_not_its_pixels(restorer, ran):
+    make_prompt(9, supersample=2, detail="input", t0=0.3).save(installed_file("mini", "fine/haze"))
+    small = restorer.backbone.spec.small_side
+    ways, work = restorer.engine.fallbacks((1, 3, 1, small, small), 0, None, "latent")
+    restorer.engine.fitting.limit = peak(restorer.engine.costs, ways[0], work)
+    restorer.restore(picture(2 * small, small), "haze")
+    assert ran == [(small, small // 2, 0.3)]

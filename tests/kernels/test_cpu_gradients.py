@@ -194,14 +194,14 @@ def test_attention_by_products_is_the_formula():
         torch.testing.assert_close(one, exact)
 
 
-@pytest.mark.parametrize("way", ["native", "products"])
+@pytest.mark.parametrize("way", ["native", "library", "products"])
 def test_the_way_that_was_chosen_serves(way, monkeypatch, served):
     monkeypatch.setattr(backend, "ASKED", "auto")
     offered = []
     monkeypatch.setattr(attention_module.tune, "chosen", lambda *given: offered.append(list(given[3])) or way)
     q, k, v = torch.randn(3, 1, 2, 40, 64)
     gradients_as_exact(attention, attention_ref, [0, 1, 2], q, k, v)
-    assert offered == [["native", "products"]] * 2
+    assert offered == [["native", "library", "products"]] * 2
     assert served == (["attention", "attention_gradient"] if way == "native" else [])
 
 
@@ -212,7 +212,7 @@ def test_products_that_fill_the_memory_are_not_tried(monkeypatch):
     monkeypatch.setattr(attention_module.tune, "chosen", lambda *given: offered.append(list(given[3])) or "native")
     q, k, v = torch.randn(3, 1, 2, 40, 64)
     attention(q.requires_grad_(), k, v).sum().backward()
-    assert offered == [["native"]] * 2
+    assert offered == [["native", "library"]] * 2
 
 
 @DTYPES

@@ -85,7 +85,7 @@ def test_again_times_anew(fresh, ways, monkeypatch):
 
 
 def test_no_process_spends_more_than_its_budget(ways, monkeypatch):
-    monkeypatch.setattr(tune, "BUDGET", 0.001)
+    monkeypatch.setattr(tune, "_budget", 0.001)
     assert tune.chosen("sum", (1,), WORK, ways[0]) == "fast"
     assert tune.chosen("sum", (2,), WORK, ways[0]) == "slow"
 
@@ -94,6 +94,25 @@ def test_another_number_of_threads_is_another_machine(ways, monkeypatch):
     tune.chosen("sum", (), WORK, ways[0])
     monkeypatch.setattr(tune.torch, "get_num_threads", lambda: 77)
     assert tune.summary() == {}
+
+
+def test_a_way_that_is_new_is_timed_beside_the_others(fresh, ways):
+    given, runs = ways
+    assert tune.chosen("sum", (), WORK, given) == "fast"
+    fresh()
+    assert tune.chosen("sum", (), WORK, given | {"faster": lambda: None}) == "faster"
+    fresh()
+    before = dict(runs)
+    assert tune.chosen("sum", (), WORK, given) in given  # and one that is gone is not taken
+    assert runs != before
+
+
+def test_a_long_process_takes_more_time_to_choose(ways, monkeypatch):
+    monkeypatch.setattr(tune, "_budget", tune.BUDGET)
+    monkeypatch.setattr(tune, "_spent", tune.BUDGET)
+    assert tune.chosen("sum", (1,), WORK, ways[0]) == "slow"
+    tune.for_long()
+    assert tune.chosen("sum", (1,), WORK, ways[0]) == "fast"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', ""])
@@ -107,3 +126,12 @@ def test_a_damaged_file_is_made_anew(ways, tmp_path, content):
 def test_a_folder_that_cannot_be_written_to_is_no_error(ways, tmp_path):
     (tmp_path / "cache").write_text("a file in its place")
     assert tune.chosen("sum", (), WORK, ways[0]) == "fast"
+
+
+def test_choices_belong_to_a_build_of_the_native_code(ways, monkeypatch):
+    tune.machine.cache_clear()
+    tune.chosen("sum", (), WORK, ways[0])
+    tune.machine.cache_clear()
+    monkeypatch.setattr(backend, "native_build", lambda: "another")
+    assert tune.summary() == {}
+    tune.machine.cache_clear()
