@@ -25,7 +25,7 @@ _SEEDS = {
 }
 
 # One row a layer, from far and dense to near and sparse: length px, sigma across px, streaks per px, opacity.
-_RAIN_LAYERS = (
+RAIN_LAYERS = (
     (7.0, 0.50, 0.0080, 0.30),
     (13.0, 0.55, 0.0050, 0.45),
     (22.0, 0.65, 0.0022, 0.65),
@@ -166,13 +166,13 @@ def _haze(clean, strength, generator, depth):
     Prior", 2009, eq. 1; Li et al., "Benchmarking Single-Image Dehazing and Beyond" (RESIDE), 2019, eq. 1-2.
     """
     batch, _, height, width = clean.shape
-    beta = _lerp(0.6, 2.3, strength) * _uniform((batch, 1, 1, 1), 0.93, 1.07, generator, clean)
-    airlight = _uniform((batch, 1, 1, 1), 0.78, 0.97, generator, clean)
-    airlight = (airlight + _uniform((batch, 3, 1, 1), -0.03, 0.03, generator, clean)).clamp(0.75, 1.0)
+    beta = _lerp(0.6, 2.3, strength) * uniform((batch, 1, 1, 1), 0.93, 1.07, generator, clean)
+    airlight = uniform((batch, 1, 1, 1), 0.78, 0.97, generator, clean)
+    airlight = (airlight + uniform((batch, 3, 1, 1), -0.03, 0.03, generator, clean)).clamp(0.75, 1.0)
     if depth is None:
         # Far at the top, near at the bottom; the exponent moves the horizon, low frequencies stand for the objects.
         row = torch.linspace(1, 0, height, device=clean.device).reshape(1, 1, height, 1)
-        ramp = row ** _uniform((batch, 1, 1, 1), 0.6, 1.8, generator, clean)
+        ramp = row ** uniform((batch, 1, 1, 1), 0.6, 1.8, generator, clean)
         depth = (ramp + 0.3 * _smooth_noise(batch, height, width, generator, clean)).clamp(0, 1)
     # The nearest object already stands behind some air.
     transmission = torch.exp(-beta * (0.2 + 0.8 * depth))
@@ -186,26 +186,31 @@ def _rain(clean, strength, generator, moment):
     Detection and Removal from a Single Image", 2017; streak appearance: Garg and Nayar, "Vision and Rain", 2007.
     """
     batch, _, height, width = clean.shape
-    layers = len(_RAIN_LAYERS)
-    length, sigma, density, opacity = (column.reshape(1, layers, 1, 1) for column in _columns(_RAIN_LAYERS, clean))
-    size = _uniform((batch, 1, 1, 1), 0.75, 1.3, generator, clean)  # the shutter's time: longer streaks, fewer of them
-    wind = _uniform((batch, 1, 1, 1), -21, 21, generator, clean)
-    angle = torch.deg2rad(wind + _uniform((batch, layers, 1, 1), -4, 4, generator, clean))
+    layers = len(RAIN_LAYERS)
+    length, sigma, density, opacity = (column.reshape(1, layers, 1, 1) for column in columns(RAIN_LAYERS, clean))
+    size = uniform((batch, 1, 1, 1), 0.75, 1.3, generator, clean)  # the shutter's time: longer streaks, fewer of them
+    wind = uniform((batch, 1, 1, 1), -21, 21, generator, clean)
+    angle = torch.deg2rad(wind + uniform((batch, layers, 1, 1), -4, 4, generator, clean))
     gusts = 1 + 0.6 * _smooth_noise(batch, height, width, generator, clean)
-    length = length * size * _uniform((batch, layers, 1, 1), 0.8, 1.2, generator, clean)
-    light = _uniform((batch, 1, 1, 1), 0.85, 1.0, generator, clean)
-    tint = 1 - _uniform((batch, 3, 1, 1), 0.0, 0.05, generator, clean)
+    length = length * size * uniform((batch, layers, 1, 1), 0.8, 1.2, generator, clean)
+    light = uniform((batch, 1, 1, 1), 0.85, 1.0, generator, clean)
+    tint = 1 - uniform((batch, 3, 1, 1), 0.0, 0.05, generator, clean)
 
-    drops = _seed_field(density * gusts * _lerp(0.38, 1.45, strength) / size, _instant(generator, moment))
-    fy, fx = _frequencies(height, width, clean)
-    along, across = fx * angle.sin() + fy * angle.cos(), fx * angle.cos() - fy * angle.sin()
-    transfer = torch.sinc(along * length) * torch.exp(-2 * (math.pi * sigma) ** 2 * (along**2 + across**2))
-    transfer = transfer * (opacity * length * sigma * math.sqrt(2 * math.pi))  # a lone streak peaks at its opacity
-    streaks = _filter_and_sum(drops, transfer)
-    streaks = (1 - torch.exp(-1.3 * streaks)) * _lerp(0.72, 1.0, strength) * light
+    drops = seed_field(density * gusts * _lerp(0.38, 1.45, strength) / size, _instant(generator, moment))
+    streaks = 1 - torch.exp(-1.3 * streaks_of(drops, length, sigma, opacity, angle))
+    streaks = streaks * _lerp(0.72, 1.0, strength) * light
     veil = _lerp(0.03, 0.15, strength)
     veiled = clean + (0.72 * light * tint - clean) * veil
     return 1 - (1 - veiled) * (1 - streaks * tint)
+
+
+def streaks_of(drops, length, sigma, opacity, angle):
+    """The sum over layers of drops [B, layers, H, W] drawn out along their fall."""
+    fy, fx = _frequencies(*drops.shape[-2:], length)
+    along, across = fx * angle.sin() + fy * angle.cos(), fx * angle.cos() - fy * angle.sin()
+    transfer = torch.sinc(along * length) * torch.exp(-2 * (math.pi * sigma) ** 2 * (along**2 + across**2))
+    transfer = transfer * (opacity * length * sigma * math.sqrt(2 * math.pi))  # a lone streak peaks at its opacity
+    return _filter_and_sum(drops, transfer)
 
 
 def _snow(clean, strength, generator, moment):
@@ -216,16 +221,16 @@ def _snow(clean, strength, generator, moment):
     """
     batch, _, height, width = clean.shape
     layers = len(_SNOW_LAYERS)
-    radius, density, opacity = (column.reshape(1, layers, 1, 1) for column in _columns(_SNOW_LAYERS, clean))
-    size = _uniform((batch, 1, 1, 1), 0.8, 1.25, generator, clean)
+    radius, density, opacity = (column.reshape(1, layers, 1, 1) for column in columns(_SNOW_LAYERS, clean))
+    size = uniform((batch, 1, 1, 1), 0.8, 1.25, generator, clean)
     radius = radius * size
-    wind = _uniform((batch, 1, 1, 1), -50, 50, generator, clean)
-    angle = torch.deg2rad(wind + _uniform((batch, layers, 1, 1), -15, 15, generator, clean))
-    motion = radius * _uniform((batch, layers, 1, 1), 0.5, 2.5, generator, clean)  # px travelled: near flakes more
+    wind = uniform((batch, 1, 1, 1), -50, 50, generator, clean)
+    angle = torch.deg2rad(wind + uniform((batch, layers, 1, 1), -15, 15, generator, clean))
+    motion = radius * uniform((batch, layers, 1, 1), 0.5, 2.5, generator, clean)  # px travelled: near flakes more
     gusts = 1 + 0.5 * _smooth_noise(batch, height, width, generator, clean)
-    white = 1 - _uniform((batch, 3, 1, 1), 0.0, 0.05, generator, clean)
+    white = 1 - uniform((batch, 3, 1, 1), 0.0, 0.05, generator, clean)
 
-    flakes = _seed_field(density * gusts * _lerp(0.38, 1.5, strength) / size**2, generator)
+    flakes = seed_field(density * gusts * _lerp(0.38, 1.5, strength) / size**2, generator)
     if moment:  # the shutter is open for half the time between two frames
         flakes = _drifted(flakes, 2 * motion * moment, angle)
     fy, fx = _frequencies(height, width, clean)
@@ -235,7 +240,7 @@ def _snow(clean, strength, generator, moment):
     spread = torch.sqrt(1 + motion**2 / (12 * sigma**2))
     cover = _filter_and_sum(flakes, transfer * (2 * math.pi * sigma**2 * spread * opacity))
     # Fine noise breaks the round outlines; the saturating curve then turns Gaussians into discs with soft edges.
-    cover = cover * _uniform((batch, 1, height, width), 0.7, 1.3, _instant(generator, moment), clean)
+    cover = cover * uniform((batch, 1, height, width), 0.7, 1.3, _instant(generator, moment), clean)
     alpha = 0.97 * (1 - torch.exp(-2.2 * cover.clamp_min(0) ** 1.3))
     veiled = clean + (0.85 * white - clean) * _lerp(0.03, 0.16, strength)
     return veiled + (white - veiled) * alpha
@@ -248,10 +253,10 @@ def _blur(clean, strength, generator, moment):
     blur families as in Zhang et al., "Designing a Practical Degradation Model" (BSRGAN), 2021.
     """
     batch, _, height, width = clean.shape
-    sigma = _lerp(0.9, 3.1, strength) * _uniform((batch, 1, 1, 1), 0.93, 1.07, generator, clean)
+    sigma = _lerp(0.9, 3.1, strength) * uniform((batch, 1, 1, 1), 0.93, 1.07, generator, clean)
     kind = torch.randint(3, (batch, 1, 1, 1), generator=generator).to(clean.device)
-    angle = _uniform((batch, 1, 1, 1), 0, math.pi, generator, clean)
-    noise_level = _uniform((batch, 1, 1, 1), 0.001, 0.006, generator, clean)
+    angle = uniform((batch, 1, 1, 1), 0, math.pi, generator, clean)
+    noise_level = uniform((batch, 1, 1, 1), 0.001, 0.006, generator, clean)
     noise = torch.randn(clean.shape, generator=_instant(generator, moment)).to(clean.device)
 
     pad_y, pad_x = min(10, height - 1), min(10, width - 1)
@@ -276,11 +281,11 @@ def _lowlight(clean, strength, generator, moment):
     """
     batch = clean.shape[0]
     gain = torch.exp(_lerp(math.log(0.30), math.log(0.055), strength))
-    gain = gain * _uniform((batch, 1, 1, 1), 0.88, 1.14, generator, clean)
-    cast = _uniform((batch, 3, 1, 1), 0.9, 1.1, generator, clean)
-    gamma = _uniform((batch, 1, 1, 1), 1.0, 1.12, generator, clean)
-    shot = _lerp(1e-4, 5e-4, strength) * _uniform((batch, 1, 1, 1), 0.5, 1.5, generator, clean)
-    read = _lerp(5e-4, 2e-3, strength) * _uniform((batch, 1, 1, 1), 0.5, 1.5, generator, clean)
+    gain = gain * uniform((batch, 1, 1, 1), 0.88, 1.14, generator, clean)
+    cast = uniform((batch, 3, 1, 1), 0.9, 1.1, generator, clean)
+    gamma = uniform((batch, 1, 1, 1), 1.0, 1.12, generator, clean)
+    shot = _lerp(1e-4, 5e-4, strength) * uniform((batch, 1, 1, 1), 0.5, 1.5, generator, clean)
+    read = _lerp(5e-4, 2e-3, strength) * uniform((batch, 1, 1, 1), 0.5, 1.5, generator, clean)
     noise = torch.randn(clean.shape, generator=_instant(generator, moment)).to(clean.device)
 
     linear = torch.where(clean <= 0.04045, clean / 12.92, ((clean + 0.055) / 1.055) ** 2.4)
@@ -300,17 +305,17 @@ def _lerp(mild, strong, strength):
     return mild + (strong - mild) * strength
 
 
-def _uniform(shape, low, high, generator, like):
+def uniform(shape, low, high, generator, like):
     return torch.rand(shape, generator=generator).mul_(high - low).add_(low).to(like.device)
 
 
-def _columns(table, like):
+def columns(table, like):
     return torch.tensor(table, device=like.device).T
 
 
 def _smooth_noise(batch, height, width, generator, like):
     """Low-frequency noise [B, 1, H, W], mostly within [-1, 1]."""
-    coarse = _uniform((batch, 1, 4, 4), -1, 1, generator, like)
+    coarse = uniform((batch, 1, 4, 4), -1, 1, generator, like)
     return F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True)
 
 
@@ -322,7 +327,7 @@ def _frequencies(height, width, like):
     )
 
 
-def _seed_field(density, generator):
+def seed_field(density, generator):
     """Sparse seeds of weight 0.4 to 1, at density [B, L, H, W] a pixel (the sum over L at most 1)."""
     batch, _, height, width = density.shape
     # One uniform number a pixel serves every layer: the interval it falls in places a seed, how far into it weighs it.

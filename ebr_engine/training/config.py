@@ -13,6 +13,7 @@ from ebr_engine import request
 from ebr_engine.backbones.registry import BACKBONES, medium_of, spec
 from ebr_engine.errors import EbrError, check_choice
 from ebr_engine.media import SOUND
+from ebr_engine.media.heavy import HEAVY
 from ebr_engine.prompts.catalogue import FINEST
 
 BRIDGES = ("ebr", "naive", "ddbm")
@@ -28,6 +29,7 @@ OF_PICTURES = (
     "data",
     "photos",
     "stored",
+    "heavy",
     "cache",
     "views",
     "detail",
@@ -137,6 +139,12 @@ class LearnConfig:
     intact: float = _setting(0.0, "data", "Share of the crops of scenes and photos that is not degraded.")
     stored: float = _setting(0.0, "data", "Share of them whose degraded form has noise and traces of JPEG too.")
 
+    heavy: float = _setting(
+        0.0,
+        "data",
+        "Share of the degraded crops that is damaged as heavy public sets are: by a downpour (rain), a shaken camera (blur).",
+    )
+
     bridge: str = _setting(
         "ebr", "objective", "The process to learn by; naive and ddbm for comparison.", **_LEARNING, choices=BRIDGES
     )
@@ -241,6 +249,8 @@ def _check_choices(config: LearnConfig) -> None:
             check_choice(name, getattr(config, name), choices)
     if config.synthetic or not config.data:
         check_choice("task", config.task, spec(config.backbone).tasks)
+    if config.heavy and (config.task not in HEAVY or config.data):
+        raise EbrError(f"heavy damage is of scenes and photos: use it without data, and with task {' or '.join(HEAVY)}")
     if not TASK_NAME.fullmatch(config.task):
         raise EbrError(f"{config.task!r} cannot name a task: use letters, digits, - and _")
 
@@ -259,7 +269,7 @@ def _check_numbers(config: LearnConfig) -> None:
             raise EbrError(f"{name} must be a positive number, got {getattr(config, name)}")
     if not 1 <= config.supersample <= FINEST:
         raise EbrError(f"supersample must lie between 1 and {FINEST}, got {config.supersample}")
-    for name in ("photo_share", "intact", "stored"):
+    for name in ("photo_share", "intact", "stored", "heavy"):
         if not 0 <= getattr(config, name) <= 1:
             raise EbrError(f"{name} must be a share from 0 to 1, got {getattr(config, name)}")
     if not 0 <= config.ema < 1:

@@ -113,7 +113,7 @@ def samples_of(config: LearnConfig) -> Iterator[Samples]:
             yield SoundSamples(config, sounds)
         return
     with still_pool(config.scenes) as pool:
-        mixed = config.photos or config.intact or config.stored
+        mixed = config.photos or config.intact or config.stored or config.heavy
         yield MixedSamples(config, pool) if mixed else SceneSamples(config, pool)
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ebr_engine.errors import EbrError
 from ebr_engine.media.degradations import degrade
+from ebr_engine.media.heavy import HEAVY
 from ebr_engine.media.images import SUFFIXES, read_image
 from ebr_engine.training.classifier import as_stored
 from ebr_engine.training.config import LearnConfig
@@ -22,6 +23,7 @@ class MixedSamples:
     """Crops of procedural scenes, and of the photos in `config.photos`, degraded by the task.
 
     `config.intact`: the share that stays as it is, so that a prompt learns to leave alone what needs nothing;
+    `config.heavy`: the share of the others that is damaged as heavy public sets of pairs are;
     `config.stored`: the share whose degraded form also has a camera's noise and the traces of JPEG.
     """
 
@@ -37,7 +39,12 @@ class MixedSamples:
             clean, depth = photo_crop(self.photos, config.crop, config.flip, generator), None
         else:
             clean, depth, _ = self.pool.crops(1, config.crop, generator)
-        degraded = clean if intact < config.intact else degrade(clean, config.task, generator, depth=depth)
+        if intact < config.intact:
+            degraded = clean
+        elif config.heavy and float(torch.rand((), generator=generator)) < config.heavy:
+            degraded = HEAVY[config.task](clean, generator)
+        else:
+            degraded = degrade(clean, config.task, generator, depth=depth)
         if stored < config.stored:
             noisy = degraded + torch.randn(degraded.shape, generator=generator) * NOISE * level
             degraded = as_stored(noisy.clamp(0, 1), 1.0, generator)

@@ -59,6 +59,21 @@ def test_a_stored_picture_is_another_one_of_8_bit(pool):
         assert 1e-4 < float((degraded - clean).square().mean().sqrt()) < 0.1
 
 
+def test_a_share_of_the_rain_pours_down(pool):
+    all_of_it, none = (samples(pool, heavy=share, intact=0.25) for share in (1.0, 0.0))
+    heavier = intact = 0
+    for number in range(24):
+        (wet, clean), (rain, same) = all_of_it.pixels(number), none.pixels(number)
+        assert torch.equal(clean, same)
+        intact += torch.equal(wet, clean)
+        heavier += (wet - clean).square().mean() > (rain - clean).square().mean()
+        assert (wet >= clean - 1e-6).all()
+    assert 1 <= intact <= 12
+    assert heavier >= 10
+    with pytest.raises(EbrError, match="heavy damage is of scenes and photos"):
+        replace(CONFIG, task="snow", heavy=0.1)
+
+
 def test_scenes_are_those_of_a_plain_run_in_kind(pool):
     degraded, clean = SceneSamples(CONFIG, pool).pixels(0)
     other_degraded, other_clean = samples(pool).pixels(0)
