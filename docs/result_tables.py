@@ -24,6 +24,7 @@ CLAIMS = (
     "h_adaptive",
 )
 LEARNED = ("supersample", "t0", "tokens", "iterations", "batch", "size", "learning_rate", "intact", "even", "tone", "stored")
+LEARNED += ("heavy",)
 LEARNED_OF_SOUND = ("t0", "tokens", "iterations", "batch", "frames", "scenes")
 HEADS = {"t0": "T0", "tokens": "tokens a block", "learning_rate": "learning rate", "scenes": "sounds held"}
 HEADS |= {"supersample": "finer", "iterations": "iterations", "batch": "crops", "size": "pixels a side", "frames": "frames"}
@@ -122,7 +123,13 @@ def prompts_commands(backbone: str) -> str:
         own = {key: value for key, value in prompt.training.items() if key in SETTINGS and not SETTINGS[key].metadata["free"]}
         told = [f"-s {key}={shown(value, key)}" for key, value in own.items() if shown(value) != shown(getattr(usual, key))]
         words = [f"ebr-engine train --task {task}", *(["--backbone " + backbone] if backbone != "mini" else []), *told]
-        lines.append(wrapped([*words, f"-o {name}.safetensors"]))
+        if (share := prompt.training.get("averaged")) is None:
+            lines.append(wrapped([*words, f"-o {name}.safetensors"]))
+            continue
+        lines.append(wrapped([*words, "-o learned.safetensors"]))
+        start = Path(prompt.training["start"]).name
+        average = ["ebr-engine prompts average", start, "learned.safetensors", f"--share {share:g}", f"-o {name}.safetensors"]
+        lines.append(wrapped(average))
     return "\n".join(["```sh", *lines, "```"])
 
 

@@ -88,10 +88,10 @@ class RestoreRequest:
     supersample: int | None = _repair(
         None,
         "--supersample N",
-        "How many times finer than its pixels the model sees a picture, where the task has a prompt for that: 2 restores rain "
-        "and snow better, in five to six times the time.",
+        "How many times finer than its pixels the model sees a picture, where the task has a prompt for that: 2 restores haze, "
+        "rain and snow better, in four to six times the time.",
         span=(1, 2),
-        shown="2 for pictures of up to a megapixel, else 1",
+        shown="2 for pictures of up to a megapixel (haze: of sides up to 512), else 1",
     )
     guess: bool = _seen(False, "--guess", "With --task auto: take the likeliest task where none is sure.")
     copy_clean: bool = _seen(False, "--copy-clean", "With --task auto: copy what needs no repair, as it is.")

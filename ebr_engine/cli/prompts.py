@@ -122,13 +122,35 @@ def import_file(
     """Convert a released .pt prompt to .safetensors; the file is read without running any code in it."""
     from ebr_engine.prompts.prompt import load_prompt
 
+    _check_target(out, overwrite)
+    prompt = load_prompt(file)
+    prompt.save(out)
+    typer.echo(f"{file} -> {out}  {prompt.backbone}, task {prompt.task}, {tuple(prompt.residual.shape)}")
+
+
+@app.command("average")
+def average(
+    first: Annotated[Path, typer.Argument(metavar="FIRST", help="A prompt.")],
+    second: Annotated[Path, typer.Argument(metavar="SECOND", help="One that went on from it, or was learned as it was.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.safetensors", help="Where to write the prompt between them.")],
+    share: Annotated[float, typer.Option("--share", metavar="X", help="How much of the second, from 0 to 1.")] = 0.5,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+) -> None:
+    """The prompt between two of a task: what went on from the first on other damage often serves both, averaged with it."""
+    from ebr_engine.prompts.mixing import averaged
+
+    _check_target(out, overwrite)
+    prompt = averaged(_load(first, None), _load(second, None), share)
+    prompt.save(out)
+    typer.echo(f"{first} and {second} -> {out}  {prompt.backbone}, task {prompt.task}, {share:g} of the second")
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    """`EbrError` where no prompt can be written to `out`."""
     if out.suffix != ".safetensors":
         raise EbrError(f"{out}: a prompt file's name ends in .safetensors")
     if out.exists() and not overwrite:
         raise EbrError(f"{out} exists; add --overwrite to replace it")
-    prompt = load_prompt(file)
-    prompt.save(out)
-    typer.echo(f"{file} -> {out}  {prompt.backbone}, task {prompt.task}, {tuple(prompt.residual.shape)}")
 
 
 def _load(file: Path, backbone: str | None) -> "Prompt":

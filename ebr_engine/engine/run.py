@@ -160,14 +160,18 @@ class Engine:
     def stages(self, plan: Plan, height: int, width: int, how: Mapping[str, Any]) -> list[Plan]:
         """The runs of a picture: those that see it finer than its pixels, where it is small and they fit into what is allowed.
 
-        `how`: options of `run`.
+        Where the detail is the input's, it is small if it is no larger than the version that is seen. `how`: options of `run`.
         """
-        tiles = (how["tile_overlap"], how["tile_blend"])
+        tiles, spec = (how["tile_overlap"], how["tile_blend"]), self.backbone.spec
 
         def fits(stage: Plan) -> bool:
             sides = self.seen_size(stage, height, width, how["detail"])
-            tile = self.geometry.untiled if stage.by_input(how["detail"]) else how["tile"]
-            ways, work = self.fallbacks((1, self.backbone.spec.colours, 1, *sides), tile, *tiles)
+            tile = how["tile"]
+            if stage.by_input(how["detail"]):
+                tile = self.geometry.untiled
+                if max(height, width) > (spec.small_side or spec.tile):
+                    return False
+            ways, work = self.fallbacks((1, spec.colours, 1, *sides), tile, *tiles)
             return self.fitting.fits(ways, self.costs, work)
 
         both = zip(plan.stages, plan.stages_for(height, width))

@@ -158,12 +158,15 @@ class Measurer:
         how = request.part(RUN) | {"seed": seed}
         peak = 2 ** (_bits(source) if protocol.size is None else 8) - 1
 
-        def run(clip: Tensor, first: int = 0) -> Tensor:  # [1, 3, F, H, W]
+        def run(clip: Tensor, first: int = 0) -> Tensor:  # [1, 3, F, H, W], or a picture [1, 3, H, W]
             restored = self.restorer.run(clip, plan, first=first, **how)
             return (restored * peak).round() / peak if protocol.rounded else restored
 
         frames = _prepared(source, protocol)
-        if protocol.frames is not None or not source.clip:  # all of them in one run, as the released code does
+        if not source.clip:
+            yield from (run(frame) for frame in frames)
+            return
+        if protocol.frames is not None:  # all of them in one run, as the released code does
             yield from run(torch.cat(list(frames)).movedim(0, 1)[None])[0].movedim(1, 0).split(1)
             return
         length, overlap = self.restorer.chunk_size(None, None, plan=plan, **how)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ebr_engine.backbones.base import Backbone
 from ebr_engine.bridge.schedules import SCHEDULES
+from ebr_engine.errors import PromptError
 from ebr_engine.prompts.catalogue import find_prompts, fine_file
 from ebr_engine.prompts.prompt import Prompt, load_prompt
 
@@ -20,6 +21,28 @@ def mixed_weights(prompts: Sequence[tuple[Prompt, float]]) -> list[tuple[Tensor,
 def scaled(prompt: Prompt, strength: float) -> Prompt:
     """The same prompt with its α multiplied by `strength` (0 is the empty prompt)."""
     return replace(prompt, alpha=prompt.alpha * strength)
+
+
+def averaged(first: Prompt, second: Prompt, share: float = 0.5) -> Prompt:
+    """The prompt between two, `share` of the second: rows and strengths are averaged, all else is the second's.
+
+    Of use where the second went on from the first on other damage: what lies between them often serves both (Wortsman et al.,
+    "Model soups", arXiv 2203.05482). `PromptError` for two that are not alike in what a run has to know.
+    """
+    if not 0 <= share <= 1:
+        raise PromptError(f"the share of the second prompt must lie between 0 and 1, got {share:g}")
+    for name in ("backbone", "injection", "task", "t0", "steps", "detail", "supersample"):
+        one, other = getattr(first, name), getattr(second, name)
+        if one != other:
+            raise PromptError(
+                f"only prompts that are run alike can be averaged: {name} is {one} in the first, {other} in the second"
+            )
+    if first.residual.shape != second.residual.shape or first.alpha.shape != second.alpha.shape:
+        raise PromptError(f"the prompts have other sizes: {tuple(first.residual.shape)} and {tuple(second.residual.shape)}")
+    residual, alpha = (
+        getattr(first, name).float() * (1 - share) + getattr(second, name).float() * share for name in ("residual", "alpha")
+    )
+    return replace(second, residual=residual, alpha=alpha, training=second.training | {"averaged": share})
 
 
 def evaluations(prompts: Iterable[Prompt], schedule: str) -> int:

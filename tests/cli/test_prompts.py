@@ -109,6 +109,48 @@ def test_show_refuses_what_is_no_prompt(cli, tmp_path):
     refused(cli("prompts", "show", "junk.safetensors"), "junk.safetensors")
 
 
+def two(folder, **other):
+    """A prompt, and one that went on from it."""
+    start = Prompt(torch.zeros(5, 8), torch.full((3,), 0.2), "wan", task="rain", training={"iterations": 5})
+    start.save(folder / "one.safetensors")
+    how = {"task": "rain", "training": {"iterations": 9}} | other
+    Prompt(torch.ones(5, 8), torch.full((3,), 0.6), "wan", **how).save(folder / "two.safetensors")
+    return folder / "one.safetensors", folder / "two.safetensors"
+
+
+def test_the_prompt_between_two_is_written(cli, tmp_path):
+    out = tmp_path / "between.safetensors"
+    code, stdout, stderr = cli("prompts", "average", *two(tmp_path), "-o", out, "--share", "0.25")
+    assert (code, stderr) == (0, "")
+    assert "0.25 of the second" in stdout
+    found = load_prompt(out)
+    assert torch.allclose(found.residual, torch.full((5, 8), 0.25))
+    assert torch.allclose(found.alpha, torch.full((3,), 0.3))
+    assert found.training == {"iterations": 9, "averaged": 0.25}
+    refused(cli("prompts", "average", *two(tmp_path), "-o", out), "--overwrite")
+    assert cli("prompts", "average", *two(tmp_path), "-o", out, "--overwrite")[0] == 0
+    assert torch.allclose(load_prompt(out).residual, torch.full((5, 8), 0.5))
+
+
+@pytest.mark.parametrize("other", [{"task": "snow"}, {"t0": 0.3}, {"steps": 3}, {"detail": "input"}, {"supersample": 2}])
+def test_prompts_that_are_not_run_alike_are_not_averaged(cli, tmp_path, other):
+    refused(cli("prompts", "average", *two(tmp_path, **other), "-o", tmp_path / "out.safetensors"), *other)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_nor_are_prompts_of_other_sizes_or_by_an_impossible_share(cli, tmp_path):
+    one, _ = two(tmp_path)
+    wide = tmp_path / "wide.safetensors"
+    Prompt(torch.ones(6, 8), torch.ones(3), "wan", task="rain").save(wide)
+    refused(cli("prompts", "average", one, wide, "-o", tmp_path / "out.safetensors"), "(5, 8)", "(6, 8)")
+    refused(cli("prompts", "average", one, one, "-o", tmp_path / "out.safetensors", "--share", "1.5"), "between 0 and 1")
+
+
+def test_the_bundled_prompts_for_rain_lie_between_two():
+    for name in ("rain", "fine/rain"):
+        assert load_prompt(ASSETS / "mini" / "prompts" / f"{name}.safetensors").training["averaged"] == 0.5
+
+
 def listed(cli):
     """The rows of `prompts list` by (backbone, task), and what follows the table."""
     code, stdout, stderr = cli("prompts", "list")
@@ -138,7 +180,8 @@ def test_the_list_has_what_the_user_installed_in_place_of_what_is_bundled(cli, t
     assert rows["flux", "haze"][2:4] == ["512", "yours"]
     assert rows["wan", "snow"][2:4] == ["226", "yours"]
     assert rows["mini", "rain"][3] == "bundled"
-    assert len([row for row in rows if row[0] != "mini-audio"]) == len(TASKS) + len(FINE) + 3
+    assert ("mini", "fine/haze") not in rows  # the bundled one for small pictures is left out too
+    assert len([row for row in rows if row[0] != "mini-audio"]) == len(TASKS) + len(FINE) - 1 + 3
 
 
 @pytest.mark.parametrize("damage", ["empty", "junk", "cut", "folder", "misplaced"])

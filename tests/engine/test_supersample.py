@@ -179,22 +179,36 @@ def test_a_prompt_is_not_run_at_another_fineness_than_its_own(restorer):
     assert torch.equal(restorer.restore(picture(), prompt=fine, supersample=2), restorer.restore(picture(), prompt=fine))
 
 
-def test_where_the_detail_is_the_inputs_a_smaller_version_is_seen_finer(restorer, ran):
-    make_prompt(9, supersample=2, detail="input", t0=0.3).save(installed_file("mini", "fine/haze"))
-    small = restorer.backbone.spec.small_side
-    for height, width in ((24, 40), (small // 4, small // 2), (small, 2 * small)):
+@pytest.fixture
+def hazy(restorer):
+    """The side of the small version that shows a whole picture; haze has a fine prompt too, with its input's detail."""
+    for name, how in (("haze", {}), ("fine/haze", {"supersample": 2, "t0": 0.3})):
+        make_prompt(9, detail="input", **how).save(installed_file("mini", name))
+    return restorer.backbone.spec.small_side
+
+
+def test_where_the_detail_is_the_inputs_a_smaller_version_is_seen_finer(restorer, ran, hazy):
+    for height, width in ((24, 40), (hazy // 4, hazy // 2), (hazy, hazy // 2)):
         ran.clear()
-        image = picture(height, width)
-        assert restorer.restore(image, "haze").shape == image.shape
-        assert restorer.engine.evaluations(height, width, restorer.plan("haze").fine, None, None, "latent", "auto")
-        scale = min(1, small / 2 / max(height, width))
-        assert ran == [(2 * height * scale, 2 * width * scale, 0.3)]
+        assert restorer.restore(picture(height, width), "haze").shape[-2:] == (height, width)
+        scale = min(1, hazy / 2 / max(height, width))
+        seen = (2 * height * scale, 2 * width * scale)
+        assert ran == [(*seen, 0.3)]
+        cells = tuple(side / restorer.codec.spatial for side in seen)
+        assert restorer.engine.evaluations(height, width, restorer.plan("haze").fine, None, None, "latent", "auto") == {cells: 5}
 
 
-def test_what_is_seen_of_a_large_picture_counts_against_the_memory_not_its_pixels(restorer, ran):
-    make_prompt(9, supersample=2, detail="input", t0=0.3).save(installed_file("mini", "fine/haze"))
-    small = restorer.backbone.spec.small_side
-    ways, work = restorer.engine.fallbacks((1, 3, 1, small, small), 0, None, "latent")
+def test_a_picture_that_such_a_version_would_reduce_is_not_unless_it_is_asked_for(restorer, ran, hazy):
+    image = picture(hazy // 2, hazy + 16)
+    restorer.restore(image, "haze")
+    restorer.restore(image, "haze", supersample=2)
+    (*plain, t0), (*fine, fine_t0) = ran
+    assert (t0, fine_t0) == (0.2, 0.3)
+    assert max(plain) == max(fine) == hazy
+
+
+def test_what_is_seen_counts_against_the_memory_not_all_pixels(restorer, ran, hazy):
+    ways, work = restorer.engine.fallbacks((1, 3, 1, hazy, hazy // 2), 0, None, "latent")
     restorer.engine.fitting.limit = peak(restorer.engine.costs, ways[0], work)
-    restorer.restore(picture(2 * small, small), "haze")
-    assert ran == [(small, small // 2, 0.3)]
+    restorer.restore(picture(hazy, hazy // 2), "haze")
+    assert ran == [(hazy, hazy // 2, 0.3)]

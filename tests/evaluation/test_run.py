@@ -108,7 +108,7 @@ def test_clips_are_restored_frame_by_frame_by_a_backbone_without_time(tmp_path, 
     restorer, plan = settings.restoring.load("cpu")
     expected = []
     for index in range(row["frames"]):
-        restored = restorer.run(tensor(source.paths[0] / f"{index}.png"), plan)
+        restored = restorer.run(tensor(source.paths[0] / f"{index}.png")[:, :, None], plan)[:, :, 0]  # as a clip's frame
         wanted = tensor(target.paths[0] / f"{index}.png")
         if protocol == "native":
             restored = (restored * 255).round() / 255
