@@ -123,13 +123,12 @@ def prompts_commands(backbone: str) -> str:
         own = {key: value for key, value in prompt.training.items() if key in SETTINGS and not SETTINGS[key].metadata["free"]}
         told = [f"-s {key}={shown(value, key)}" for key, value in own.items() if shown(value) != shown(getattr(usual, key))]
         words = [f"ebr-engine train --task {task}", *(["--backbone " + backbone] if backbone != "mini" else []), *told]
-        if (share := prompt.training.get("averaged")) is None:
-            lines.append(wrapped([*words, f"-o {name}.safetensors"]))
-            continue
-        lines.append(wrapped([*words, "-o learned.safetensors"]))
-        start = Path(prompt.training["start"]).name
-        average = ["ebr-engine prompts average", start, "learned.safetensors", f"--share {share:g}", f"-o {name}.safetensors"]
-        lines.append(wrapped(average))
+        lines.append(wrapped([*words, f"-o {name}.safetensors"]))
+        if (share := prompt.training.get("averaged")) is not None:
+            start, learned = Path(prompt.training["start"]).name, f"{name}.safetensors"
+            lines.append(
+                wrapped(["ebr-engine prompts average", start, learned, f"--share {share:g}", f"-o {learned}", "--overwrite"])
+            )
     return "\n".join(["```sh", *lines, "```"])
 
 

@@ -89,7 +89,7 @@ class RestoreRequest:
         None,
         "--supersample N",
         "How many times finer than its pixels the model sees a picture, where the task has a prompt for that: 2 restores haze, "
-        "rain and snow better, in four to six times the time.",
+        "rain and snow better, in five to seven times the time.",
         span=(1, 2),
         shown="2 for pictures of up to a megapixel (haze: of sides up to 512), else 1",
     )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 WIDE = 10_000  # columns: what a program reads is not cut into lines
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show and add prompts, and import released ones.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show, average, add and import prompts.")
 
 
 @app.command("list")

@@ -13,7 +13,6 @@ from ebr_engine import request
 from ebr_engine.backbones.registry import BACKBONES, medium_of, spec
 from ebr_engine.errors import EbrError, check_choice
 from ebr_engine.media import SOUND
-from ebr_engine.media.heavy import HEAVY
 from ebr_engine.prompts.catalogue import FINEST
 
 BRIDGES = ("ebr", "naive", "ddbm")
@@ -21,6 +20,7 @@ LOSSES = ("pixel", "x0", "velocity")
 DETAILS = request.DETAILS[1:]
 PRECISIONS = tuple(one for one in request.PRECISIONS if one not in ("fp16", "int8"))  # gradients overflow, or there are none
 OPTIMIZERS = ("adam", "adamw")
+HEAVY = ("rain", "blur")  # tasks with damage of their own in `media/heavy.py`
 BAD_DATA = ("refuse", "skip")
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 SCENE_SIDE = 256  # pixels of a procedural scene

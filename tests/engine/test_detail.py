@@ -99,7 +99,7 @@ def test_chunks_of_clips_share_frames(restorer):
 
 
 def test_an_engine_file_knows_it(restorer, tmp_path):
-    plan = restorer.plan("haze", steps=1, mix="residual")
+    plan = restorer.plan("haze", steps=1, mix="residual", supersample=1)
     restorer.build(tmp_path / "haze.ebr", plan)
     built = Restorer.from_engine(tmp_path / "haze.ebr", device="cpu")
     image = photo(70, 90)

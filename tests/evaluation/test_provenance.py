@@ -61,9 +61,9 @@ def test_a_restoration_is_told_by_its_numbers():
         (stage.table.t0, stage.table.times) for stage in plan.stages
     ]
     rain, haze = (find_prompt("mini", task) for task in ("rain", "haze"))
-    files = [rain, fine_file(rain), haze]  # either of rain's, by the picture's size
+    files = [file for task in (rain, haze) for file in (task, fine_file(task))]  # either of a task's, by the picture's size
     assert [prompt["sha256"] for prompt in found["prompts"]] == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    assert [prompt["supersample"] for prompt in found["prompts"]] == [1, 2, 1]
+    assert [prompt["supersample"] for prompt in found["prompts"]] == [1, 2, 1, 2]
     assert (found["mix"], found["seeds"], found["strength"], found["dtype"]) == ("turn", [1, 2], 0.5, "float32")
     assert found["weights"]["source"] == "bundled"
     assert json.loads(json.dumps(found)) == found

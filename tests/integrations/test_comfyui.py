@@ -14,14 +14,14 @@ from ebr_engine.errors import EbrError
 from tests.integrations.stand_ins import Comfy, Interrupted
 
 PACK = Path(__file__).parents[2] / "integrations/comfyui"
-HAZE = Path(__file__).parents[2] / "ebr_engine/assets/mini/prompts/haze.safetensors"
+DARK = Path(__file__).parents[2] / "ebr_engine/assets/mini/prompts/lowlight.safetensors"
 
 
 @pytest.fixture
 def comfy(tmp_path, monkeypatch):
     prompts = tmp_path / "models/ebr_prompts"
     prompts.mkdir(parents=True)
-    shutil.copy(HAZE, prompts / "own.safetensors")
+    shutil.copy(DARK, prompts / "own.safetensors")
     return Comfy(tmp_path / "models", torch.device("cpu")).install(monkeypatch)
 
 
@@ -54,7 +54,7 @@ def picture(count=1, height=24, width=32, channels=3):
 
 
 def asked(**more):
-    return {"task": "haze", "strength": 1.0, "steps": 2, "seed": 42, "tile": -1, **more}
+    return {"task": "lowlight", "strength": 1.0, "steps": 2, "seed": 42, "tile": -1, **more}
 
 
 def test_every_node_says_what_it_takes_and_gives(nodes):
@@ -87,7 +87,7 @@ def test_a_batch_is_restored_picture_by_picture(nodes, restorer, comfy):
     assert 0 <= made.min() <= made.max() <= 1
     assert torch.equal(image, before)
     assert not torch.equal(made, image)
-    alone = Restorer("mini").restore(image.clone().movedim(-1, 1), task="haze", steps=2)
+    alone = Restorer("mini").restore(image.clone().movedim(-1, 1), task="lowlight", steps=2)
     torch.testing.assert_close(made, alone.movedim(1, -1), atol=2e-3, rtol=0)
     assert comfy.bars[0].values[-1] == comfy.bars[0].total
     assert comfy.bars[0].values == sorted(comfy.bars[0].values)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from ebr_engine.errors import EbrError
+from ebr_engine.media import heavy
 from ebr_engine.media.images import write_image
-from ebr_engine.training.config import LearnConfig
+from ebr_engine.training.config import HEAVY, LearnConfig
 from ebr_engine.training.data import SceneSamples
 from ebr_engine.training.mixing import MixedSamples, photo_crop, read_photos
 
@@ -70,6 +71,7 @@ def test_a_share_of_the_rain_pours_down(pool):
         assert (wet >= clean - 1e-6).all()
     assert 1 <= intact <= 12
     assert heavier >= 10
+    assert tuple(heavy.HEAVY) == HEAVY
     with pytest.raises(EbrError, match="heavy damage is of scenes and photos"):
         replace(CONFIG, task="snow", heavy=0.1)
 
