@@ -154,7 +154,8 @@ class Learner:
         if self.config.supersample == 1:
             return pixels
         frames = pixels.transpose(1, 2).flatten(0, 1)
-        frames = F.interpolate(frames, scale_factor=1 / self.config.supersample, mode="bicubic", antialias=True)
+        own = [side // self.config.supersample for side in frames.shape[-2:]]
+        frames = F.interpolate(frames, own, mode="bicubic", antialias=True)
         return frames.unflatten(0, (len(pixels), -1)).transpose(1, 2)
 
     def states(self, numbers: Sequence[int], degraded: Tensor, clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:

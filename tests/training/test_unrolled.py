@@ -10,7 +10,7 @@ from ebr_engine.engine.plan import bake
 from ebr_engine.errors import EbrError
 from ebr_engine.evaluation.metrics import ssim
 from ebr_engine.media.detail import detail_of_input
-from ebr_engine.media.sizes import enlarged
+from ebr_engine.media.sizes import enlarged, resized
 from tests.training.learners import batches, start
 
 
@@ -59,6 +59,20 @@ def test_a_prompt_that_sees_pictures_finer_is_learned_on_larger_ones_and_says_so
     assert fine.prompt().training["supersample"] == 2
     with pytest.raises(EbrError, match="supersample must lie between 1 and 4"):
         start(weights, supersample=5)
+
+
+@pytest.mark.parametrize("detail", ["model", "input"])
+@pytest.mark.parametrize("times", [2, 3])
+def test_seen_finer_the_error_is_that_of_the_picture_at_its_own_size(weights, pool, detail, times):
+    learner = start(weights, unroll=2, batch=2, supersample=times, detail=detail)
+    degraded, clean = batches(learner, pool)(range(2))
+    latents = degraded, clean, result_of(learner, degraded)
+    side = clean.shape[-1] * learner.backbone.codec.spatial // times
+    pixels, wanted, restored = (resized(learner.backbone.codec.decode(latent), side, side) for latent in latents)
+    written = detail_of_input(pixels, pixels, restored) if detail == "input" else restored
+    loss = learner.result_loss(range(2), degraded, clean)
+    assert torch.allclose(loss, (written - wanted).square().mean(), rtol=0.05)
+    assert torch.autograd.grad(loss, learner.alpha)[0].abs().min() > 0
 
 
 def test_dissimilarity_counts_beside_the_error(weights, pool):
