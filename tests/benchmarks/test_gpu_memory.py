@@ -6,7 +6,7 @@ import torch
 from benchmarks import gpu_memory
 
 SECTIONS = [name for name in gpu_memory.SECTIONS if name not in gpu_memory.NOT_COUNTED]
-QUICK = ["train-wan", "attention", "vae-flux", "ops"]  # a few seconds each
+QUICK = ["train-wan", "attention", "vae-flux"]  # a few seconds each
 
 
 def test_bytes_are_followed_until_they_go():

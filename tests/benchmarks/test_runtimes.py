@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from benchmarks import peers, runtimes
 
 
+@pytest.mark.slow
 def test_runtimes_take_turns_on_one_case(tmp_path, capsys):
     file = tmp_path / "runtimes.json"
     rows = ["ours, plain torch", "ONNX Runtime"]

@@ -8,6 +8,7 @@ from ebr_engine import Restorer
 
 HEIGHT, WIDTH, TILE, CELL = 256, 320, 160, 8
 MOST = 1.03  # times the step that an uncut picture has there
+HOW = {"task": "haze", "detail": "model", "supersample": 1}
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +41,15 @@ def seam(restored, tiles):
 @pytest.mark.parametrize("blend", ["latent", "pixel"])
 @pytest.mark.parametrize("kind", ["smooth", "textured"])
 def test_tiles_leave_no_seam(restorer, kind, blend):
-    restored = restorer.restore(scene(kind), task="haze", detail="model", tile=TILE, tile_overlap=64, tile_blend=blend)
-    whole = restorer.restore(scene(kind), task="haze", detail="model", tile=0)  # on its own grid of patches
+    restored = restorer.restore(scene(kind), **HOW, tile=TILE, tile_overlap=64, tile_blend=blend)
+    whole = restorer.restore(scene(kind), **HOW, tile=0)  # on its own grid of patches
     tiles = restorer.engine.geometry.tiles(HEIGHT, WIDTH, TILE, 64, even=True).scaled(CELL)
     assert seam(restored, tiles) < MOST * max(1.0, seam(whole, tiles))  # 1: as any other border of the codec's blocks
 
 
 @pytest.mark.parametrize("kind", ["smooth", "textured"])
 def test_a_tile_a_twentieth_brighter_would_be_seen(restorer, kind):
-    whole = restorer.restore(scene(kind), task="haze", detail="model", tile=0)
+    whole = restorer.restore(scene(kind), **HOW, tile=0)
     tiles = restorer.engine.geometry.tiles(HEIGHT, WIDTH, TILE, 64, even=True).scaled(CELL)
     restored = whole.clone()
     restored[:, :, tiles.lefts[1] :] += 0.05
@@ -56,6 +57,5 @@ def test_a_tile_a_twentieth_brighter_would_be_seen(restorer, kind):
 
 
 def test_both_ways_to_blend_agree(restorer):
-    how = {"task": "haze", "detail": "model", "tile": TILE, "supersample": 1}
-    ways = [restorer.restore(scene("textured"), tile_blend=way, **how) for way in ("latent", "pixel")]
+    ways = [restorer.restore(scene("textured"), **HOW, tile=TILE, tile_blend=way) for way in ("latent", "pixel")]
     assert (ways[0] - ways[1]).abs().mean() < 2e-3  # a tile keeps the means of its own blocks
