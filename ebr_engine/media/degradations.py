@@ -205,7 +205,10 @@ def _rain(clean, strength, generator, moment):
 
 
 def streaks_of(drops, length, sigma, opacity, angle):
-    """The sum over layers of drops [B, layers, H, W] drawn out along their fall."""
+    """The sum over layers [B, 1, H, W] of drops [B, layers, H, W] drawn out along their fall.
+
+    `length`, `sigma` in pixels, `opacity` of a lone streak and `angle` from the vertical, in radians: [1 or B, layers, 1, 1].
+    """
     fy, fx = _frequencies(*drops.shape[-2:], length)
     along, across = fx * angle.sin() + fy * angle.cos(), fx * angle.cos() - fy * angle.sin()
     transfer = torch.sinc(along * length) * torch.exp(-2 * (math.pi * sigma) ** 2 * (along**2 + across**2))
@@ -306,10 +309,12 @@ def _lerp(mild, strong, strength):
 
 
 def uniform(shape, low, high, generator, like):
+    """Numbers between two, of that shape, where the tensor `like` is; drawn on the CPU."""
     return torch.rand(shape, generator=generator).mul_(high - low).add_(low).to(like.device)
 
 
 def columns(table, like):
+    """The columns of a table of layers, [columns, layers], where the tensor `like` is."""
     return torch.tensor(table, device=like.device).T
 
 

@@ -24,14 +24,15 @@ def scaled(prompt: Prompt, strength: float) -> Prompt:
 
 
 def averaged(first: Prompt, second: Prompt, share: float = 0.5) -> Prompt:
-    """The prompt between two, `share` of the second: rows and strengths are averaged, all else is the second's.
+    """The prompt between two, `share` of the second: rows [L, D] or [blocks, L, D] and strengths [blocks] are averaged, float32,
+    and all else is the second's.
 
     Of use where the second went on from the first on other damage: what lies between them often serves both (Wortsman et al.,
     "Model soups", arXiv 2203.05482). `PromptError` for two that are not alike in what a run has to know.
     """
     if not 0 <= share <= 1:
         raise PromptError(f"the share of the second prompt must lie between 0 and 1, got {share:g}")
-    for name in ("backbone", "injection", "task", "t0", "steps", "detail", "supersample"):
+    for name in ("backbone", "base_model", "injection", "task", "t_min", "t0", "steps", "detail", "supersample"):
         one, other = getattr(first, name), getattr(second, name)
         if one != other:
             raise PromptError(

@@ -132,7 +132,9 @@ def test_the_prompt_between_two_is_written(cli, tmp_path):
     assert torch.allclose(load_prompt(out).residual, torch.full((5, 8), 0.5))
 
 
-@pytest.mark.parametrize("other", [{"task": "snow"}, {"t0": 0.3}, {"steps": 3}, {"detail": "input"}, {"supersample": 2}])
+@pytest.mark.parametrize(
+    "other", [{"task": "snow"}, {"base_model": "wan2.2"}, {"t0": 0.3}, {"steps": 3}, {"detail": "input"}, {"supersample": 2}]
+)
 def test_prompts_that_are_not_run_alike_are_not_averaged(cli, tmp_path, other):
     refused(cli("prompts", "average", *two(tmp_path, **other), "-o", tmp_path / "out.safetensors"), *other)
     assert not (tmp_path / "out.safetensors").exists()
