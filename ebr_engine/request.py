@@ -26,6 +26,7 @@ SIZES = ("native", "released")
 COLOUR_FIXES = ("none", "wavelet", "adain")
 COMPARES = ("side", "wipe")
 DETAILS = ("auto", "model", "input")
+DECONVOLVES = ("auto", "off", "on")
 
 LOAD, PLAN, RUN, CLIP, FILE = "load", "plan", "run", "clip", "file"  # the stage that reads a field
 
@@ -83,6 +84,16 @@ class RestoreRequest:
         "input: the model gives tones only, by one run on a small version without tiles, and the detail is the input's, as haze "
         "and low light allow; auto: what the prompt says.",
         choices=DETAILS,
+        by_file=True,
+    )
+    deconvolve: str = _ask(
+        RUN,
+        "What to repair",
+        "auto",
+        "--deconvolve",
+        "on: find how a picture is blurred, in the picture itself, and take that out before the model sees it; auto: what the "
+        "prompt says, as that of blur does.",
+        choices=DECONVOLVES,
         by_file=True,
     )
     supersample: int | None = _repair(

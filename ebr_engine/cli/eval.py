@@ -76,8 +76,8 @@ TableForm = Annotated[Literal[FORMS], _results("--table", help="How tables are p
 
 
 @takes(
-    *("prompt", "mix", "strength", "detail", "supersample", "steps", "order", "t0", "seed", "backbone", "model", "revision"),
-    *("offline", "context", "vae", "engine", "device", "precision", "tile", "tile_overlap"),
+    *("prompt", "mix", "strength", "detail", "deconvolve", "supersample", "steps", "order", "t0", "seed", "backbone", "model"),
+    *("revision", "offline", "context", "vae", "engine", "device", "precision", "tile", "tile_overlap"),
 )
 def evaluate(
     folders: Folders = None,
@@ -203,7 +203,7 @@ def _bundled_benchmark(
         typer.echo(f"{record['task']:9} {record['photo']:11} {record['row']:13} {record['psnr']:6.2f} dB", err=True)
 
     pixels = None if size == "full" else int(size)
-    seen = {"detail": request.detail, "supersample": request.supersample}
+    seen = {"detail": request.detail, "deconvolve": request.deconvolve, "supersample": request.supersample}
     scores = quality.measure(restorer, task or TASKS, size=pixels, callback=tell, prompts=prompts, **seen)
     where = {
         "device": str(restorer.device),

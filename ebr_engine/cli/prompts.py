@@ -105,6 +105,8 @@ def show(
     }
     if prompt.supersample > 1:
         rows["sees"] = f"pictures {prompt.supersample} times finer than their pixels"
+    if prompt.deconvolve:
+        rows["before"] = "the blur that a picture shows is taken out"
     rows |= {f"training: {name}": str(value) for name, value in prompt.training.items()}
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)

@@ -33,6 +33,7 @@ class Plan:
     bake: Callable[[Backbone], list[Any]] | None = None  # the tables for the same backbone in another precision
     views: tuple[View, ...] = ()  # how the transformer sees the state in each step
     detail: str = "model"  # whose detail the result has, where the request leaves it open: the model's or the input's
+    deconvolve: bool = False  # whether pictures are deconvolved first, where the request leaves it open
     supersample: int = 1  # how many times finer than its pixels the transformer sees a picture, either way
     fine: "Plan | None" = None  # the run that a small picture has in place of this one, with prompts that see it finer
     following: tuple["Plan", ...] = ()  # runs of their own, each over the result of the one before
@@ -60,10 +61,15 @@ class Plan:
         """Whether any of the runs does."""
         return any(stage.by_input(detail) for stage in self.stages)
 
+    def deconvolves(self, deconvolve: str = "auto") -> bool:
+        """Whether the blur that its input shows is taken out first, `deconvolve` being what the request says."""
+        return self.deconvolve if deconvolve == "auto" else deconvolve == "on"
+
     @property
     def facts(self) -> dict[str, Any]:
         """What an engine file tells of it beside its tables."""
-        return {"detail": self.detail} | ({"supersample": self.supersample} if self.supersample > 1 else {})
+        others = {"supersample": (self.supersample, 1), "deconvolve": (self.deconvolve, False)}
+        return {"detail": self.detail} | {name: value for name, (value, usual) in others.items() if value != usual}
 
     @property
     def entries(self) -> Sequence:
@@ -190,8 +196,8 @@ def of_file(file: Any, device: torch.device) -> Plan:
     """The plan that an engine file holds, its conditioning on `device`."""
     tables = [tables.to(device, file.backbone.dtype) for tables in file.tables]
     detail = file.about.get("detail", "model")
-    fineness = file.about.get("supersample", 1)
-    return Plan(file.table, tables, views=views(file.backbone, file.table.times[:-1]), detail=detail, supersample=fineness)
+    how = {"detail": detail, "deconvolve": file.about.get("deconvolve", False), "supersample": file.about.get("supersample", 1)}
+    return Plan(file.table, tables, views=views(file.backbone, file.table.times[:-1]), **how)
 
 
 def released_size(backbone: Backbone) -> tuple[int, int]:
@@ -223,7 +229,8 @@ def bake(
         return [backbone.bake(timesteps, mixed_weights(group)) for group in groups]
 
     detail = "input" if prompts and all(prompt.detail == "input" for prompt, _ in prompts) else "model"
+    deconvolve = bool(prompts) and all(prompt.deconvolve for prompt, _ in prompts)
     finenesses = {prompt.supersample for prompt, _ in prompts} or {1}
     if len(finenesses) > 1:
         raise MixedFineness("these prompts see pictures at other finenesses: take --mix turn, or --supersample 1 with tasks")
-    return Plan(table, tables(backbone), tables, views(backbone, table.times[:-1]), detail, *finenesses)
+    return Plan(table, tables(backbone), tables, views(backbone, table.times[:-1]), detail, deconvolve, *finenesses)

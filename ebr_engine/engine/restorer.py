@@ -210,10 +210,11 @@ class Restorer:
         its own T0; `auto` is the backbone's. `strength`: of all prompts together, 1 as they were learned, 0 the empty prompt,
         at most 2. `steps`, `schedule`, `order`, `t0`: see `sampler.make_table`; t0 is the first prompt's by default. `seed` of
         the noise. `detail`: of the `model`, or of the `input`, whose tones alone the model then changes, by one run on a small
-        version (`media/detail.py`); `auto` is what the prompt says. `supersample`: how many times finer than its pixels, either
-        way, the transformer sees a picture, where the task has a prompt for that; by default 2 up to a megapixel. `tile`,
-        `tile_overlap`: pixels; pictures larger than a tile run in tiles (default by backbone; 0 never tiles), which `tile_blend`
-        blends in the `latent` inside every step, or in `pixel`s after all steps (less memory).
+        version (`media/detail.py`); `auto` is what the prompt says. `deconvolve`: whether the blur that a picture shows is found
+        and taken out first (`media/deconvolution`): `on`, `off`, or `auto`, what the prompt says. `supersample`: how many times
+        finer than its pixels, either way, the transformer sees a picture, where the task has a prompt for that; by default 2 up
+        to a megapixel. `tile`, `tile_overlap`: pixels; pictures larger than a tile run in tiles (default by backbone; 0 never
+        tiles), which `tile_blend` blends in the `latent` inside every step, or in `pixel`s after all steps (less memory).
         `callback(done, total)` after each step, of a picture in tiles after each group of them; once after the last step where
         all of them are one CUDA graph. What it raises ends the run.
         Raises: `EbrError` (a ValueError) for anything the request gets wrong.
@@ -307,7 +308,7 @@ class Restorer:
         `first`: number of a chunk's first frame in its clip, so that every chunk sees the clip's noise of that moment. A
         backbone that knows nothing of time (mini, FLUX) restores a clip frame by frame, with the same noise in each; the frames
         then agree with `temporal_window` neighbours on either side (`media/motion.py`).
-        `options`: `seed`, `detail`, `tile`, `tile_overlap`, `tile_blend`, `temporal_window`.
+        `options`: `seed`, `detail`, `deconvolve`, `tile`, `tile_overlap`, `tile_blend`, `temporal_window`.
         """
         check_names(options, RUNNING)
         how = RestoreRequest.of(**options).part(RUN)

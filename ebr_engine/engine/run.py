@@ -24,6 +24,7 @@ from ebr_engine.engine.plan import Plan
 from ebr_engine.engine.ranks import Ranks
 from ebr_engine.errors import EngineError, out_of_memory, warn
 from ebr_engine.media import motion
+from ebr_engine.media.deconvolution import deconvolved
 from ebr_engine.media.detail import NEIGHBOURS, detail_of_input, noise_of
 from ebr_engine.media.sizes import enlarged, resized
 from ebr_engine.media.tiling import Tiles, crop, match_tones
@@ -99,6 +100,7 @@ class Engine:
         tile_overlap: int | None = None,
         tile_blend: str = "latent",
         detail: str = "auto",
+        deconvolve: str = "auto",
         temporal_window: int | None = 0,
     ) -> Tensor:
         """Clips [B, 3, F, H, W] in [0, 1] → restored ones, float32 on the CPU; arguments as those of `Restorer.run`.
@@ -106,6 +108,9 @@ class Engine:
         Raises what the way that needs least raises.
         """
         how = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend}
+        if plan.deconvolves(deconvolve):
+            pixels = without_blur(pixels)
+        how["deconvolve"] = "off"
         if pixels.shape[2] > 1 and (reach := self.window(temporal_window)):
             clips = self.run(pixels, plan, first, callback, detail=detail, **how).transpose(1, 2)  # [B, F, 3, H, W]
             steady = temporal_window is None and plan.by_input(detail)  # but for noise, which is its input's
@@ -114,7 +119,9 @@ class Engine:
         if plan.by_input(detail):
             self.geometry.tile_size(tile, tile_overlap)  # refuses impossible ones, though there are no tiles
             small = self.geometry.small(pixels, plan.supersample)
-            restored = self.run(small, plan, first, callback, seed=seed, tile=self.geometry.untiled, detail="model")
+            restored = self.run(
+                small, plan, first, callback, seed=seed, tile=self.geometry.untiled, detail="model", deconvolve="off"
+            )
             return detail_of_input(pixels, small, restored)
         seen = enlarged(pixels, plan.supersample)
         ways, work = self.fallbacks(seen.shape, tile, tile_overlap, tile_blend)
@@ -342,3 +349,8 @@ class Attempt:
 def agreed(clip: Tensor, reach: int) -> Tensor:
     """See `motion.agreed`, of frames [F, 3, H, W]."""
     return torch.from_numpy(motion.agreed(clip.movedim(1, -1).contiguous().numpy(), reach)).movedim(-1, 1)
+
+
+def without_blur(clips: Tensor) -> Tensor:
+    """Clips [B, 3, F, H, W] in [0, 1] without the blur that each shows."""
+    return torch.stack([deconvolved(clip.transpose(0, 1)).transpose(0, 1) for clip in clips])

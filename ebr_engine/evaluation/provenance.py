@@ -114,7 +114,7 @@ def weights(backbone: str, model: str | None, revision: str | None = None, offli
 def prompt_facts(path: str | Path, weight: float = 1.0) -> dict[str, Any]:
     """A prompt file's name, task, T0, fineness, weight and hash."""
     prompt, digest = load_prompt(Path(path)), file_hash(Path(path))
-    learned = {"task": prompt.task, "t0": prompt.t0, "supersample": prompt.supersample}
+    learned = {"task": prompt.task, "t0": prompt.t0, "supersample": prompt.supersample, "deconvolve": prompt.deconvolve}
     return {"file": Path(path).name, **learned, "weight": weight, "sha256": digest}
 
 
@@ -149,7 +149,10 @@ def restoration_facts(restoring: Restoring, device: str) -> dict[str, Any]:
         "weights": weights(request.backbone, request.model, request.revision),
         "prompts": prompts,
         "schedule": schedule,
-        **{name: getattr(request, name) for name in ("strength", "supersample", "precision", "tile", "tile_overlap", "detail")},
+        **{
+            name: getattr(request, name)
+            for name in ("strength", "supersample", "precision", "tile", "tile_overlap", "detail", "deconvolve")
+        },
         "seeds": seeds,
         "mix": mix,
         "dtype": str(dtype).removeprefix("torch."),

@@ -29,6 +29,7 @@ def measure(
     callback: Callable[[dict], None] | None = None,
     prompts: Path | None = None,
     detail: str = "auto",
+    deconvolve: str = "auto",
     supersample: int | None = None,
 ) -> list[dict]:
     """PSNR and SSIM of every row on every photo and task: a list of {task, photo, row, psnr, ssim}.
@@ -36,7 +37,7 @@ def measure(
     All restorations use seed 42 and as many steps as the prompt was learned for, the naive ones five; results are rounded to
     8 bit, as in a file. `prompts`: another folder of learned prompts (`TASK.safetensors`, and `naive/TASK.safetensors`) than the
     bundled one; `fine/TASK.safetensors` goes before the first. `detail`,
-    `supersample`: see `Restorer.restore`.
+    `deconvolve`, `supersample`: see `Restorer.restore`.
     """
     folder = prompts or ASSETS / restorer.backbone.name / "prompts"
     scores = []
@@ -44,7 +45,8 @@ def measure(
         for photo in photos:
             case = make_case(photo, task, size)
             for row in rows:
-                result = (restore_row(restorer, row, task, case.degraded, folder, detail, supersample) * 255).round() / 255
+                result = restore_row(restorer, row, task, case.degraded, folder, detail, deconvolve, supersample)
+                result = (result * 255).round() / 255
                 record = {"task": task, "photo": photo, "row": row}
                 record |= {"psnr": psnr(result, case.clean), "ssim": ssim(result, case.clean)}
                 scores.append(record)
@@ -60,6 +62,7 @@ def restore_row(
     degraded: Tensor,
     folder: Path,
     detail: str = "auto",
+    deconvolve: str = "auto",
     supersample: int | None = None,
 ) -> Tensor:
     """The degraded picture as one row of the benchmark restores it."""
@@ -73,7 +76,7 @@ def restore_row(
     prompt = load_prompt(file)
     if row == "EBR prompt":  # that of small pictures, where there is one
         fine = None if supersample == 1 else fine_file(file)
-        return restorer.restore(degraded, prompt=fine or prompt, detail=detail)
+        return restorer.restore(degraded, prompt=fine or prompt, detail=detail, deconvolve=deconvolve)
     if row == "empty prompt":  # the same sampler from the same start, nothing learned
         return restorer.restore(degraded, t0=prompt.t0, steps=evaluations([prompt], "fast"))
     steps = flow_table(power_times(FAST_STEPS, prompt.t0), prompt.t0)

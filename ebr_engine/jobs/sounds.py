@@ -36,6 +36,7 @@ OF_PICTURES = (
     "compare",
     "size",
     "detail",
+    "deconvolve",
     "tile",
     "tile_overlap",
     "tile_blend",

@@ -13,6 +13,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from ebr_engine.media.deconvolution.optics import APERTURE, disc, frequencies, gaussian, line
+
 TASKS = ("haze", "rain", "snow", "blur", "lowlight")
 STRENGTH_WORDS = ("light", "moderate", "heavy")
 CAPTION_WORDS: tuple[str, ...] = TASKS + STRENGTH_WORDS
@@ -209,7 +211,7 @@ def streaks_of(drops, length, sigma, opacity, angle):
 
     `length`, `sigma` in pixels, `opacity` of a lone streak and `angle` from the vertical, in radians: [1 or B, layers, 1, 1].
     """
-    fy, fx = _frequencies(*drops.shape[-2:], length)
+    fy, fx = frequencies(*drops.shape[-2:], length.device)
     along, across = fx * angle.sin() + fy * angle.cos(), fx * angle.cos() - fy * angle.sin()
     transfer = torch.sinc(along * length) * torch.exp(-2 * (math.pi * sigma) ** 2 * (along**2 + across**2))
     transfer = transfer * (opacity * length * sigma * math.sqrt(2 * math.pi))  # a lone streak peaks at its opacity
@@ -236,7 +238,7 @@ def _snow(clean, strength, generator, moment):
     flakes = seed_field(density * gusts * _lerp(0.38, 1.5, strength) / size**2, generator)
     if moment:  # the shutter is open for half the time between two frames
         flakes = _drifted(flakes, 2 * motion * moment, angle)
-    fy, fx = _frequencies(height, width, clean)
+    fy, fx = frequencies(height, width, clean.device)
     sigma = 0.62 * radius
     along = fx * angle.sin() + fy * angle.cos()
     transfer = torch.sinc(along * motion) * torch.exp(-2 * (math.pi * sigma) ** 2 * (fx**2 + fy**2))
@@ -252,8 +254,8 @@ def _snow(clean, strength, generator, moment):
 def _blur(clean, strength, generator, moment):
     """Gaussian, defocus-disc or linear-motion blur (one kind a sample) of equal variance, plus faint sensor noise.
 
-    I = k * J + n. Transfer functions: Goodman, "Introduction to Fourier Optics", ch. 6 (disc: 2·J1(x)/x, line: sinc);
-    blur families as in Zhang et al., "Designing a Practical Degradation Model" (BSRGAN), 2021.
+    I = k * J + n. Transfer functions: see `deconvolution/optics.py`; blur families as in Zhang et al., "Designing a Practical
+    Degradation Model" (BSRGAN), 2021.
     """
     batch, _, height, width = clean.shape
     sigma = _lerp(0.9, 3.1, strength) * uniform((batch, 1, 1, 1), 0.93, 1.07, generator, clean)
@@ -264,14 +266,13 @@ def _blur(clean, strength, generator, moment):
 
     pad_y, pad_x = min(10, height - 1), min(10, width - 1)
     padded = F.pad(clean, (pad_x, pad_x, pad_y, pad_y), mode="reflect")
-    fy, fx = _frequencies(height + 2 * pad_y, width + 2 * pad_x, clean)
+    fy, fx = frequencies(height + 2 * pad_y, width + 2 * pad_x, clean.device)
     # The disc and the line keep a narrow Gaussian, the pixel's own aperture, or their cut spectrum would ring.
-    gaussian_sigma = torch.where(kind == 0, sigma, 0.45)
-    transfer = torch.exp(-2 * (math.pi * gaussian_sigma) ** 2 * (fx**2 + fy**2))
-    disc = (2 * math.pi * 2 * sigma * torch.sqrt(fx**2 + fy**2)).clamp_min(1e-3)  # a disc's variance is radius² / 4
-    line = math.sqrt(24) * sigma * (fx * angle.cos() + fy * angle.sin())  # length² / 12, all of it along one axis
-    transfer = transfer * torch.where(kind == 1, 2 * torch.special.bessel_j1(disc) / disc, 1.0)
-    transfer = transfer * torch.where(kind == 2, torch.sinc(line), 1.0)
+    transfer = gaussian(torch.where(kind == 0, sigma, APERTURE), fx**2 + fy**2)
+    blurred_by_disc = disc(2 * sigma, torch.sqrt(fx**2 + fy**2))  # a disc's variance is radius² / 4
+    blurred_by_line = line(math.sqrt(24) * sigma, fx * angle.cos() + fy * angle.sin())  # length² / 12, all along one axis
+    transfer = transfer * torch.where(kind == 1, blurred_by_disc, 1.0)
+    transfer = transfer * torch.where(kind == 2, blurred_by_line, 1.0)
     blurred = torch.fft.irfft2(torch.fft.rfft2(padded) * transfer, s=padded.shape[-2:])
     return blurred[..., pad_y : pad_y + height, pad_x : pad_x + width] + noise_level * noise
 
@@ -322,14 +323,6 @@ def _smooth_noise(batch, height, width, generator, like):
     """Low-frequency noise [B, 1, H, W], mostly within [-1, 1]."""
     coarse = uniform((batch, 1, 4, 4), -1, 1, generator, like)
     return F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True)
-
-
-def _frequencies(height, width, like):
-    """Cycles per pixel of rfft2's bins: [H, 1] and [1, W // 2 + 1]."""
-    return (
-        torch.fft.fftfreq(height, device=like.device)[:, None],
-        torch.fft.rfftfreq(width, device=like.device)[None, :],
-    )
 
 
 def seed_field(density, generator):

@@ -32,7 +32,7 @@ def averaged(first: Prompt, second: Prompt, share: float = 0.5) -> Prompt:
     """
     if not 0 <= share <= 1:
         raise PromptError(f"the share of the second prompt must lie between 0 and 1, got {share:g}")
-    for name in ("backbone", "base_model", "injection", "task", "t_min", "t0", "steps", "detail", "supersample"):
+    for name in ("backbone", "base_model", "injection", "task", "t_min", "t0", "steps", "detail", "supersample", "deconvolve"):
         one, other = getattr(first, name), getattr(second, name)
         if one != other:
             raise PromptError(

@@ -34,6 +34,7 @@ class Prompt:
     steps: int = RELEASED_STEPS
     detail: str = "model"  # whose detail a restored picture has: the model's, or the input's where the degradation is smooth
     supersample: int = 1  # how many times finer than its pixels the transformer sees a picture, either way
+    deconvolve: bool = False  # whether the blur that a picture shows is taken out before the transformer sees it
     training: dict = field(default_factory=dict)  # free-form summary of how it was learned
 
     @property
@@ -79,6 +80,8 @@ class Prompt:
             metadata["detail"] = self.detail
         if self.supersample != 1:
             metadata["supersample"] = str(self.supersample)
+        if self.deconvolve:
+            metadata["deconvolve"] = "true"
         try:
             write_tensors(path, {"residual": self.residual.float(), "alpha": self.alpha.float()}, metadata)
         except (OSError, SafetensorError) as error:
@@ -128,8 +131,11 @@ def _read(path: Path) -> Prompt:
     detail = metadata.get("detail", "model")
     if detail not in DETAILS:
         raise PromptError(f"{path} has impossible settings: detail {detail!r}, expected {' or '.join(DETAILS)}")
+    deconvolve = metadata.get("deconvolve", "false")
+    if deconvolve not in ("true", "false"):
+        raise PromptError(f"{path} has impossible settings: deconvolve {deconvolve!r}, expected true or false")
     texts = {name: metadata.get(name, "") for name in ("backbone", "task", "base_model")}
-    return Prompt(residual, alpha, **texts, **numbers, detail=detail, training=training)
+    return Prompt(residual, alpha, **texts, **numbers, detail=detail, deconvolve=deconvolve == "true", training=training)
 
 
 def import_released(path: Path) -> Prompt:

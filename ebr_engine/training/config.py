@@ -33,6 +33,7 @@ OF_PICTURES = (
     "cache",
     "views",
     "detail",
+    "deconvolve",
     "supersample",
     "ssim_weight",
     "validation",
@@ -170,6 +171,11 @@ class LearnConfig:
         "objective",
         "Whose detail a picture has, the file says: the model's, or the input's where damage is smooth.",
         choices=DETAILS,
+    )
+    deconvolve: bool = _setting(
+        False,
+        "objective",
+        "Take the blur that a crop shows out of it first, as restoring then does too; crops of 160 pixels and more show it well.",
     )
     supersample: int = _setting(
         1,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ebr_engine.backbones.base import Backbone, Codec
 from ebr_engine.errors import EbrError
+from ebr_engine.media.deconvolution import deconvolved
 from ebr_engine.media.sizes import enlarged
 from ebr_engine.tensor_files import write_tensors
 from ebr_engine.training.config import LearnConfig
@@ -31,7 +32,7 @@ class LatentSamples:
     """
 
     def __init__(self, config: LearnConfig, samples: Samples, backbone: Backbone):
-        self.samples, self.backbone, self.supersample = samples, backbone, config.supersample
+        self.samples, self.backbone, self.config = samples, backbone, config
         cached = config.cache and isinstance(samples, PairSamples)
         self.cache = LatentCache(Path(config.cache), config, backbone.codec) if cached else None
         self._thread = ThreadPoolExecutor(1)
@@ -78,7 +79,9 @@ class LatentSamples:
         return latents
 
     def _encoded(self, degraded: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-        clips = (enlarged(pixels[None].to(self.backbone.device), self.supersample) for pixels in (degraded, clean))
+        if self.config.deconvolve:
+            degraded = deconvolved(degraded.transpose(0, 1)).transpose(0, 1)
+        clips = (enlarged(pixels[None].to(self.backbone.device), self.config.supersample) for pixels in (degraded, clean))
         return tuple(self.backbone.codec.encode(clip)[0] for clip in clips)
 
 
@@ -92,6 +95,7 @@ class LatentCache:
         self.folder = folder
         crop = {"size": config.crop, "frames": config.frames, "task": config.task if config.synthetic else None}
         crop |= {"supersample": config.supersample} if config.supersample > 1 else {}
+        crop |= {"deconvolve": True} if config.deconvolve else {}
         self.settings = {"codec": codec if isinstance(codec, str) else fingerprint(codec), **crop}
         try:
             self.files = json.loads((folder / INDEX).read_text())

@@ -236,7 +236,7 @@ class Learner:
         where = {"task": config.task, "base_model": self.backbone.identity, "t0": config.t0, "t_min": config.t_min}
         summary = shareable(asdict(config)) | (training or {})
         steps = config.steps or self.backbone.spec.learning.steps
-        how = {"steps": steps, "detail": config.detail, "supersample": config.supersample}
+        how = {"steps": steps, "detail": config.detail, "supersample": config.supersample, "deconvolve": config.deconvolve}
         return Prompt(residual, alpha, config.backbone, **where, **how, training=summary)
 
     def state(self) -> dict[str, Any]:

@@ -133,7 +133,16 @@ def test_the_prompt_between_two_is_written(cli, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "other", [{"task": "snow"}, {"base_model": "wan2.2"}, {"t0": 0.3}, {"steps": 3}, {"detail": "input"}, {"supersample": 2}]
+    "other",
+    [
+        {"task": "snow"},
+        {"base_model": "wan2.2"},
+        {"t0": 0.3},
+        {"steps": 3},
+        {"detail": "input"},
+        {"supersample": 2},
+        {"deconvolve": True},
+    ],
 )
 def test_prompts_that_are_not_run_alike_are_not_averaged(cli, tmp_path, other):
     refused(cli("prompts", "average", *two(tmp_path, **other), "-o", tmp_path / "out.safetensors"), *other)

@@ -69,7 +69,7 @@ def test_folders_are_mirrored_with_formats_kept(cli, engine):
 def test_settings_reach_the_engine(cli, engine):
     picture("in.png")
     options = "--steps 7 --schedule released --order 2 --t0 0.3 --seed 5 --tile 64 --tile-overlap 8 --mix velocity --strength 0.5"
-    options += " --supersample 2 --detail input --backbone mini --device cpu --model weights"
+    options += " --supersample 2 --detail input --deconvolve off --backbone mini --device cpu --model weights"
     assert cli("restore", "in.png", "-o", "out.png", "--task", "haze", "--fp8", *options.split())[0] == 0
     (made,) = engine.made
     expected = {"backbone": "mini", "model": "weights", "device": "cpu", "precision": "fp8", "offload": "none", "offline": False}
@@ -88,6 +88,7 @@ def test_settings_reach_the_engine(cli, engine):
         "tile_overlap": 8,
         "tile_blend": "latent",
         "detail": "input",
+        "deconvolve": "off",
         "supersample": 2,
         "temporal_window": None,
         "mix": "velocity",
@@ -302,10 +303,12 @@ def test_the_progress_bar_shows_on_a_terminal(cli, engine, monkeypatch):
     script += "conftest.app(['restore', 'in', '-o', 'out', '--task', 'haze'])\n"
     leader, follower = pty.openpty()
     environment = {**os.environ, "COLUMNS": "100", "TERM": "xterm"}
-    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=follower, env=environment, text=True)
+    running = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=follower, env=environment, text=True
+    )
     os.close(follower)
     shown = b""
-    while True:
+    while True:  # a terminal holds few kilobytes: it is read while the command writes
         try:
             data = os.read(leader, 65536)
         except OSError:  # Linux's end of file
@@ -313,10 +316,11 @@ def test_the_progress_bar_shows_on_a_terminal(cli, engine, monkeypatch):
         if not data:
             break
         shown += data
+    stdout, _ = running.communicate()
     os.close(leader)
-    assert done.returncode == 0
-    assert "2 of 2 restored" in done.stdout
-    assert b"\x1b" not in done.stdout.encode()
+    assert running.returncode == 0
+    assert "2 of 2 restored" in stdout
+    assert b"\x1b" not in stdout.encode()
     text = shown.decode()
     assert "1/2 a.png" in text
     assert "2/2 b.png" in text

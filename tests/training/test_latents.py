@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ import torch
 from ebr_engine.backbones.base import ModelSource
 from ebr_engine.backbones.registry import load_backbone
 from ebr_engine.errors import EbrError
+from ebr_engine.training import latents as making
 from ebr_engine.training.config import LearnConfig
 from ebr_engine.training.data import pair_samples
-from ebr_engine.training.latents import LatentSamples, fill_cache, fingerprint
+from ebr_engine.training.latents import LatentCache, LatentSamples, fill_cache, fingerprint
 
 CPU = torch.device("cpu")
 
@@ -31,8 +33,6 @@ def latents(config, backbone):
 
 
 def files(config):
-    from pathlib import Path
-
     return sorted(Path(config.cache).rglob("*.safetensors"))
 
 
@@ -100,8 +100,6 @@ def test_codecs_that_differ_have_other_fingerprints(backbone, weights):
 
 
 def test_bad_pairs_are_refused_or_left_out(config, backbone):
-    from pathlib import Path
-
     (Path(config.data) / "target" / "01.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(EbrError, match=r"01\.png"):
         fill_cache(config, pair_samples(config, config.data), backbone)
@@ -127,3 +125,20 @@ def test_the_following_batch_is_made_ahead(config, backbone):
         assert asked == [0, 1]
         assert all(torch.equal(*pair) for pair in zip(data.batch([1]), expected[1]))
         assert asked == [0, 1]
+
+
+def test_learning_sees_what_restoring_sees(config, backbone, monkeypatch):
+    def sharper(frames):
+        return (frames * 0.5 + 0.2).clamp(0, 1)
+
+    monkeypatch.setattr(making, "deconvolved", sharper)
+    wanted = replace(config, deconvolve=True)
+    samples = pair_samples(wanted, wanted.data)
+    degraded, clean = samples.pixels(0)
+    with LatentSamples(replace(wanted, cache=""), samples, backbone) as made:
+        found = made.latents(0)
+    seen = sharper(degraded.transpose(0, 1)).transpose(0, 1)
+    assert torch.equal(found[0], backbone.codec.encode(seen[None])[0])
+    assert torch.equal(found[1], backbone.codec.encode(clean[None])[0])
+    index, view = samples.choose(0)
+    assert len({LatentCache(Path(), one, backbone.codec).key(samples.pairs[index], view) for one in (config, wanted)}) == 2

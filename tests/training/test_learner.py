@@ -346,3 +346,8 @@ def test_what_is_given_away_tells_no_folders_of_this_machine(tmp_path):
 def test_the_file_says_whose_detail_a_picture_has(weights):
     assert start(weights).prompt().detail == "model"
     assert start(weights, detail="input").prompt().detail == "input"
+
+
+def test_the_file_says_whether_pictures_are_deconvolved(weights):
+    assert not start(weights).prompt().deconvolve
+    assert start(weights, deconvolve=True).prompt().deconvolve

@@ -1,0 +1,131 @@
+"""Blur taken out of a picture before it is restored: how it is blurred is found in the picture itself.
+
+A kernel of many pixels reaches far beyond a transformer's token, but once it is known most of a uniform blur can be taken out. It
+is one of the closed forms of `optics.py` where the power spectrum says so (`spectrum.py`), else a path of any form (`paths.py`).
+A prompt learns from pictures that have been through this, and restores what it leaves: noise, ringing and lost detail.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ebr_engine.media.deconvolution.inverse import extended, wiener
+from ebr_engine.media.deconvolution.optics import Optics
+from ebr_engine.media.deconvolution.paths import kernel_of, transfer_of
+from ebr_engine.media.deconvolution.spectrum import BLOCK, Fit, Spectrum
+
+LARGEST = 640  # pixels of the longer side in which a wide blur is looked for
+SHARP = 0.8  # pixels of a point's image, up to which a picture is left as it is
+NARROW = 2.0  # pixels of it in a reduced version, below which a larger one shows it better
+GOOD = 0.2  # error of a fit up to which a sharp picture is believed to be sharp
+SURE = 0.1  # error of a closed form's fit up to which no path is looked for
+SIZES = (15, 27)  # pixels of the paths that are looked for
+SEARCHED = 320  # pixels of the part that they are looked for in, either way
+SPARSITY = 8.0  # how much the logarithm of a result's sparsity counts beside that of the fit's error
+MARGIN = 0.5  # by which a path has to be better than a closed form
+DOUBTS = (1e-3, 3e-3, 1e-2)  # of a lens, of a straight path, of any path
+LUMA = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class Blur:
+    """How a picture is blurred: by `optics`, or else by a kernel of any form."""
+
+    optics: Optics | None
+    kernel: Tensor | None  # [side, side] of sum 1
+    fit: Fit  # of the version in which it was measured
+    scale: float = 1.0  # by how much the picture is larger than that
+
+    def transfer(self, height: int, width: int) -> Tensor:
+        """The transfer function [height, width // 2 + 1] of `rfft2` in the picture's own pixels."""
+        if self.optics is not None:
+            return self.optics.scaled(self.scale).transfer(height, width)
+        kernel = self.kernel
+        if self.scale > 1:
+            side = int(len(kernel) * self.scale) // 2 * 2 + 1
+            kernel = F.interpolate(kernel[None, None], (side, side), mode="bilinear", align_corners=True)[0, 0]
+            kernel = kernel / kernel.sum()
+        return transfer_of(kernel, height, width)
+
+    @property
+    def doubt(self) -> float:
+        """How far off the transfer function may be: its relative error, squared."""
+        return DOUBTS[2] if self.optics is None else DOUBTS[1] if self.optics.length else DOUBTS[0]
+
+    def removed(self, pictures: Tensor, doubt: float | None = None) -> Tensor:
+        """Pictures or frames [F, C, H, W] without it, float32 in [0, 1]; `doubt` in place of its own."""
+        transfer = self.transfer(*(extended(side) for side in pictures.shape[-2:]))
+        return wiener(pictures, transfer, self.fit, self.doubt if doubt is None else doubt).clamp_(0, 1)
+
+    def __str__(self) -> str:
+        return "a path of its own" if self.optics is None else str(self.optics.scaled(self.scale))
+
+
+def deconvolved(frames: Tensor) -> Tensor:
+    """A picture or a scene's frames [F, 3, H, W] in [0, 1] without the blur that they show; as they are where they show none."""
+    blur = blur_of(frames)
+    return frames if blur is None else blur.removed(frames)
+
+
+def blur_of(frames: Tensor) -> Blur | None:
+    """The blur of a picture or of a scene's frames [F, 3, H, W] in [0, 1], which is one for all; None for sharp ones.
+
+    It is looked for in a small version first, where a wide blur is found, then in larger ones up to the picture itself.
+    """
+    luma = sum(weight * colour for weight, colour in zip(LUMA, frames.float().unbind(1)))
+    for halved in range(max(0, math.ceil(math.log2(max(luma.shape[-2:]) / LARGEST))), -1, -1):
+        small = luma
+        if halved:
+            shape = [round(side / 2**halved) for side in luma.shape[-2:]]
+            small = F.interpolate(luma[:, None], shape, mode="bilinear", antialias=True)[:, 0]
+        if min(small.shape[-2:]) >= BLOCK and (found := _seen(small, whole=not halved)) is not None:
+            return replace(found, scale=2.0**halved)
+    return None
+
+
+def _seen(lumas: Tensor, whole: bool) -> Blur | None:
+    """The blur of lumas [F, H, W] in their own pixels; None where they are sharp. `whole`: they are no reduced version."""
+    spectrum = Spectrum.of(lumas)
+    if spectrum.empty:
+        return None
+    optics, fit = spectrum.explained()
+    sharp = optics.width < (SHARP if whole else NARROW)
+    lens = Blur(optics, None, fit)
+    several = len(lumas) > 1  # a shaken camera moves otherwise in each frame
+    blocks = whole and spectrum.stored  # whose borders are edges of JPEG's making
+    if fit.error < (GOOD if sharp else SURE) or several or blocks:
+        return None if sharp else lens
+    part = _busiest(lumas[0])
+    kernels = [kernel_of(part, size) for size in SIZES]
+    paths = [Blur(None, kernel, spectrum.fit(transfer_of(kernel, BLOCK, BLOCK).abs().square())) for kernel in kernels]
+    path = min(paths, key=lambda one: _badness(one, part))
+    if _badness(path, part) < _badness(lens, part) - MARGIN:
+        return path
+    return None if sharp else lens
+
+
+def _badness(blur: Blur, luma: Tensor) -> float:
+    """How little a blur explains: by the spectrum, and by how many small gradients a luma [H, W] has without it.
+
+    Sharp pictures have few large gradients and hardly any others (Krishnan, Tay and Fergus, "Blind Deconvolution Using a
+    Normalized Sparsity Measure", 2011); a wrong kernel leaves rings.
+    """
+    edge = min(16, *(side // 4 for side in luma.shape))
+    sharp = blur.removed(luma[None, None], max(DOUBTS))[0, 0, edge:-edge, edge:-edge]
+    gradients = (sharp.diff(dim=dim).flatten() for dim in (0, 1))
+    sparsity = sum(float(one.abs().mean() / one.square().mean().sqrt().clamp_min(1e-6)) for one in gradients) / 2
+    return math.log(blur.fit.error) + SPARSITY * math.log(max(sparsity, 1e-6))
+
+
+def _busiest(luma: Tensor) -> Tensor:
+    """The part [h, w] of [H, W], SEARCHED pixels at most either way, with the most edges."""
+    height, width = luma.shape
+    window = [min(SEARCHED, side) for side in luma.shape]
+    steps = [max(1, (side - part) // 4) for side, part in zip(luma.shape, window)]
+    places = [
+        (top, left) for top in range(0, height - window[0] + 1, steps[0]) for left in range(0, width - window[1] + 1, steps[1])
+    ]
+    parts = [luma[top : top + window[0], left : left + window[1]] for top, left in places]
+    return max(parts, key=lambda part: float(part.diff(dim=0).abs().mean() + part.diff(dim=1).abs().mean()))
