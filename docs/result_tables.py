@@ -91,6 +91,20 @@ def finer_table() -> str:
     return table(("task", "strength", "input", "plain", "finer", "CPU seconds, plain", "finer"), lines).markdown()
 
 
+def blur_table() -> str:
+    """Blurred photos as they are, through blur's prompt alone, deconvolved alone, and through both, a damage a line."""
+    found = json.loads((ROOT / "benchmarks/results/blur.json").read_text(encoding="utf-8"))["rows"]
+    ways = list(dict.fromkeys(row["way"] for row in found))
+    lines = []
+    for damage in dict.fromkeys(row["damage"] for row in found):
+        rows = {row["way"]: row for row in found if row["damage"] == damage}
+        score = "aligned" if damage == "shaken" else "psnr"
+        lines.append(
+            (damage, *(f"{rows[way][score]:.2f} / {rows[way]['ssim']:.3f}" for way in ways), f"{rows['both']['seconds']:.2f}")
+        )
+    return table(("damage", *ways, "CPU seconds, both"), lines).markdown()
+
+
 def bundled(backbone: str) -> dict[str, Any]:
     """The bundled prompts of a backbone by the file's name without its suffix: those of the tasks, and the fine ones."""
     from ebr_engine.backbones.registry import spec
@@ -250,6 +264,7 @@ RESULTS: dict[str, Callable[[], str]] = {
     "clean": clean_table,
     "clips": clips_table,
     "finer": finer_table,
+    "blur": blur_table,
     "prompts": partial(prompts_table, "mini", LEARNED),
     "prompt-commands": partial(prompts_commands, "mini"),
     "sound-prompts": partial(prompts_table, "mini-audio", LEARNED_OF_SOUND),

@@ -111,6 +111,24 @@ def test_prompts_stand_beside_one_another_in_few_evaluations(tmp_path, capsys):
     assert "evaluations" in capsys.readouterr().out
 
 
+def test_what_deconvolution_and_the_prompt_do_is_told_apart(tmp_path, capsys):
+    how = ("--photos", "astronaut", "--damages", "heavy, JPEG", "--size", "96", "--json", str(tmp_path / "blur.json"))
+    quality.main(["blur", *how])
+    rows = {row["way"]: row for row in json.loads((tmp_path / "blur.json").read_text())["rows"]}
+    assert list(rows) == ["input", "prompt alone", "deconvolution alone", "both"]
+    assert rows["both"]["psnr"] > rows["input"]["psnr"] + 0.5
+    assert "deconvolution alone" in capsys.readouterr().out
+
+
+def test_a_moved_picture_is_aligned_and_a_shaken_one_is_damaged():
+    clean, shaken = quality.deblurring.damaged("coffee", "shaken", 96)
+    assert quality.deblurring.aligned(clean.roll((3, -2), (2, 3)), clean) == float("inf")
+    assert 10 < quality.deblurring.aligned(shaken, clean) < 35
+    clean, stored = quality.deblurring.damaged("coffee", "heavy, JPEG", 96)
+    assert not torch.equal(stored, quality.deblurring.damaged("coffee", "heavy", 96)[1])
+    assert torch.equal(clean, quality.deblurring.damaged("coffee", "clean", 96)[0])
+
+
 def test_a_grid_is_seen_where_there_is_one():
     smooth = torch.linspace(0.2, 0.6, 64).expand(1, 3, 64, 64)
     blocks = smooth + (torch.arange(64) // 8 % 2) * 0.04

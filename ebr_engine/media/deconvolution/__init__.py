@@ -8,6 +8,7 @@ A prompt learns from pictures that have been through this, and restores what it 
 import math
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,6 +16,7 @@ from ebr_engine.media.deconvolution.inverse import extended, wiener
 from ebr_engine.media.deconvolution.optics import Optics
 from ebr_engine.media.deconvolution.paths import kernel_of, transfer_of
 from ebr_engine.media.deconvolution.spectrum import BLOCK, Fit, Spectrum
+from ebr_engine.media.deconvolution.trusting import trust
 
 LARGEST = 640  # pixels of the longer side in which a wide blur is looked for
 SHARP = 0.8  # pixels of a point's image, up to which a picture is left as it is
@@ -26,6 +28,8 @@ SEARCHED = 320  # pixels of the part that they are looked for in, either way
 SPARSITY = 8.0  # how much the logarithm of a result's sparsity counts beside that of the fit's error
 MARGIN = 0.5  # by which a path has to be better than a closed form
 DOUBTS = (1e-3, 3e-3, 1e-2)  # of a lens, of a straight path, of any path
+ALIKE = 0.5  # correlation of the paths of a picture's halves from which on they are one
+BELIEVED = 0.15  # error of a fit from which on there is more
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -52,7 +56,8 @@ class Blur:
     @property
     def doubt(self) -> float:
         """How far off the transfer function may be: its relative error, squared."""
-        return DOUBTS[2] if self.optics is None else DOUBTS[1] if self.optics.length else DOUBTS[0]
+        doubt = DOUBTS[2] if self.optics is None else DOUBTS[1] if self.optics.length else DOUBTS[0]
+        return doubt * max(1.0, self.fit.error / BELIEVED)
 
     def removed(self, pictures: Tensor, doubt: float | None = None) -> Tensor:
         """Pictures or frames [F, C, H, W] without it, float32 in [0, 1]; `doubt` in place of its own."""
@@ -66,15 +71,32 @@ class Blur:
 def deconvolved(frames: Tensor) -> Tensor:
     """A picture or a scene's frames [F, 3, H, W] in [0, 1] without the blur that they show; as they are where they show none."""
     blur = blur_of(frames)
-    return frames if blur is None else blur.removed(frames)
+    if blur is None:
+        return frames
+    transfer = blur.transfer(*(extended(side) for side in frames.shape[-2:]))
+    shares = torch.stack([trust(luma, transfer, blur.fit) for luma in luma_of(frames)])
+    return frames.lerp(blur.removed(frames), shares[:, None])
+
+
+def luma_of(frames: Tensor) -> Tensor:
+    """The lumas [F, H, W] of frames [F, 3, H, W]."""
+    return sum(weight * colour for weight, colour in zip(LUMA, frames.float().unbind(1)))
 
 
 def blur_of(frames: Tensor) -> Blur | None:
     """The blur of a picture or of a scene's frames [F, 3, H, W] in [0, 1], which is one for all; None for sharp ones.
 
-    It is looked for in a small version first, where a wide blur is found, then in larger ones up to the picture itself.
+    Where it is not sharp at its own pixels, it is looked for in a small version first, where a wide blur is found, then in larger
+    ones up to the picture itself.
     """
-    luma = sum(weight * colour for weight, colour in zip(LUMA, frames.float().unbind(1)))
+    luma = luma_of(frames)
+    if min(luma.shape[-2:]) < BLOCK:
+        return None
+    own = Spectrum.of(luma)
+    if not own.empty:
+        optics, fit = own.explained()
+        if optics.width < SHARP and fit.error < GOOD:
+            return None
     for halved in range(max(0, math.ceil(math.log2(max(luma.shape[-2:]) / LARGEST))), -1, -1):
         small = luma
         if halved:
@@ -101,9 +123,19 @@ def _seen(lumas: Tensor, whole: bool) -> Blur | None:
     kernels = [kernel_of(part, size) for size in SIZES]
     paths = [Blur(None, kernel, spectrum.fit(transfer_of(kernel, BLOCK, BLOCK).abs().square())) for kernel in kernels]
     path = min(paths, key=lambda one: _badness(one, part))
-    if _badness(path, part) < _badness(lens, part) - MARGIN:
+    if _badness(path, part) < _badness(lens, part) - MARGIN and _halves_agree(lumas[0], len(path.kernel)):
         return path
     return None if sharp else lens
+
+
+def _halves_agree(luma: Tensor, size: int) -> bool:
+    """Whether a kernel of that size is about the same in both halves of [H, W]: a camera's path is one, a texture's is chance."""
+    dim = 1 if luma.shape[1] > luma.shape[0] else 0
+    half = luma.shape[dim] // 2
+    halves = luma.narrow(dim, 0, half), luma.narrow(dim, luma.shape[dim] - half, half)
+    one, other = (torch.fft.rfft2(kernel_of(_busiest(part), size), s=(2 * size, 2 * size)) for part in halves)
+    both, alone = torch.fft.irfft2(one * other.conj()), [torch.fft.irfft2(kernel) for kernel in (one, other)]
+    return float(both.max() / (alone[0].norm() * alone[1].norm())) > ALIKE
 
 
 def _badness(blur: Blur, luma: Tensor) -> float:
