@@ -24,7 +24,7 @@ CLAIMS = (
     "h_adaptive",
 )
 LEARNED = ("supersample", "t0", "tokens", "iterations", "batch", "size", "learning_rate", "intact", "even", "tone", "stored")
-LEARNED += ("heavy",)
+LEARNED += ("heavy", "deconvolve")
 LEARNED_OF_SOUND = ("t0", "tokens", "iterations", "batch", "frames", "scenes")
 HEADS = {"t0": "T0", "tokens": "tokens a block", "learning_rate": "learning rate", "scenes": "sounds held"}
 HEADS |= {"supersample": "finer", "iterations": "iterations", "batch": "crops", "size": "pixels a side", "frames": "frames"}
