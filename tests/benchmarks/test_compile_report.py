@@ -44,12 +44,14 @@ def hopper():
     return sound(compile_report.collect([90], usual, ["wan-1.3b"], cuda=False))
 
 
+@pytest.mark.slow
 def test_on_hopper_every_operation_has_a_kernel_that_spills_nothing(hopper):
     assert {row["operation"] for row in hopper} == set(compile_report.OPERATIONS) - PERSISTENT - FLUX
     assert {row["arch"] for row in hopper} == {"sm_90"}
     assert all(row["registers"] > 0 and row["warps"] > 0 for row in hopper)
 
 
+@pytest.mark.slow
 def test_on_hopper_matrices_are_multiplied_by_warp_groups(hopper):
     for kernel in ("prompt_attention_kernel", "query_gradient_kernel", "key_gradient_kernel"):
         assert all(found == {"HGMMA"} for found in instructions(hopper, kernel))
@@ -85,10 +87,12 @@ def test_how_many_blocks_a_multiprocessor_keeps():
     assert compile_report.residence(80, 1, 16, 0)["blocks"] == 32
 
 
+@pytest.mark.slow
 def test_a_norm_multiplies_no_matrices(hopper):
     assert instructions(hopper, "layer_norm_modulate_kernel") == [set(), set()]
 
 
+@pytest.mark.slow
 def test_launches_are_those_of_the_launchers(hopper):
     """Both forms of the norm, and prompt_attention with and without the log-sums that learning needs."""
     names = [row["kernel"] for row in hopper]

@@ -197,6 +197,12 @@ def test_kernels_and_their_transfer_functions_agree():
     assert kernel_of(torch.full((80, 90), 0.5), 15).isfinite().all()
 
 
+def test_a_fit_of_a_small_version_is_scaled_to_the_picture():
+    small = Fit(2.0, 2.2, Noise(1e-5, 1.0), 0.1)
+    squared = torch.tensor([1e-4, 1e-3, 1e-2])
+    assert torch.allclose(small.scaled(4).ratio(squared), small.ratio(16 * squared), rtol=1e-5)
+
+
 def test_a_blur_says_what_it_is():
     fit = Fit(1.0, 2.2, Noise(1e-6, 0.0), 0.1)
     assert str(Blur(Optics(0.45, radius=2.5), None, fit, 2.0)) == "a disc of radius 5.0"

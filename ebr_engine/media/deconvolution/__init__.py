@@ -39,8 +39,8 @@ class Blur:
 
     optics: Optics | None
     kernel: Tensor | None  # [side, side] of sum 1
-    fit: Fit  # of the version in which it was measured
-    scale: float = 1.0  # by how much the picture is larger than that
+    fit: Fit  # of the picture's spectrum
+    scale: float = 1.0  # by how much the picture is larger than the version in which optics or kernel were measured
 
     def transfer(self, height: int, width: int) -> Tensor:
         """The transfer function [height, width // 2 + 1] of `rfft2` in the picture's own pixels."""
@@ -103,7 +103,7 @@ def blur_of(frames: Tensor) -> Blur | None:
             shape = [round(side / 2**halved) for side in luma.shape[-2:]]
             small = F.interpolate(luma[:, None], shape, mode="bilinear", antialias=True)[:, 0]
         if min(small.shape[-2:]) >= BLOCK and (found := _seen(small, whole=not halved)) is not None:
-            return replace(found, scale=2.0**halved)
+            return replace(found, fit=found.fit.scaled(2.0**halved), scale=2.0**halved)
     return None
 
 

@@ -58,6 +58,11 @@ class Fit:
         squared = squared.clamp_min(1e-12)
         return self.noise.power(squared) / GREY_NOISE / self.amplitude * squared ** (self.slope / 2)
 
+    def scaled(self, factor: float) -> "Fit":
+        """The same of a picture that is so many times larger than the version that was measured: its frequencies are lower."""
+        noise = Noise(self.noise.floor * factor**-self.noise.tilt, self.noise.tilt)
+        return Fit(self.amplitude * factor**-self.slope, self.slope, noise, self.error)
+
 
 @dataclass(frozen=True)
 class Spectrum:
