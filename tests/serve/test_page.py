@@ -97,7 +97,7 @@ def test_every_task_is_tried_and_one_chosen_by_keyboard(page, stand_in, tmp_path
         page.get_by_role("button", name="Try every task on a.png").click()
         until(lambda: page.get_by_role("button", name="Choose a task for a.png").count() == 2)
         page.get_by_role("button", name="Choose a task for a.png").first.click()
-        assert page.evaluate("document.activeElement.className") == "tile"
+        until(lambda: page.evaluate("document.activeElement.className") == "tile")
     assert not page.problems
 
 
