@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from ebr_engine.evaluation.metrics import psnr
 from ebr_engine.evaluation.photos import load_photo
 from ebr_engine.media import deconvolution
-from ebr_engine.media.deconvolution import Blur, blur_of, deconvolved
+from ebr_engine.media.deconvolution import Blur, blur_of, deconvolved, luma_of
 from ebr_engine.media.deconvolution.inverse import extended, periodic, wiener
 from ebr_engine.media.deconvolution.optics import Optics
 from ebr_engine.media.deconvolution.paths import kernel_of, pruned, transfer_of
 from ebr_engine.media.deconvolution.spectrum import Fit, Noise, Spectrum
+from ebr_engine.media.deconvolution.trusting import trust
 
 
 def photo(name, size=256):
@@ -104,6 +105,30 @@ def test_a_blurred_picture_that_was_stored_as_jpeg_gets_sharper(name, optics):
     assert psnr(deconvolved(stored), clean) > psnr(stored, clean) + 1
     plain = jpeg(clean)
     assert deconvolved(plain) is plain
+
+
+def test_what_is_flat_and_what_is_sharp_already_is_not_believed():
+    clean, optics = photo("coffee"), Optics(0.45, radius=4.0)
+    clean[..., :100, :100] = 0.5
+    seen = blurred(clean, optics)
+    mixed = seen.clone()
+    mixed[..., 160:, 140:] = photo("chelsea")[..., 160:, 140:]  # sharp fur
+    blur = blur_of(seen)
+    shares = trust(luma_of(mixed)[0], blur.transfer(extended(256), extended(256)), blur.fit)
+    assert shares.min() >= 0
+    assert shares.max() <= 1
+    flat, fur, rest = shares[20:80, 20:80], shares[190:240, 170:230], shares[130:220, 20:110]
+    assert flat.mean() < 0.4
+    assert fur.mean() < 0.4
+    assert rest.mean() > 0.6
+
+
+def test_a_path_must_be_the_same_in_both_halves():
+    clean = photo("astronaut")
+    shaken = luma_of(along(hook(), clean))[0]
+    assert deconvolution._halves_agree(shaken, 15)
+    across, down = (luma_of(blurred(clean, Optics(0.45, length=13.0, angle=angle)))[0] for angle in (math.pi / 2, 0.0))
+    assert not deconvolution._halves_agree(torch.cat((across[:128], down[128:])), 15)
 
 
 def test_a_path_of_any_form_is_found():

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ebr_engine.media.deconvolution.inverse import extended, wiener
 from ebr_engine.media.deconvolution.optics import Optics
 from ebr_engine.media.deconvolution.paths import kernel_of, transfer_of
-from ebr_engine.media.deconvolution.spectrum import BLOCK, Fit, Spectrum
+from ebr_engine.media.deconvolution.spectrum import BLOCK, LUMA, Fit, Spectrum
 from ebr_engine.media.deconvolution.trusting import trust
 
 LARGEST = 640  # pixels of the longer side in which a wide blur is looked for
@@ -30,7 +30,6 @@ MARGIN = 0.5  # by which a path has to be better than a closed form
 DOUBTS = (1e-3, 3e-3, 1e-2)  # of a lens, of a straight path, of any path
 ALIKE = 0.5  # correlation of the paths of a picture's halves from which on they are one
 BELIEVED = 0.15  # error of a fit from which on there is more
-LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
