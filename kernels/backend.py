@@ -67,7 +67,7 @@ def registered(x: Tensor) -> bool:
 @contextmanager
 def in_place() -> Iterator[None]:
     """Within it, operations of this process run their formulas in place of registrations, unless some are asked for: for who
-    learns a model's own weights, for which kernels have no gradients."""
+    learns a model's own weights on a GPU, for which kernels there have no gradients."""
     global ASKED
     before, ASKED = ASKED, "torch" if ASKED == "auto" else ASKED
     try:
@@ -127,12 +127,17 @@ def native_learning(*tensors: Tensor | None) -> bool:
     if not learned(*tensors):
         return False
     if torch.compiler.is_compiling():
-        return HAS_NATIVE and ASKED == "auto" and tensors[0].is_cpu and tensors[0].dtype in NATIVE_DTYPES
+        return native_kind(tensors[0])
     module = _serving(tensors)
     if module is None or not module.takes(*tensors):
         return False
     module.learns()
     return True
+
+
+def native_kind(x: Tensor) -> bool:
+    """Whether native code is there for tensors such as `x`, real or not."""
+    return HAS_NATIVE and ASKED == "auto" and x.is_cpu and x.dtype in NATIVE_DTYPES
 
 
 def learned(*tensors: Tensor | None) -> bool:

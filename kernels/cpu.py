@@ -92,25 +92,28 @@ def norm_gradient(
     gradient: Tensor,
     total: Tensor,
     gate: Tensor | None,
-    weight: Tensor,
+    weight: Tensor | None,
     eps: float,
     centred: bool = True,
-) -> tuple[Tensor, Tensor | None] | None:
-    """Gradients of x, and of y where there is a gate, from those of x' (or none) and of its norm."""
-    alike = (sum_gradient, gradient, total)
+    y: Tensor | None = None,
+    needed: Sequence[bool] = (False, False, False),
+) -> tuple[Tensor | None, Tensor | None, list[Tensor]] | None:
+    """Gradients of x, unless `weight` is None, and of y where there is a gate, from those of x' (or none) and of its norm; and of
+    weight, bias and gate the sums over tokens [B, D] that are `needed`, else empty: see `table_gradients`."""
+    alike = (sum_gradient, gradient, total, y)
     if not takes(*alike, gate, weight) or total.dim() != 3 or any(t is not None and t.dtype != total.dtype for t in alike):
         return None
     batch, tokens, width = total.shape
-    sum_gradient, gradient, total, gate, weight = (None if t is None else dense(t) for t in (*alike, gate, weight))
-    dx = torch.empty_like(total, memory_format=torch.contiguous_format)
+    alike, tables = ([None if t is None else dense(t) for t in some] for some in (alike, (gate, weight)))
+    dx = None if weight is None else torch.empty_like(total, memory_format=torch.contiguous_format)
     dy = None if gate is None else torch.empty_like(dx)
-    _cpu.norm_gradient(
-        level(), *(NONE if t is None else rows(t) for t in (sum_gradient, gradient, total)),
-        NONE if gate is None else table(gate, batch_stride("gate", gate, batch, width)),
-        table(weight, batch_stride("weight", weight, batch, width)), dx.data_ptr(), 0 if dy is None else dy.data_ptr(),
-        batch, tokens, width, eps, centred, torch.get_num_threads(),
-    )  # fmt: skip
-    return dx, dy
+    sums = [torch.empty((batch, width) if one else (0,), dtype=torch.float32) for one in needed]
+    views = [NONE if t is None else rows(t) for t in alike]
+    named = zip(("gate", "weight"), tables)
+    views[3:3] = [NONE if t is None else table(t, batch_stride(name, t, batch, width)) for name, t in named]
+    addresses = (0 if t is None or not t.numel() else t.data_ptr() for t in (dx, dy, *sums))
+    _cpu.norm_gradient(level(), *views, *addresses, batch, tokens, width, eps, centred, torch.get_num_threads())
+    return dx, dy, sums
 
 
 def qk_norm_rope(

@@ -3,7 +3,7 @@
 x' = x + gate · y
 n  = LayerNorm(x') · weight + bias          affine weights, or a modulation with weight = 1 + scale, bias = shift
 
-Gradients:   dx = dx' + (gradient of the norm, see layer_norm_modulate),   dy = gate · dx
+Gradients:   dx = dx' + (gradient of the norm, see norm_gradients),   dy = gate · dx
 """
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 from ebr_engine.kernels import backend
 from ebr_engine.kernels.backend import tl, triton
 from ebr_engine.kernels.gate import gated
-from ebr_engine.kernels.layer_norm_modulate import affine_gradients, layer_norm_gradient_ref, modulated_ref
+from ebr_engine.kernels.layer_norm_modulate import modulated_ref
+from ebr_engine.kernels.norm_gradients import like, norm_gradient_ref, norm_gradients, table_gradients
 from ebr_engine.kernels.quantize_fp8 import Quantized, empty_quantized, quantize_fp8_ref
 from ebr_engine.kernels.rows import (
     batch_stride,
@@ -54,7 +55,7 @@ def gated_residual_norm_backward_ref(
     sum_gradient: Tensor, norm_gradient: Tensor, total: Tensor, gate: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """The gradients' formulas in float32: of x, and of y (empty without a gate, where it is that of x)."""
-    dx = wide(sum_gradient) + layer_norm_gradient_ref(norm_gradient, total, weight, eps)
+    dx = wide(sum_gradient) + norm_gradient_ref(norm_gradient, total, weight, eps)
     dy = dx.new_empty(0) if gate is None else dx * wide(gate).unsqueeze(-2)
     return dx.to(total.dtype), dy.to(total.dtype)
 
@@ -208,10 +209,14 @@ def _save(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 def _backward(ctx, sum_gradient: Tensor, norm_gradient: Tensor) -> tuple:
     total, y, gate, weight, bias = ctx.saved_tensors
-    dx, dy = gated_residual_norm_backward_op(sum_gradient, norm_gradient, total, gate, weight, ctx.eps)
-    dgate = None if y is None else (wide(dx) * wide(y)).sum(1).sum_to_size(gate.shape).to(gate.dtype)
-    affine = affine_gradients(norm_gradient, total, weight, bias, ctx.eps, ctx.needs_input_grad[3:5])
-    return dx, dx if gate is None else dy, dgate, *affine, None
+    needed = *ctx.needs_input_grad[3:5], y is not None
+    if any(needed) and backend.native_kind(total):
+        dx, dy, tables = norm_gradients(sum_gradient, norm_gradient, total, y, gate, weight, ctx.eps, needed)
+    else:
+        dx, dy = gated_residual_norm_backward_op(sum_gradient, norm_gradient, total, gate, weight, ctx.eps)
+        tables = table_gradients(norm_gradient, total, ctx.eps, needed, dx, y)
+    affine = like(tables.weight, weight), like(tables.bias, bias)
+    return dx, dx if gate is None else dy, like(tables.gate, gate), *affine, None
 
 
 gated_residual_norm_op.register_autograd(_backward, setup_context=_save)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ebr_engine.kernels import backend
 from ebr_engine.kernels.backend import tl, triton
 from ebr_engine.kernels.gate import gated
+from ebr_engine.kernels.norm_gradients import like, norm_gradient_ref, norm_gradients, table_gradients
 from ebr_engine.kernels.quantize_fp8 import Quantized, empty_quantized, quantize_fp8_ref
 from ebr_engine.kernels.rows import (
     batch_stride,
@@ -42,15 +43,6 @@ def layer_norm_modulate_ref(x: Tensor, weight: Tensor, bias: Tensor, eps: float)
 def layer_norm_modulate_fp8_ref(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Quantized:
     """The formula quantised before it is rounded; see `layer_norm_modulate_fp8`."""
     return quantize_fp8_ref(modulated_ref(wide(x), weight, bias, eps))
-
-
-def layer_norm_gradient_ref(gradient: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Gradient of `x` in float32 (or float64), unrounded; `gradient` is that of y."""
-    x, g = wide(x), wide(gradient) * wide(weight).unsqueeze(-2)
-    centred = x - x.mean(-1, keepdim=True)
-    inverse = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
-    n = centred * inverse
-    return inverse * (g - g.mean(-1, keepdim=True) - n * (g * n).mean(-1, keepdim=True))
 
 
 @triton.jit
@@ -135,7 +127,7 @@ def layer_norm_modulate_backward_op(gradient: Tensor, x: Tensor, weight: Tensor,
     cpu = backend.native(gradient, x, weight)
     if cpu and (found := cpu.norm_gradient(None, gradient, x, None, weight, eps)):
         return found[0]
-    return layer_norm_gradient_ref(gradient, x, weight, eps).to(x.dtype).contiguous()
+    return norm_gradient_ref(gradient, x, weight, eps).to(x.dtype).contiguous()
 
 
 @layer_norm_modulate_backward_op.register_fake
@@ -160,19 +152,6 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tens
     return empty_quantized(x)
 
 
-def affine_gradients(
-    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, needed: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of `weight` and `bias` [B or 1, D], each if needed: the model is frozen, so they seldom are."""
-
-    def over_tokens(product: Tensor, table: Tensor) -> Tensor:
-        return product.sum(1).sum_to_size(table.shape).to(table.dtype)
-
-    g = wide(gradient)
-    normed = F.layer_norm(wide(x), x.shape[-1:], eps=eps) if needed[0] else None
-    return over_tokens(g * normed, weight) if needed[0] else None, over_tokens(g, bias) if needed[1] else None
-
-
 def _save(ctx, inputs: tuple, output: Tensor) -> None:
     *tensors, ctx.eps = inputs
     ctx.save_for_backward(*tensors)
@@ -180,8 +159,13 @@ def _save(ctx, inputs: tuple, output: Tensor) -> None:
 
 def _backward(ctx, gradient: Tensor) -> tuple:
     x, weight, bias = ctx.saved_tensors
-    dx = layer_norm_modulate_backward_op(gradient, x, weight, ctx.eps) if ctx.needs_input_grad[0] else None
-    return dx, *affine_gradients(gradient, x, weight, bias, ctx.eps, ctx.needs_input_grad[1:3]), None
+    needed = *ctx.needs_input_grad[1:3], False
+    if any(needed) and backend.native_kind(x):
+        dx, _, tables = norm_gradients(None, gradient, x, None, None, weight, ctx.eps, needed)
+    else:
+        dx = layer_norm_modulate_backward_op(gradient, x, weight, ctx.eps) if ctx.needs_input_grad[0] else None
+        tables = table_gradients(gradient, x, ctx.eps, needed)
+    return dx, like(tables.weight, weight), like(tables.bias, bias), None
 
 
 layer_norm_modulate_op.register_autograd(_backward, setup_context=_save)

@@ -18,6 +18,7 @@ from torch import Tensor
 from ebr_engine.kernels import backend
 from ebr_engine.kernels.backend import tl, triton
 from ebr_engine.kernels.gate import gated
+from ebr_engine.kernels.norm_gradients import like, table_gradients
 from ebr_engine.kernels.qk_norm_rope_gradient import qk_norm_rope_backward_op, rotate_back_ref
 from ebr_engine.kernels.rotary import (
     add_rows_ref,
@@ -190,9 +191,11 @@ def _backward(ctx, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple:
         drows = wide(dqkv[:, : rows.shape[-2]]).sum_to_size(rows.shape).to(rows.dtype)
 
     def of_weight(gradient: Tensor, part: int, weight: Tensor) -> Tensor:
-        x = add_rows_ref(qkv, rows).chunk(3, dim=-1)[part].unflatten(-1, (-1, weight.shape[0]))
-        g = rotate_back_ref(gradient, cos, sin).unflatten(-1, (-1, weight.shape[0]))
-        return (g * rms_norm_ref(x, torch.ones_like(weight), ctx.eps)).sum((0, 1, 2)).to(weight.dtype)
+        x = add_rows_ref(qkv, rows).chunk(3, dim=-1)[part]
+        g = rotate_back_ref(gradient, cos, sin).to(qkv.dtype)
+        if weight.shape[0] < x.shape[-1]:  # of each head
+            x, g = (one.unflatten(-1, (-1, weight.shape[0])).flatten(1, 2) for one in (x, g))
+        return like(table_gradients(g, x, ctx.eps, (True, False, False), centred=False).weight, weight)
 
     dq_weight = of_weight(dq, 0, q_weight) if ctx.needs_input_grad[1] else None
     dk_weight = of_weight(dk, 1, k_weight) if ctx.needs_input_grad[2] else None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ebr_engine.kernels import backend
+from ebr_engine.kernels.norm_gradients import like, norm_gradient_ref, norm_gradients
 from ebr_engine.kernels.rows import wide
 
 
@@ -19,10 +20,7 @@ def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def rms_norm_backward_ref(gradient: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The gradient's formula of `x`, rounded once."""
-    g = wide(gradient) * wide(weight)
-    inverse = torch.rsqrt(wide(x).square().mean(-1, keepdim=True) + eps)
-    n = wide(x) * inverse
-    return (inverse * (g - n * (g * n).mean(-1, keepdim=True))).to(x.dtype)
+    return norm_gradient_ref(gradient, x, weight, eps, centred=False).to(x.dtype)
 
 
 # By the plain interface, as `packed_linear`'s.
@@ -58,11 +56,11 @@ def _save(ctx, inputs: tuple, output: Tensor) -> None:
 
 def _backward(ctx, gradient: Tensor) -> tuple:
     x, weight = ctx.saved_tensors
-    dx = torch.ops.ebr.rms_norm_backward.default(gradient, x, weight, ctx.eps)
     if not ctx.needs_input_grad[1]:
-        return dx, None, None
-    normed = rms_norm_ref(wide(x), torch.ones_like(weight), ctx.eps)
-    return dx, (wide(gradient) * normed).flatten(0, -2).sum(0).to(weight.dtype), None
+        return torch.ops.ebr.rms_norm_backward.default(gradient, x, weight, ctx.eps), None, None
+    needed = True, False, False
+    dx, _, tables = norm_gradients(None, gradient, x, None, None, weight[None], ctx.eps, needed, centred=False)
+    return dx, like(tables.weight, weight), None
 
 
 torch.library.register_autograd("ebr::rms_norm", _backward, setup_context=_save)

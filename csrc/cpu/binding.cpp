@@ -70,9 +70,11 @@ PYBIND11_MODULE(_cpu, m) {
         return chosen.attention_gradient(a);
     });
     m.def("norm_gradient", [](int level, const Rows& sum_gradient, const Rows& gradient, const Rows& total, const Rows& gate,
-                              const Rows& weight, uintptr_t dx, uintptr_t dy, int64_t batch, int64_t tokens, int64_t width,
-                              float eps, bool centred, int threads) {
-        const NormGradient a{sum_gradient, gradient, total, gate, weight, dx, dy, batch, tokens, width, eps, centred, threads};
+                              const Rows& weight, const Rows& y, uintptr_t dx, uintptr_t dy, uintptr_t weight_sums,
+                              uintptr_t bias_sums, uintptr_t gate_sums, int64_t batch, int64_t tokens, int64_t width, float eps,
+                              bool centred, int threads) {
+        const NormGradient a{sum_gradient, gradient, total, gate, weight, y, dx, dy, weight_sums, bias_sums, gate_sums, batch,
+                             tokens, width, eps, centred, threads};
         const Table& chosen = table(level);
         py::gil_scoped_release released;
         return chosen.norm_gradient(a);

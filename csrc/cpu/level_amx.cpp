@@ -11,4 +11,5 @@ bool by_dtype(const ebr::cpu::Attention& a) {
 }
 }  // namespace
 
-const ebr::cpu::Table ebr::cpu::amx{by_dtype, norm, rope, gelu, amx_gradient, norm_gradient, rope_gradient, channel_norm, convolution};
+const ebr::cpu::Table ebr::cpu::amx{by_dtype, norm, rope, gelu, amx_gradient, norm_gradient,
+                                        rope_gradient, channel_norm, convolution};

@@ -4,4 +4,5 @@
 #include "row_gradients.h"
 #include "rows.h"
 
-const ebr::cpu::Table ebr::cpu::baseline{attention, norm, rope, gelu, attention_gradient, norm_gradient, rope_gradient, channel_norm, convolution};
+const ebr::cpu::Table ebr::cpu::baseline{attention, norm, rope, gelu, attention_gradient, norm_gradient,
+                                        rope_gradient, channel_norm, convolution};

@@ -80,10 +80,11 @@ struct Norm {
 };
 
 // From the gradients of `total` (or none) and of `out` those of x and, where there is a gate, of y, contiguous; all in one dtype.
-// `centred`: the norm is LayerNorm, not RMSNorm.
+// `centred`: the norm is LayerNorm, not RMSNorm. And sums over the tokens of each sample, float32 [batch, width]: of gradient·n, n
+// the norm of `total`, of gradient, and of dx·y. An address of 0: not asked for.
 struct NormGradient {
-    Rows sum_gradient, gradient, total, gate, weight;
-    uintptr_t dx, dy;
+    Rows sum_gradient, gradient, total, gate, weight, y;
+    uintptr_t dx, dy, weight_sums, bias_sums, gate_sums;
     int64_t batch, tokens, width;
     float eps;
     bool centred;

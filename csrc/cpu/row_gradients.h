@@ -6,6 +6,9 @@
 namespace ebr::cpu {
 namespace {
 
+constexpr int64_t PIECE = 256;  // tokens that are summed apart
+constexpr int TOGETHER = 8;     // rows whose columns are added in registers
+
 template <typename T>
 INLINE V part_of(const T* x, int64_t d, int64_t width) {
     return d + W <= width ? load(x + d) : some(x + d, width - d);
@@ -55,27 +58,100 @@ const T* row_of(const Rows& x, int64_t b, int64_t n) {
     return reinterpret_cast<const T*>(x.address) + b * x.batch + n * x.token;
 }
 
+// The mean (0 where it is not centred) of a row, and what its difference to it is multiplied by to be normed.
+template <typename T>
+void moments(const T* x, int64_t width, float eps, bool centred, float& mean, float& inverse) {
+    V sums{}, squares{};
+    if (centred) {
+        for (int64_t d = 0; d < width; d += W) sums += part_of(x, d, width);
+    }
+    mean = sum(sums) / width;
+    for (int64_t d = 0; d < width; d += W) {
+        V v = part_of(x, d, width) - mean;
+        if (d + W > width) v = some(reinterpret_cast<const float*>(&v), width - d);
+        squares += v * v;
+    }
+    inverse = 1 / std::sqrt(sum(squares) / width + eps);
+}
+
+// The part of COUNT rows in the sums of `NormGradient`: of each column's vector they are added in registers.
+template <int COUNT, typename T>
+void add_rows(const T* const* g, const T* const* x, T* const* dx, const T* const* y, float* weight, float* bias,
+                         float* gate, int64_t width, float eps, bool centred) {
+    float mean[COUNT], inverse[COUNT];
+    if (weight) {
+        for (int i = 0; i < COUNT; ++i) moments(x[i], width, eps, centred, mean[i], inverse[i]);
+    }
+    for (int64_t d = 0; d < width; d += W) {
+        V along_n{}, plain{}, gated{};
+        for (int i = 0; i < COUNT; ++i) {
+            if (weight || bias) {
+                const V v = part_of(g[i], d, width);
+                plain += v;
+                if (weight) along_n += v * (part_of(x[i], d, width) - mean[i]) * inverse[i];
+            }
+            if (gate) gated += part_of(dx[i], d, width) * part_of(y[i], d, width);
+        }
+        if (weight) store(weight + d, load(weight + d) + along_n);
+        if (bias) store(bias + d, load(bias + d) + plain);
+        if (gate) store(gate + d, load(gate + d) + gated);
+    }
+}
+
+// Where sums are asked for, parts of a sample's tokens are summed apart, so that one sample serves several threads, and then in
+// their order.
 template <typename T>
 void norm_gradient_all(const NormGradient& a) {
-    const int64_t padded = (a.width + W - 1) / W * W, tables = padded * 2;
-    float* table = static_cast<float*>(room(Use::tables, sizeof(float) * a.batch * tables));  // gate, weight of every sample
-    std::memset(table, 0, sizeof(float) * a.batch * tables);
+    const int64_t padded = (a.width + W - 1) / W * W, tables = padded * 2, each = padded * 3;
+    const uintptr_t sums[] = {a.weight_sums, a.bias_sums, a.gate_sums};
+    const bool summed = sums[0] || sums[1] || sums[2];
+    const int64_t piece = summed ? PIECE : SOME, parts = (a.tokens + piece - 1) / piece;
+    const int64_t given = a.batch * tables, apart = summed ? a.batch * parts * each : 0;
+    float* table = static_cast<float*>(room(Use::tables, sizeof(float) * (given + apart)));  // gate, weight of every sample
+    std::memset(table, 0, sizeof(float) * (given + apart));
     for (int64_t b = 0; b < a.batch; ++b) {
         if (a.gate.address) widen(a.gate, b * a.gate.batch, a.width, table + b * tables);
-        widen(a.weight, b * a.weight.batch, a.width, table + b * tables + padded);
+        if (a.weight.address) widen(a.weight, b * a.weight.batch, a.width, table + b * tables + padded);
     }
-    const int64_t rows = a.batch * a.tokens;
-    spread((rows + SOME - 1) / SOME, a.threads, [&](int64_t part) {
+    spread(a.batch * parts, a.threads, [&](int64_t i) {
         float* row = static_cast<float*>(room(Use::part, sizeof(float) * 2 * padded));
-        for (int64_t i = part * SOME; i < rows && i < (part + 1) * SOME; ++i) {
-            const int64_t b = i / a.tokens, n = i % a.tokens;
-            const float* to = table + b * tables;
-            const T* s = a.sum_gradient.address ? row_of<T>(a.sum_gradient, b, n) : nullptr;
-            T *dx = reinterpret_cast<T*>(a.dx) + i * a.width, *dy = a.dy ? reinterpret_cast<T*>(a.dy) + i * a.width : nullptr;
-            norm_gradient_row(s, row_of<T>(a.gradient, b, n), row_of<T>(a.total, b, n), dy ? to : nullptr, to + padded, dx, dy,
-                              a.width, a.eps, a.centred, row);
+        const int64_t b = i / parts, first = i % parts * piece, last = std::min(first + piece, a.tokens);
+        const float* to = table + b * tables;
+        float* own[3];
+        for (int which = 0; which < 3; ++which) own[which] = sums[which] ? table + given + i * each + which * padded : nullptr;
+        const T *g[TOGETHER], *x[TOGETHER], *y[TOGETHER];
+        T* dx[TOGETHER];
+        for (int64_t n = first; n < last; n += TOGETHER) {
+            const int count = static_cast<int>(std::min<int64_t>(TOGETHER, last - n));
+            for (int k = 0; k < count; ++k) {
+                const int64_t place = (b * a.tokens + n + k) * a.width;
+                const T* s = a.sum_gradient.address ? row_of<T>(a.sum_gradient, b, n + k) : nullptr;
+                T* dy = a.dy ? reinterpret_cast<T*>(a.dy) + place : nullptr;
+                g[k] = row_of<T>(a.gradient, b, n + k), x[k] = row_of<T>(a.total, b, n + k);
+                dx[k] = a.dx ? reinterpret_cast<T*>(a.dx) + place : nullptr;
+                y[k] = a.gate_sums ? row_of<T>(a.y, b, n + k) : nullptr;
+                if (!dx[k]) continue;
+                norm_gradient_row(s, g[k], x[k], dy ? to : nullptr, to + padded, dx[k], dy, a.width, a.eps, a.centred, row);
+            }
+            if (!summed) continue;
+            if (count == TOGETHER) {
+                add_rows<TOGETHER>(g, x, dx, y, own[0], own[1], own[2], a.width, a.eps, a.centred);
+                continue;
+            }
+            for (int k = 0; k < count; ++k) add_rows<1>(g + k, x + k, dx + k, y + k, own[0], own[1], own[2], a.width, a.eps, a.centred);
         }
     });
+    for (int which = 0; which < 3; ++which) {
+        if (!sums[which]) continue;
+        float* out = reinterpret_cast<float*>(sums[which]);
+        for (int64_t b = 0; b < a.batch; ++b, out += a.width) {
+            std::memset(out, 0, sizeof(float) * a.width);
+            for (int64_t part = 0; part < parts; ++part) {
+                const float* from = table + given + (b * parts + part) * each + which * padded;
+                for (int64_t d = 0; d < a.width; ++d) out[d] += from[d];
+            }
+        }
+    }
 }
 
 bool norm_gradient(const NormGradient& a) {

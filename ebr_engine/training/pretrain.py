@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ebr_engine import settings
 from ebr_engine.backbones.layers import cpu_has_bf16
 from ebr_engine.backbones.mini.codec import OrthonormalCodec
 from ebr_engine.backbones.mini.lapped import LappedCodec
@@ -165,6 +166,7 @@ def pretrain(
         course.save(out, finished(model, mine, copy.deepcopy(codec).cpu(), about))
 
     if config.compile:
+        settings.keep_compiled()
         # One graph a block and size, shared by all blocks: the whole model as one takes several times as long to compile.
         for block in model.trunk.blocks:
             block.compile(dynamic=False)
@@ -175,7 +177,8 @@ def pretrain(
     kept = {"keep": scenes} if scenes and not runs else {}
     with ExitStack() as stack:
         log = stack.enter_context(out.with_suffix(".log.jsonl").open("a"))
-        stack.enter_context(backend.in_place())
+        if gpu:
+            stack.enter_context(backend.in_place())
         pool = stack.enter_context(
             course.pool(config, runs)
             if course.pool

@@ -26,6 +26,7 @@ from tests.kernels.native import DTYPES, HEADS, LENGTHS, PER_HEAD, rotated
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 FLOOR = {torch.float32: 5e-7, torch.bfloat16: 2**-10}  # what rounding the result adds, and a softmax's logarithm
+ROUNDED = {torch.float32: 0.0, torch.bfloat16: 4e-3}  # of what is summed of rows that were rounded in between
 FEW = 10  # numbers, whose own errors, not their size, are drawn anew in every way of adding up
 
 
@@ -63,10 +64,10 @@ def softmax_formula(q, k, v):
     return torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, -1) @ v
 
 
-def gradients_as_exact(op, reference, learned, *inputs, exact=None, **others):
+def gradients_as_exact(op, reference, learned, *inputs, exact=None, rounded=0.0, **others):
     """Results and gradients of the inputs numbered `learned` are at most twice as far from float64 as the reference's.
 
-    `exact`: a formula in float64 in place of the reference.
+    `exact`: a formula in float64 in place of the reference; `rounded`: how much farther, for what is made of rounded rows.
     """
 
     def run(function, dtype):
@@ -87,7 +88,7 @@ def gradients_as_exact(op, reference, learned, *inputs, exact=None, **others):
     _, wide = run(exact or reference, torch.float64)
     for value, usual, true in zip(found, eager, wide, strict=True):
         assert value.dtype == usual.dtype
-        allowed = 2 * distance(usual, true) + FLOOR[value.dtype] * (10 if value.numel() < FEW else 1)
+        allowed = rounded + 2 * distance(usual, true) + FLOOR[value.dtype] * (10 if value.numel() < FEW else 1)
         assert distance(value, true) <= allowed, (distance(value, true), allowed)
 
 
@@ -133,6 +134,41 @@ def test_qk_norm_rope(level, served, dtype, per_head, length, heads, head):
     learned = [0, 7] if length else [0]
     gradients_as_exact(qk_norm_rope, qk_norm_rope_ref, learned, qkv, *given, 1e-6, rows)
     assert served == ["rope", "rope_gradient"]
+
+
+@DTYPES
+@pytest.mark.parametrize(("batch", "tokens", "width"), [(1, 300, 256), (3, 37, 67), (2, 1, 1)])
+def test_gradients_of_what_norms_and_gates_multiply_by(level, served, dtype, batch, tokens, width):
+    x, y = torch.randn(2, batch, tokens, 2 * width).to(dtype)[..., :width]
+    own, shared = 1 + torch.randn(batch, width) / 2, torch.randn(1, width)
+    more = {"rounded": ROUNDED[dtype]}
+    gradients_as_exact(layer_norm_modulate, layer_norm_modulate_ref, [0, 1, 2], x, own, shared, 1e-6)
+    gradients_as_exact(gated_residual_norm, gated_residual_norm_ref, [0, 1, 2, 3, 4], x, y, own, shared, own + 1, 1e-6, **more)
+    gradients_as_exact(gated_residual_norm, gated_residual_norm_ref, [0, 1, 4], x, y, None, shared, own, 1e-6, **more)
+    gradients_as_exact(rms_norm, rms_norm_ref, [0, 1], x, own[0], 1e-6)
+    assert served == ["norm", "norm_gradient"] * 4
+
+
+@DTYPES
+@PER_HEAD
+def test_gradients_of_the_weights_of_queries_and_keys(level, served, dtype, per_head):
+    qkv, *given, rows = rotated(dtype, per_head, 0, 2, 32)
+    gradients_as_exact(qk_norm_rope, qk_norm_rope_ref, [0, 1, 2], qkv, *given, 1e-6, rows, rounded=ROUNDED[dtype])
+    assert served == ["rope", "rope_gradient", "norm_gradient", "norm_gradient"]
+
+
+def test_sums_over_tokens_do_not_depend_on_the_threads(level):
+    x, gradient = torch.randn(2, 1, 1000, 64)
+    needed = True, True, False
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(cpu.norm_gradient(None, gradient, x, None, None, 1e-6, True, None, needed)[2])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(*found))
 
 
 @DTYPES

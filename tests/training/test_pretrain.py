@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ebr_engine.backbones.mini.lapped import LappedCodec
 from ebr_engine.backbones.mini.model import CONTEXT_TOKENS, load_mini
 from ebr_engine.errors import EbrError
+from ebr_engine.kernels import backend
 from ebr_engine.media import degradations
 from ebr_engine.training import pretrain, pretrainee, procedural, scenes
 from ebr_engine.training.pretrain import PretrainConfig, batch, measured_codec, rate_factor
@@ -279,3 +280,19 @@ def test_the_whole_vocabulary_is_known_to_the_encoder():
     assert ids[:, 0].min() == 2
     with pytest.raises(EbrError, match="fog"):
         text.tokenize([("fog",)])
+
+
+def test_weights_learn_by_native_gradients_what_they_learn_by_formulas(monkeypatch):
+    monkeypatch.setattr(backend, "TUNE", "off")
+    torch.manual_seed(3)
+    model = Pretrainee(replace(TINY, attention_head_dim=16))
+    latent = torch.randn(2, TINY.in_channels, 1, 8, 12)
+    ids = model.text_encoder.tokenize([(), ("rain",)])
+    found = []
+    for asked in ("torch", "auto"):
+        monkeypatch.setattr(backend, "ASKED", asked)
+        model.zero_grad()
+        pretrain.step(model, latent, ids, torch.Generator().manual_seed(0), torch.float32)
+        found.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    for name, exact in found[0].items():
+        torch.testing.assert_close(found[1][name], exact, rtol=1e-3, atol=1e-6 + 1e-4 * float(exact.abs().max()), msg=name)
