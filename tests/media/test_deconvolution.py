@@ -2,6 +2,7 @@
 
 import io
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from ebr_engine.media.deconvolution.optics import Optics
 from ebr_engine.media.deconvolution.paths import kernel_of, pruned, transfer_of
 from ebr_engine.media.deconvolution.spectrum import Fit, Noise, Spectrum
 from ebr_engine.media.deconvolution.trusting import trust
+
+SAMPLES = Path(__file__).parents[3] / "shared" / "samples"
 
 
 def photo(name, size=256):
@@ -121,6 +124,39 @@ def test_what_is_flat_and_what_is_sharp_already_is_not_believed():
     assert flat.mean() < 0.4
     assert fur.mean() < 0.4
     assert rest.mean() > 0.6
+
+
+def calmest_third_grows(seen, result):
+    """By how much the standard deviations in 7×7 pixels grow, in the median of the calmest third."""
+    before, after = (deviations(x) for x in (seen, result))
+    calmest = before <= before.quantile(1 / 3)
+    return float(after[calmest].median() / before[calmest].median())
+
+
+def deviations(picture):
+    windows = luma_of(picture)[0].unfold(0, 7, 1).unfold(1, 7, 1)
+    return windows.flatten(2).std(-1)
+
+
+@pytest.mark.parametrize("name", ["coffee", "chelsea", "motorcycle"])
+def test_noise_of_calm_places_hardly_grows(name, monkeypatch):
+    clean = photo(name)
+    clean[..., :120, :] = 0.6
+    seen = blurred(clean, Optics(0.45, length=9.0, angle=1.4))
+    kept = deconvolved(seen)
+    monkeypatch.setattr(deconvolution, "calm", lambda before, after: torch.ones_like(before))
+    free = deconvolved(seen)
+    assert calmest_third_grows(seen, kept) < 1.12
+    assert calmest_third_grows(seen, kept) < calmest_third_grows(seen, free)
+    assert psnr(kept, clean) > psnr(free, clean) - 0.3
+
+
+@pytest.mark.skipif(not SAMPLES.exists(), reason="no samples here")
+@pytest.mark.parametrize("name", ["4krd_in.png", "toled_in.png"])
+def test_noise_of_real_blurred_pictures_hardly_grows(name):
+    seen = torch.from_numpy(np.array(Image.open(SAMPLES / name).convert("RGB"))).movedim(-1, 0)[None] / 255
+    assert blur_of(seen) is not None
+    assert calmest_third_grows(seen, deconvolved(seen)) < 1.1
 
 
 def test_a_path_must_be_the_same_in_both_halves():

@@ -16,7 +16,7 @@ from ebr_engine.media.deconvolution.inverse import extended, wiener
 from ebr_engine.media.deconvolution.optics import Optics
 from ebr_engine.media.deconvolution.paths import kernel_of, transfer_of
 from ebr_engine.media.deconvolution.spectrum import BLOCK, LUMA, Fit, Spectrum
-from ebr_engine.media.deconvolution.trusting import trust
+from ebr_engine.media.deconvolution.trusting import calm, trust
 
 LARGEST = 640  # pixels of the longer side in which a wide blur is looked for
 SHARP = 0.8  # pixels of a point's image, up to which a picture is left as it is
@@ -24,9 +24,9 @@ NARROW = 2.0  # pixels of it in a reduced version, below which a larger one show
 GOOD = 0.2  # error of a fit up to which a sharp picture is believed to be sharp
 SURE = 0.1  # error of a closed form's fit up to which no path is looked for
 SIZES = (15, 27)  # pixels of the paths that are looked for
-SEARCHED = 320  # pixels of the part that they are looked for in, either way
+SEARCHED = 480  # pixels of the part that they are looked for in, either way
 SPARSITY = 8.0  # how much the logarithm of a result's sparsity counts beside that of the fit's error
-MARGIN = 0.5  # by which a path has to be better than a closed form
+MARGIN = 0.4  # by which a path has to be better than a closed form
 DOUBTS = (1e-3, 3e-3, 1e-2)  # of a lens, of a straight path, of any path
 ALIKE = 0.5  # correlation of the paths of a picture's halves from which on they are one
 BELIEVED = 0.15  # error of a fit from which on there is more
@@ -73,8 +73,11 @@ def deconvolved(frames: Tensor) -> Tensor:
     if blur is None:
         return frames
     transfer = blur.transfer(*(extended(side) for side in frames.shape[-2:]))
-    shares = torch.stack([trust(luma, transfer, blur.fit) for luma in luma_of(frames)])
-    return frames.lerp(blur.removed(frames), shares[:, None])
+    lumas = luma_of(frames)
+    shares = torch.stack([trust(luma, transfer, blur.fit) for luma in lumas])
+    result = frames.lerp(blur.removed(frames), shares[:, None])
+    quiet = torch.stack([calm(*pair) for pair in zip(lumas, luma_of(result))])
+    return frames.lerp(result, quiet[:, None])
 
 
 def luma_of(frames: Tensor) -> Tensor:
