@@ -195,13 +195,13 @@ class Pixels:
         return 0
 
 
-def told(rows: Sequence[Row], value: str, digits: int) -> list[str]:
+def told(rows: Sequence[Row], value: str, name: str, digits: int) -> list[str]:
     """A line an arm: means by task of another value than PSNR."""
     lines = []
     for arm in in_order(rows, "arm"):
         values = cells(rows, arm, value)
         by_task = {task: fmean(v for (t, *_), v in values.items() if t == task) for task in in_order(rows, "task")}
-        lines.append(f"{value} of {arm}: " + ", ".join(f"{task} {mean:.{digits}f}" for task, mean in by_task.items()))
+        lines.append(f"{name} of {arm}: " + ", ".join(f"{task} {mean:.{digits}f}" for task, mean in by_task.items()))
     return lines
 
 
@@ -222,7 +222,7 @@ def main(given: Sequence[str] | None = None) -> None:
     notes = [f"{name}: {load_mini(path).training.get('iterations', 0)} iterations on" for name, path in backbones.items()]
     rows = study.measure(arms(study, backbones), minutes=options.minutes)
     notes.insert(0, f"cells are {study.clips} clips of {study.frames} frames in place of photos")
-    notes += told(rows, "ssim", 3) + told(rows, "unsteady", 1)
+    notes += told(rows, "ssim", "SSIM", 3) + told(rows, "unsteady", "warping error in 1/255", 1)
     finish(
         study,
         "P. Does a transformer that has seen clips restore them better?",

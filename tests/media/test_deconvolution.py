@@ -270,3 +270,8 @@ def test_a_blur_says_what_it_is():
     assert str(Blur(Optics(sigma=1.5), None, fit)) == "a Gaussian of 1.5 pixels"
     assert str(Blur(Optics(0.45, length=9.0, angle=math.pi / 2), None, fit)) == "a path of 9.0 pixels at 90°"
     assert str(Blur(None, hook(), fit)) == "a path of its own"
+
+
+def test_the_variance_of_noise_is_what_its_spectrum_sums_to():
+    assert Noise(0.01, 0.0).variance == pytest.approx(0.01, rel=0.02)
+    assert Noise(0.01, 2.0).variance > 0.02  # low frequencies have more

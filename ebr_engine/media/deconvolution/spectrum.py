@@ -44,6 +44,13 @@ class Noise(NamedTuple):
         """At squared frequencies, in (cycles a pixel)²."""
         return self.floor * (4 * squared) ** (-self.tilt / 2)
 
+    @property
+    def variance(self) -> float:
+        """In a luma, of the frequencies that a spectrum is fitted at and above."""
+        fy, fx = frequencies(BLOCK, BLOCK)
+        squared = fy**2 + fx**2
+        return float(self.power(squared.clamp_min(BLOCK**-2.0)).mul_(squared >= (LOWEST / BLOCK) ** 2).mean())
+
 
 @dataclass(frozen=True)
 class Fit:

@@ -8,7 +8,10 @@ from ebr_engine.media.deconvolution.optics import frequencies
 from ebr_engine.media.deconvolution.spectrum import BLOCK, LOWEST, Fit
 from ebr_engine.media.detail import boxed
 
-FLAT = 0.009  # standard deviation in a window about a pixel, at which a quarter of the change is left
+FLAT, NOISY = (
+    0.006,
+    5.0,
+)  # standard deviation in a window about a pixel, at which a half of the change is left; noise's part in it
 FLAT_REACH = 6  # pixels of that window about its middle
 CALM, CALMEST = 0.005, 1 / 3  # standard deviation up to which, and share of a picture in which, noise must not grow
 CALM_REACH = 3  # pixels about a pixel in which that is seen
@@ -28,7 +31,7 @@ def trust(luma: Tensor, transfer: Tensor, fit: Fit) -> Tensor:
     """
     here = luma[None, None]
     variance = boxed(here.square(), FLAT_REACH) - boxed(here, FLAT_REACH).square()
-    share = (variance.clamp_min(0) / (variance.clamp_min(0) + FLAT**2)).square()
+    share = variance.clamp_min(0) / (variance.clamp_min(0) + FLAT**2 + NOISY * fit.noise.variance)
     fy, fx = frequencies(*(extended(side) for side in luma.shape))
     squared = fy**2 + fx**2
     gain = transfer.abs().square()

@@ -5,17 +5,32 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.claims import common, i_bridge, j_fewer, k_where, l_few_pairs, m_order, m_weights, n_limits, simulators
+from benchmarks.claims import (
+    common,
+    i_bridge,
+    j_fewer,
+    k_where,
+    l_few_pairs,
+    m_order,
+    m_weights,
+    n_limits,
+    o_codec,
+    p_clips,
+    simulators,
+)
 from benchmarks.claims.bridges import Bridge, BridgeLearner, sampled
 from benchmarks.claims.common import TINY, WEIGHTS, Learning, Study
 from benchmarks.claims.learning import config_of, fitted, frozen
 from benchmarks.claims.reporting import command_of
 from ebr_engine.backbones.base import Backbone
+from ebr_engine.backbones.mini.lapped import LappedCodec
 from ebr_engine.bridge.process import ddbm_state, training_state
 from ebr_engine.bridge.sampler import step_table
 from ebr_engine.bridge.schedules import power_times
 from ebr_engine.engine.restorer import Restorer
+from ebr_engine.training import pretrainee
 from ebr_engine.training.learner import Learner
+from ebr_engine.training.scenes import ScenePool
 
 T0 = 0.2
 BRIDGES = [
@@ -27,6 +42,12 @@ BRIDGES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def pool_of_scenes():
+    with ScenePool(2, 128) as pool:
+        yield pool
+
+
 @pytest.mark.parametrize(
     ("module", "arms"),
     [
@@ -35,6 +56,8 @@ BRIDGES = [
         (k_where, ["one prompt", "12 tokens", "sees where", "sees the mean", "sees where, less the mean"]),
         (l_few_pairs, ["nearest prompt as it is", "4 pairs", "4 pairs, from the nearest", "endless"]),
         (n_limits, ["bundled prompt", "learned on", "256 rows", "SSIM in the loss", "all weights free"]),
+        (o_codec, [f"{codec}: {how}" for codec in o_codec.CODECS for how in o_codec.SAMPLING]),
+        (p_clips, [f"{seen}: frames agree" for seen in ("pictures", "clips", "clips, seen together")]),
     ],
 )
 def test_quick_forms_measure_every_arm(quick, every_arm, module, arms):
@@ -327,3 +350,30 @@ def test_a_widened_prompt_restores_as_the_bundled_one(tmp_path, monkeypatch):
     picture = torch.rand(1, 3, 32, 40, generator=torch.Generator().manual_seed(0))
     results = [restorer.run(picture, restorer.plan(prompt=one)) for one in (wide, prompt)]
     torch.testing.assert_close(*results, atol=0.01, rtol=0)
+
+
+def test_blocks_of_eight_are_the_lapped_codec_without_its_filter():
+    torch.manual_seed(0)
+    pixels = torch.rand(1, 3, 1, 24, 16)
+    codec = o_codec.EightCodec()
+    latent = codec.encode(pixels)
+    torch.testing.assert_close(codec.decode(latent), pixels, atol=1e-5, rtol=0)
+    torch.testing.assert_close(latent[..., 1, 1], codec.encode(pixels[..., 8:16, 8:16])[..., 0, 0], atol=1e-5, rtol=0)
+
+
+def test_a_pretraining_on_clips_has_pictures_and_clips_of_as_many_frames(pool_of_scenes):
+    config = p_clips.PretrainConfig(batch=10, sizes=(64,), size_odds=(1.0,))
+    model = p_clips.MiniTextEncoder(pretrainee.VOCABULARY)
+    codec, generator = LappedCodec(), torch.Generator().manual_seed(0)
+    found = {p_clips.mixed_batch(pool_of_scenes, codec, model, config, 64, generator)[0].shape for _ in range(8)}
+    assert found == {(10, 192, 1, 8, 8), (2, 192, p_clips.FRAMES, 8, 8)}
+
+
+def test_clips_to_learn_from_move_and_are_degraded_as_one_camera_sees_them(pool_of_scenes):
+    config = config_of(Study("moving", WEIGHTS, None, None, ("rain",), (), ()), "rain", 0, size=32)
+    samples = p_clips.MovingSamples(config, pool_of_scenes)
+    degraded, clean = samples.pixels(3)
+    assert degraded.shape == clean.shape == (3, p_clips.FRAMES, 32, 32)
+    assert torch.equal(samples.pixels(3)[0], degraded)
+    assert not torch.equal(clean[:, 0], clean[:, 1])
+    assert (degraded - clean).abs().mean((0, 2, 3)).min() > 0
