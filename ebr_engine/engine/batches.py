@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ebr_engine.engine.plan import Plan
-from ebr_engine.engine.run import Engine, without_blur
+from ebr_engine.engine.run import Engine, kept_calm, without_blur
 from ebr_engine.errors import EngineError
 from ebr_engine.media.arrays import to_tensor
 from ebr_engine.media.tiling import crop
@@ -77,11 +77,14 @@ def together(engine: Engine, clips: list[Tensor], plan: Plan, at_once: int, how:
     for group in groups(shapes, large, at_once):
         now = [clips[i] for i in group]
         for stage in stages_of(engine, plan, shapes[group[0]], how):
-            if stage.deconvolves(how["deconvolve"]):  # before they are padded
+            blurred = now if stage.deconvolves(how["deconvolve"]) else None
+            if blurred:  # before they are padded
                 now = [without_blur(clip) for clip in now]
             whole = torch.cat([ready(clip) for clip in now])
             parts = engine.run(whole, stage, 0, None, **how | {"deconvolve": "off"}).split([len(clip) for clip in now])
             now = [crop(part, *clip.shape[-2:])[:, :, : clip.shape[2]] for part, clip in zip(parts, now)]
+            if blurred:
+                now = [kept_calm(*pair) for pair in zip(blurred, now)]
         yield from zip(group, now)
 
 

@@ -24,7 +24,8 @@ from ebr_engine.engine.plan import Plan
 from ebr_engine.engine.ranks import Ranks
 from ebr_engine.errors import EngineError, out_of_memory, warn
 from ebr_engine.media import motion
-from ebr_engine.media.deconvolution import deconvolved
+from ebr_engine.media.deconvolution import deconvolved, luma_of
+from ebr_engine.media.deconvolution.trusting import calm
 from ebr_engine.media.detail import NEIGHBOURS, detail_of_input, noise_of
 from ebr_engine.media.sizes import enlarged, resized
 from ebr_engine.media.tiling import Tiles, crop, match_tones
@@ -109,7 +110,8 @@ class Engine:
         """
         how = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend}
         if plan.deconvolves(deconvolve):
-            pixels = without_blur(pixels)
+            more = {"detail": detail, "deconvolve": "off", "temporal_window": temporal_window}
+            return kept_calm(pixels, self.run(without_blur(pixels), plan, first, callback, **how | more))
         how["deconvolve"] = "off"
         if pixels.shape[2] > 1 and (reach := self.window(temporal_window)):
             clips = self.run(pixels, plan, first, callback, detail=detail, **how).transpose(1, 2)  # [B, F, 3, H, W]
@@ -354,3 +356,10 @@ def agreed(clip: Tensor, reach: int) -> Tensor:
 def without_blur(clips: Tensor) -> Tensor:
     """Clips [B, 3, F, H, W] in [0, 1] without the blur that each shows."""
     return torch.stack([deconvolved(clip.transpose(0, 1)).transpose(0, 1) for clip in clips])
+
+
+def kept_calm(before: Tensor, after: Tensor) -> Tensor:
+    """Clips [B, 3, F, H, W] whose noise hardly grows where what they were made of, as it was before it lost its blur, is calm."""
+    frames = [clip.float().transpose(1, 2).flatten(0, 1) for clip in (before, after)]
+    share = torch.stack([calm(*lumas) for lumas in zip(*map(luma_of, frames))])[:, None]
+    return frames[0].lerp(frames[1], share).unflatten(0, (len(after), -1)).transpose(1, 2)

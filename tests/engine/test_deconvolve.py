@@ -63,6 +63,21 @@ def test_many_pictures_are_as_one_by_one(restorer):
         assert torch.allclose(found, restorer.restore(image, "blur"), atol=1e-6)
 
 
+def test_noise_of_calm_places_stays_what_it_was(restorer):
+    image = picture(40, 64)
+    image[..., :36] = 0.5 + 0.002 * torch.randn(image[..., :36].shape)
+
+    def noise(result):
+        return result[..., 4:-4, 4:28].std(dim=(-2, -1)).mean()
+
+    loud, calm = (restorer.restore(image, "blur", deconvolve=how) for how in ("off", "on"))
+    assert noise(loud) > 2 * noise(image)
+    assert noise(calm) < 1.3 * noise(image)
+    assert (calm - loud)[..., 46:].std() > 0.001  # what is lively is restored
+    (together,) = restorer.restore_batch([image], "blur")
+    assert torch.allclose(together, calm, atol=1e-6)
+
+
 def test_mixed_prompts_deconvolve_only_together(restorer):
     blur, other = make_prompt(0, deconvolve=True), make_prompt(2, deconvolve=True)
     assert restorer.plan(prompt=[blur, other], mix="residual").deconvolve

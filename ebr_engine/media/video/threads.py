@@ -5,6 +5,7 @@ import platform
 import numpy as np
 
 THREADS = 4  # some encoders cut, search or number by it
+SINGLE = {"libvpx": 1}  # VP8's threads wait for each other: seen once to wait for ever, on a busy core
 
 
 def own_settings(encoder: str) -> dict[str, str]:
