@@ -18,6 +18,7 @@ from ebr_engine.engine.restorer import Restorer
 from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.evaluation.moving import CLIPS, Clip, make_clip, warping_error
 from ebr_engine.evaluation.statistics import difference
+from ebr_engine.media.calm import kept_calm
 from ebr_engine.media.motion import agreed
 from ebr_engine.prompts.catalogue import TASKS
 
@@ -51,8 +52,10 @@ def measure(options: Namespace) -> dict[str, Any]:
             rows.append({"row": ALONE} | timed(started, clip) | scores(clip, alone.movedim(-1, 1)))
             for window in options.windows:
                 started = time.process_time()
-                frames = torch.from_numpy(agreed(alone.contiguous().numpy(), window))  # as the engine does with any window
-                rows.append({"row": f"window {window}"} | timed(started, clip) | scores(clip, frames.movedim(-1, 1)))
+                frames = torch.from_numpy(agreed(alone.contiguous().numpy(), window)).movedim(-1, 1)
+                if not plan.by_input("auto"):  # as the engine does with any window
+                    frames = kept_calm(clip.degraded, frames)
+                rows.append({"row": f"window {window}"} | timed(started, clip) | scores(clip, frames))
     return {"size": options.size, "frames": options.frames, "rows": rows}
 
 

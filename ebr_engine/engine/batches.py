@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ebr_engine.engine.plan import Plan
-from ebr_engine.engine.run import Engine, kept_calm, without_blur
+from ebr_engine.engine.run import Engine, calmed, without_blur
 from ebr_engine.errors import EngineError
 from ebr_engine.media.arrays import to_tensor
 from ebr_engine.media.tiling import crop
@@ -84,7 +84,7 @@ def together(engine: Engine, clips: list[Tensor], plan: Plan, at_once: int, how:
             parts = engine.run(whole, stage, 0, None, **how | {"deconvolve": "off"}).split([len(clip) for clip in now])
             now = [crop(part, *clip.shape[-2:])[:, :, : clip.shape[2]] for part, clip in zip(parts, now)]
             if blurred:
-                now = [kept_calm(*pair) for pair in zip(blurred, now)]
+                now = [calmed(*pair) for pair in zip(blurred, now)]
         yield from zip(group, now)
 
 

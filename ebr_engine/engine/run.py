@@ -24,8 +24,8 @@ from ebr_engine.engine.plan import Plan
 from ebr_engine.engine.ranks import Ranks
 from ebr_engine.errors import EngineError, out_of_memory, warn
 from ebr_engine.media import motion
-from ebr_engine.media.deconvolution import deconvolved, luma_of
-from ebr_engine.media.deconvolution.trusting import calm
+from ebr_engine.media.calm import kept_calm
+from ebr_engine.media.deconvolution import deconvolved
 from ebr_engine.media.detail import NEIGHBOURS, detail_of_input, noise_of
 from ebr_engine.media.sizes import enlarged, resized
 from ebr_engine.media.tiling import Tiles, crop, match_tones
@@ -111,13 +111,14 @@ class Engine:
         how = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend}
         if plan.deconvolves(deconvolve):
             more = {"detail": detail, "deconvolve": "off", "temporal_window": temporal_window}
-            return kept_calm(pixels, self.run(without_blur(pixels), plan, first, callback, **how | more))
+            return calmed(pixels, self.run(without_blur(pixels), plan, first, callback, **how | more))
         how["deconvolve"] = "off"
         if pixels.shape[2] > 1 and (reach := self.window(temporal_window)):
             clips = self.run(pixels, plan, first, callback, detail=detail, **how).transpose(1, 2)  # [B, F, 3, H, W]
             steady = temporal_window is None and plan.by_input(detail)  # but for noise, which is its input's
             quiet = [steady and noise_of(clip).mean() < NOISY for clip in clips]
-            return torch.stack([clip if q else agreed(clip, reach) for clip, q in zip(clips, quiet)]).transpose(1, 2)
+            clips = torch.stack([clip if q else agreed(clip, reach) for clip, q in zip(clips, quiet)]).transpose(1, 2)
+            return clips if plan.by_input(detail) else calmed(pixels, clips)
         if plan.by_input(detail):
             self.geometry.tile_size(tile, tile_overlap)  # refuses impossible ones, though there are no tiles
             small = self.geometry.small(pixels, plan.supersample)
@@ -358,8 +359,6 @@ def without_blur(clips: Tensor) -> Tensor:
     return torch.stack([deconvolved(clip.transpose(0, 1)).transpose(0, 1) for clip in clips])
 
 
-def kept_calm(before: Tensor, after: Tensor) -> Tensor:
-    """Clips [B, 3, F, H, W] whose noise hardly grows where what they were made of, as it was before it lost its blur, is calm."""
-    frames = [clip.float().transpose(1, 2).flatten(0, 1) for clip in (before, after)]
-    share = torch.stack([calm(*lumas) for lumas in zip(*map(luma_of, frames))])[:, None]
-    return frames[0].lerp(frames[1], share).unflatten(0, (len(after), -1)).transpose(1, 2)
+def calmed(before: Tensor, after: Tensor) -> Tensor:
+    """See `calm.kept_calm`, of clips [B, 3, F, H, W]."""
+    return torch.stack([kept_calm(*(clip.transpose(0, 1) for clip in pair)).transpose(0, 1) for pair in zip(before, after)])

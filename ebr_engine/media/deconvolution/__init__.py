@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ebr_engine.media.calm import kept_calm, luma_of
 from ebr_engine.media.deconvolution.inverse import extended, wiener
 from ebr_engine.media.deconvolution.optics import Optics
 from ebr_engine.media.deconvolution.paths import kernel_of, transfer_of
-from ebr_engine.media.deconvolution.spectrum import BLOCK, LUMA, Fit, Spectrum
-from ebr_engine.media.deconvolution.trusting import calm, trust
+from ebr_engine.media.deconvolution.spectrum import BLOCK, Fit, Spectrum
+from ebr_engine.media.deconvolution.trusting import trust
 
 LARGEST = 640  # pixels of the longer side in which a wide blur is looked for
 SHARP = 0.8  # pixels of a point's image, up to which a picture is left as it is
@@ -73,16 +74,8 @@ def deconvolved(frames: Tensor) -> Tensor:
     if blur is None:
         return frames
     transfer = blur.transfer(*(extended(side) for side in frames.shape[-2:]))
-    lumas = luma_of(frames)
-    shares = torch.stack([trust(luma, transfer, blur.fit) for luma in lumas])
-    result = frames.lerp(blur.removed(frames), shares[:, None])
-    quiet = torch.stack([calm(*pair) for pair in zip(lumas, luma_of(result))])
-    return frames.lerp(result, quiet[:, None])
-
-
-def luma_of(frames: Tensor) -> Tensor:
-    """The lumas [F, H, W] of frames [F, 3, H, W]."""
-    return sum(weight * colour for weight, colour in zip(LUMA, frames.float().unbind(1)))
+    shares = torch.stack([trust(luma, transfer, blur.fit) for luma in luma_of(frames)])
+    return kept_calm(frames, frames.lerp(blur.removed(frames), shares[:, None]))
 
 
 def blur_of(frames: Tensor) -> Blur | None:

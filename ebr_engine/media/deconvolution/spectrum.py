@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ebr_engine.media.calm import LUMA
 from ebr_engine.media.deconvolution.optics import APERTURE, Optics, frequencies, transfers
 
 BLOCK = 64  # pixels of the windows whose spectra are averaged, either way
@@ -22,7 +23,6 @@ SLOPES = (1.8, 2.0, 2.2, 2.4, 2.6, 2.8)  # α
 USUAL, SPREAD, PRIOR = 2.2, 0.3, 0.005  # of α in sharp pictures, and how much that counts
 LEVELS = (0.7, 1.0, 1.4)  # of A about its median
 SEEN = 1e-3  # share of the strongest frequency's power above which a frequency tells A
-LUMA = (0.299, 0.587, 0.114)
 GREY_NOISE = sum(weight**2 for weight in LUMA)  # variance of a luma's noise, where each colour's is 1
 TILTS = (1.0, 2.0)  # of what JPEG leaves of noise
 STORED = 0.0055  # standard deviation of a luma's noise at the highest frequencies below which it may be that

@@ -13,9 +13,6 @@ FLAT, NOISY = (
     5.0,
 )  # standard deviation in a window about a pixel, at which a half of the change is left; noise's part in it
 FLAT_REACH = 6  # pixels of that window about its middle
-CALM, CALMEST = 0.005, 1 / 3  # standard deviation up to which, and share of a picture in which, noise must not grow
-CALM_REACH = 3  # pixels about a pixel in which that is seen
-GROWTH = 0.12  # by which it may grow there, and by the cube of how much livelier a place is elsewhere
 REACH = 24  # pixels of the windows in which sharp parts are looked for
 CUT, KEPT = 0.05, 0.3  # power of a transfer function below which blur leaves next to nothing, and above which it leaves much
 FEW = 0.02  # share of all frequencies below which there are too few that are cut
@@ -52,24 +49,6 @@ def trust(luma: Tensor, transfer: Tensor, fit: Fit) -> Tensor:
     way = torch.log(found.clamp_min(1e-12) / blurred) / torch.log(sharp / blurred)
     believed = 1 - ((way - SHARP_FROM) / (SHARP_TO - SHARP_FROM)).clamp(0, 1)
     return (share * boxed(believed, FLAT_REACH))[0, 0]
-
-
-def calm(before: Tensor, after: Tensor) -> Tensor:
-    """How much of a change from one luma [H, W] to another is taken so that noise stays what it was, [H, W] from 0 to 1.
-
-    Smooth gradients pass `trust`, whose windows are wide. Where a picture is calmest its standard deviation may hardly grow.
-    """
-    here, there = (_deviation(luma) for luma in (before, after))
-    level = min(CALM, float(here.flatten()[:: max(1, here.numel() // 2**20)].quantile(CALMEST)))
-    allowed = GROWTH * (here / max(level, 1e-6)).clamp_min(1) ** 3
-    grown = (there / here.clamp_min(1e-4) - 1).clamp_min(1e-3)
-    return boxed((allowed / grown).clamp(0, 1), CALM_REACH - 1)[0, 0]
-
-
-def _deviation(luma: Tensor) -> Tensor:
-    """The standard deviation about every pixel, [1, 1, H, W]."""
-    here = luma[None, None]
-    return (boxed(here.square(), CALM_REACH) - boxed(here, CALM_REACH).square()).clamp_min(0).sqrt()
 
 
 def _energy(spectrum: Tensor, shape: torch.Size) -> Tensor:
