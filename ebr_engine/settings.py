@@ -1,8 +1,6 @@
 """Folders and switches taken from the environment; the only module that reads it."""
 
-import functools
 import os
-from hashlib import sha256
 from pathlib import Path
 
 
@@ -23,27 +21,8 @@ def prompt_dir() -> Path:
 
 
 def keep_compiled() -> None:
-    """Have torch's compiler keep what it makes in our cache folder, unless `TORCHINDUCTOR_CACHE_DIR` names another.
-
-    What it keeps belongs to this state of the operations: an operation's gradient and its arguments are in a compiled graph, but
-    not in what torch finds the graph by (seen with torch 2.13: `findings/torch_compile_keeps_old_gradients.sh`).
-    """
+    """Have torch's compiler keep what it makes in our cache folder, unless `TORCHINDUCTOR_CACHE_DIR` names another."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
-    import torch.compiler.config as config
-
-    if operations_tag() not in config.cache_key_tag:
-        config.cache_key_tag += operations_tag()
-
-
-@functools.cache
-def operations_tag() -> str:
-    """Tells one state of the operations' Python code from another."""
-    import ebr_engine.kernels
-
-    digest = sha256()
-    for file in sorted(Path(ebr_engine.kernels.__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
-    return f" ebr-engine {digest.hexdigest()[:12]}"
 
 
 def debug() -> bool:

@@ -174,6 +174,27 @@ def native_build() -> str:
     return sha256(Path(_native()._cpu.__file__).read_bytes()).hexdigest()[:8] if HAS_NATIVE else ""
 
 
+def tag_compiled() -> None:
+    """What torch's compiler keeps from here on belongs to this state of the operations.
+
+    An operation's gradient and arguments are in a compiled graph, but not in what torch finds the graph by: without a tag those of
+    an older state would go on (seen with torch 2.13; `findings/torch_compile_keeps_old_gradients.sh`).
+    """
+    import torch.compiler.config as config
+
+    if operations_tag() not in config.cache_key_tag:
+        config.cache_key_tag += operations_tag()
+
+
+@functools.cache
+def operations_tag() -> str:
+    """Tells one state of the operations' Python code from another."""
+    digest = sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return f" ebr-engine {digest.hexdigest()[:12]}"
+
+
 @functools.cache
 def _native() -> ModuleType | None:
     return import_module("ebr_engine.kernels.cpu") if HAS_NATIVE else None

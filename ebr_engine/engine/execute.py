@@ -32,7 +32,7 @@ from ebr_engine.engine.layout import tiled
 from ebr_engine.engine.plan import Plan
 from ebr_engine.engine.warm import compile_seconds
 from ebr_engine.errors import EngineError, warn
-from ebr_engine.kernels.backend import return_memory
+from ebr_engine.kernels import backend
 from ebr_engine.media.tiling import Tiles
 
 COMPILE_SHARE = 0.1  # of the time that the expected pictures of a size take: `auto` compiles where that is no less
@@ -273,7 +273,7 @@ class Runner:
             velocity, callback = self._groups(velocity, tiling, plan, callback), None
         velocity = plan.seen(velocity, self.backbone.codec, degraded)
         if first:  # what loading, laying out and the codec left is in pieces too small for the transformer, and here is the peak
-            return_memory()
+            backend.return_memory()
         return sample(velocity, plan.conditioning, degraded, noise, plan.steps, callback)
 
     def velocity(self, latent: Tensor, step: Any) -> Tensor:
@@ -358,6 +358,7 @@ class _Shared:
 def compile_trunk(trunk: nn.Module) -> Any:
     """A transformer to be compiled, once a shape, when it first runs; call it as the transformer."""
     settings.keep_compiled()
+    backend.tag_compiled()
     return torch.compile(trunk, fullgraph=True, dynamic=False)
 
 

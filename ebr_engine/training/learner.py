@@ -30,7 +30,7 @@ from ebr_engine.bridge.sampler import StepTable, make_table, sample, trajectory
 from ebr_engine.engine.offload import block_lists
 from ebr_engine.errors import EbrError
 from ebr_engine.evaluation.metrics import dissimilarity
-from ebr_engine.kernels import tune
+from ebr_engine.kernels import backend, tune
 from ebr_engine.media.detail import affine_map, noise_of
 from ebr_engine.prompts.prompt import Prompt, load_prompt
 from ebr_engine.training.config import FREE, LearnConfig
@@ -318,6 +318,7 @@ def prepared(config: LearnConfig, backbone: Backbone) -> Backbone:
         pack_trunk(backbone.trunk, learns=True)
     if config.compile:
         settings.keep_compiled()
+        backend.tag_compiled()
         for block in blocks_of(backbone.trunk):
             block.compile(dynamic=False)
     if config.checkpointing:

@@ -167,6 +167,7 @@ def pretrain(
 
     if config.compile:
         settings.keep_compiled()
+        backend.tag_compiled()
         # One graph a block and size, shared by all blocks: the whole model as one takes several times as long to compile.
         for block in model.trunk.blocks:
             block.compile(dynamic=False)

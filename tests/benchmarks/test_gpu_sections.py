@@ -18,6 +18,7 @@ OF_A_CPU = {
     "cpu",
     "cpu_views",
     "gelu",
+    "norm_gradients",  # its sums; on a GPU formulas
     "int8_linear",
     "packed_linear",
     "rms_norm",

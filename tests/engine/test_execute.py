@@ -247,13 +247,12 @@ def test_the_compilers_cache_is_ours_unless_the_user_names_one(monkeypatch, tmp_
 def test_what_the_compiler_kept_of_other_gradients_is_not_found(monkeypatch):
     import torch.compiler.config as config
 
-    from ebr_engine import settings
+    from ebr_engine.kernels import backend
 
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
     with config.patch(cache_key_tag="the user's own"):
-        settings.keep_compiled()
-        settings.keep_compiled()
-        assert config.cache_key_tag == "the user's own" + settings.operations_tag()
-        monkeypatch.setattr(settings, "operations_tag", lambda: " of another state")
-        settings.keep_compiled()
+        backend.tag_compiled()
+        backend.tag_compiled()
+        assert config.cache_key_tag == "the user's own" + backend.operations_tag()
+        monkeypatch.setattr(backend, "operations_tag", lambda: " of another state")
+        backend.tag_compiled()
         assert config.cache_key_tag.endswith(" of another state")
