@@ -177,8 +177,8 @@ def native_build() -> str:
 def tag_compiled() -> None:
     """What torch's compiler keeps from here on belongs to this state of the operations.
 
-    An operation's gradient and arguments are in a compiled graph, but not in what torch finds the graph by: without a tag those of
-    an older state would go on (seen with torch 2.13; `findings/torch_compile_keeps_old_gradients.sh`).
+    An operation's gradient and arguments are in a compiled graph, but not in what torch finds that by: without a tag those of an
+    older state would go on (seen with torch 2.13; `findings/torch_compile_keeps_old_gradients.sh`).
     """
     import torch.compiler.config as config
 
