@@ -14,15 +14,14 @@ from copy import copy
 from dataclasses import dataclass, fields, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.claims.common import TINY, Row, Study, arguments, cells, in_order, save_random, study_of
+from benchmarks.claims.common import TINY, Row, Study, arguments, save_random, study_of
 from benchmarks.claims.learning import config_of, fitted, path_of
-from benchmarks.claims.reporting import command_of, finish
+from benchmarks.claims.reporting import command_of, finish, means_by_task
 from benchmarks.evaluations import grid
 from benchmarks.report import ROOT
 from ebr_engine.backbones.base import Backbone
@@ -158,26 +157,6 @@ def arms(study: Study, backbones: dict[str, Path]) -> dict[str, Callable[[Case, 
     return found
 
 
-def grids(rows: Sequence[Row]) -> list[str]:
-    """A line an arm: its grid by task."""
-    lines = []
-    for arm in in_order(rows, "arm"):
-        values = cells(rows, arm, "grid")
-        by_task = {task: fmean(v for (t, *_), v in values.items() if t == task) for task in in_order(rows, "task")}
-        lines.append(f"grid of {arm}, in 1/255: " + ", ".join(f"{task} {value:.2f}" for task, value in by_task.items()))
-    return lines
-
-
-def similar(rows: Sequence[Row]) -> list[str]:
-    """A line an arm: SSIM by task."""
-    lines = []
-    for arm in in_order(rows, "arm"):
-        values = cells(rows, arm, "ssim")
-        by_task = {task: fmean(v for (t, *_), v in values.items() if t == task) for task in in_order(rows, "task")}
-        lines.append(f"SSIM of {arm}: " + ", ".join(f"{task} {value:.3f}" for task, value in by_task.items()))
-    return lines
-
-
 def main(given: Sequence[str] | None = None) -> None:
     """Measure what the store lacks, write the table and the plot."""
     parser = arguments(__doc__)
@@ -196,7 +175,7 @@ def main(given: Sequence[str] | None = None) -> None:
         backbones = {name: pretrained(study, name, options.minutes) for name in CODECS}
     notes = [f"{name}: {load_mini(path).training.get('iterations', 0)} iterations on" for name, path in backbones.items()]
     rows = study.measure(arms(study, backbones), minutes=options.minutes)
-    notes += similar(rows) + grids(rows)
+    notes += means_by_task(rows, "ssim", "SSIM", 3) + means_by_task(rows, "grid", "grid in 1/255", 2)
     finish(study, "O. Which codec?", rows, REFERENCE, command_of(__file__, given, sys.argv[1:]), notes)
 
 

@@ -12,16 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks import clips
-from benchmarks.claims.common import Row, Study, arguments, cells, in_order, study_of
+from benchmarks.claims.common import Row, Study, arguments, study_of
 from benchmarks.claims.learning import config_of, fitted, path_of
-from benchmarks.claims.reporting import command_of, finish
+from benchmarks.claims.reporting import command_of, finish, means_by_task
 from ebr_engine.backbones.base import Backbone
 from ebr_engine.backbones.mini.codec import OrthonormalCodec
 from ebr_engine.backbones.mini.model import MiniTextEncoder, load_mini
@@ -195,16 +194,6 @@ class Pixels:
         return 0
 
 
-def told(rows: Sequence[Row], value: str, name: str, digits: int) -> list[str]:
-    """A line an arm: means by task of another value than PSNR."""
-    lines = []
-    for arm in in_order(rows, "arm"):
-        values = cells(rows, arm, value)
-        by_task = {task: fmean(v for (t, *_), v in values.items() if t == task) for task in in_order(rows, "task")}
-        lines.append(f"{name} of {arm}: " + ", ".join(f"{task} {mean:.{digits}f}" for task, mean in by_task.items()))
-    return lines
-
-
 def main(given: Sequence[str] | None = None) -> None:
     """Measure what the store lacks, write the table and the plot."""
     parser = arguments(__doc__)
@@ -222,7 +211,7 @@ def main(given: Sequence[str] | None = None) -> None:
     notes = [f"{name}: {load_mini(path).training.get('iterations', 0)} iterations on" for name, path in backbones.items()]
     rows = study.measure(arms(study, backbones), minutes=options.minutes)
     notes.insert(0, f"cells are {study.clips} clips of {study.frames} frames in place of photos")
-    notes += told(rows, "ssim", "SSIM", 3) + told(rows, "unsteady", "warping error in 1/255", 1)
+    notes += means_by_task(rows, "ssim", "SSIM", 3) + means_by_task(rows, "unsteady", "warping error in 1/255", 1)
     finish(
         study,
         "P. Does a transformer that has seen clips restore them better?",

@@ -60,6 +60,16 @@ def table(rows: Sequence[Row], reference: str) -> str:
     return "\n".join(lines)
 
 
+def means_by_task(rows: Sequence[Row], value: str, name: str, digits: int) -> list[str]:
+    """A note an arm: the means by task of a value that the table has not, `name` to a person."""
+    notes = []
+    for arm in in_order(rows, "arm"):
+        values = cells(rows, arm, value)
+        by_task = {task: _mean([v for (t, *_), v in values.items() if t == task]) for task in in_order(rows, "task")}
+        notes.append(f"{name} of {arm}: " + ", ".join(f"{task} {mean:.{digits}f}" for task, mean in by_task.items()))
+    return notes
+
+
 def finish(
     study: Study,
     question: str,
