@@ -167,6 +167,20 @@ def test_a_path_must_be_the_same_in_both_halves():
     assert not deconvolution._halves_agree(torch.cat((across[:128], down[128:])), 15)
 
 
+def test_a_path_of_a_small_version_is_not_believed_beside_fine_detail(monkeypatch):
+    monkeypatch.setattr(deconvolution, "LARGEST", 200)
+    path = F.interpolate(hook()[None, None], (37, 37), mode="bilinear")[0, 0]
+    seen = along(path / path.sum(), photo("astronaut", 400))
+    found = blur_of(seen)
+    assert found.optics is None
+    assert found.scale == 2
+    assert Spectrum.of(luma_of(seen)).kept(found.fit) < deconvolution.KEPT
+    assert Spectrum.of(luma_of(photo("astronaut", 400))).kept(found.fit) > deconvolution.KEPT
+    monkeypatch.setattr(Spectrum, "kept", lambda spectrum, fit: 0.1)
+    again = blur_of(seen)
+    assert again is None or again.scale == 1
+
+
 def test_a_path_of_any_form_is_found():
     clean, kernel = photo("astronaut"), hook()
     seen = along(kernel, clean)

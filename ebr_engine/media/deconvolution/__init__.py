@@ -27,9 +27,10 @@ SURE = 0.1  # error of a closed form's fit up to which no path is looked for
 SIZES = (15, 27)  # pixels of the paths that are looked for
 SEARCHED = 480  # pixels of the part that they are looked for in, either way
 SPARSITY = 8.0  # how much the logarithm of a result's sparsity counts beside that of the fit's error
-MARGIN = 0.4  # by which a path has to be better than a closed form
+MARGIN = 0.5  # by which a path has to be better than a closed form
 DOUBTS = (1e-3, 3e-3, 1e-2)  # of a lens, of a straight path, of any path
 ALIKE = 0.5  # correlation of the paths of a picture's halves from which on they are one
+KEPT = 0.03  # share of fine detail from which on a picture was not blurred by a wide path; a hundredth and less is usual
 BELIEVED = 0.15  # error of a fit from which on there is more
 
 
@@ -97,8 +98,12 @@ def blur_of(frames: Tensor) -> Blur | None:
         if halved:
             shape = [round(side / 2**halved) for side in luma.shape[-2:]]
             small = F.interpolate(luma[:, None], shape, mode="bilinear", antialias=True)[:, 0]
-        if min(small.shape[-2:]) >= BLOCK and (found := _seen(small, whole=not halved)) is not None:
-            return replace(found, fit=found.fit.scaled(2.0**halved), scale=2.0**halved)
+        found = _seen(small, whole=not halved) if min(small.shape[-2:]) >= BLOCK else None
+        if found is None:
+            continue
+        found = replace(found, fit=found.fit.scaled(2.0**halved), scale=2.0**halved)
+        if not halved or found.optics is not None or own.kept(found.fit) < KEPT:  # else stripes of a texture
+            return found
     return None
 
 
