@@ -157,16 +157,21 @@ def arms(study: Study, backbones: dict[str, Path]) -> dict[str, Callable[[Clip, 
             fitted(own, config_of(own, task, seed, **changes), start, source).prompt().save(path)
         return load_prompt(path)
 
-    @lru_cache(maxsize=study.clips)
-    def frames(material: str, together: bool, task: str, seed: int, name: str, degraded: "Pixels") -> Tensor:
-        learned = prompt(material, together, task, seed)
-        restorer = engine(material, together)[1]
-        how = {} if together else {"temporal_window": 0}
-        return restorer.run(degraded.frames.transpose(0, 1)[None], restorer.plan(prompt=learned), **how)[0].transpose(0, 1)
+    results: dict[tuple, Tensor] = {}  # of clips, which the arm that follows makes agree
+
+    def frames(material: str, together: bool, clip: Clip, seed: int) -> Tensor:
+        key = material, together, clip.task, clip.name, seed
+        if key not in results:
+            learned = prompt(material, together, clip.task, seed)
+            restorer = engine(material, together)[1]
+            how = {} if together else {"temporal_window": 0}
+            restored = restorer.run(clip.degraded.transpose(0, 1)[None], restorer.plan(prompt=learned), **how)
+            results[key] = restored[0].transpose(0, 1)
+        return results[key]
 
     def restored(material: str, together: bool, agree: bool) -> Callable[[Clip, int], Tensor]:
         def run(clip: Clip, seed: int) -> Tensor:
-            result = frames(material, together, clip.task, seed, clip.name, Pixels(clip.degraded))
+            result = frames(material, together, clip, seed)
             if not agree:
                 return result
             return torch.from_numpy(agreed(result.movedim(1, -1).contiguous().numpy(), WINDOW)).movedim(-1, 1)
@@ -179,19 +184,6 @@ def arms(study: Study, backbones: dict[str, Path]) -> dict[str, Callable[[Clip, 
         found[f"{name}: frames as they are"] = restored(material, together, False)
         found[f"{name}: frames agree"] = restored(material, together, True)
     return found
-
-
-class Pixels:
-    """A clip's frames [F, 3, H, W], which a cache does not tell apart: the clip's name does."""
-
-    def __init__(self, frames: Tensor):
-        self.frames = frames
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Pixels)
-
-    def __hash__(self) -> int:
-        return 0
 
 
 def main(given: Sequence[str] | None = None) -> None:

@@ -8,10 +8,8 @@ from ebr_engine.media.deconvolution.optics import frequencies
 from ebr_engine.media.deconvolution.spectrum import BLOCK, LOWEST, Fit
 from ebr_engine.media.detail import boxed
 
-FLAT, NOISY = (
-    0.006,
-    5.0,
-)  # standard deviation in a window about a pixel, at which a half of the change is left; noise's part in it
+FLAT = 0.006  # standard deviation in a window about a pixel, at which a half of the change is left
+NOISY = 5.0  # what the noise's variance counts beside the square of that
 FLAT_REACH = 6  # pixels of that window about its middle
 REACH = 24  # pixels of the windows in which sharp parts are looked for
 CUT, KEPT = 0.05, 0.3  # power of a transfer function below which blur leaves next to nothing, and above which it leaves much
