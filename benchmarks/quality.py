@@ -1,6 +1,7 @@
-"""`python -m benchmarks.quality steps|evaluations|blur|clips|fp8|int8|colour-fix|auto-task`: what choices cost in dB on `mini`.
+"""`python -m benchmarks.quality steps|evaluations|blur|flat|clips|fp8|int8|colour-fix|auto-task`: what choices cost on `mini`.
 
-*steps*: see `steps.py`; *evaluations*: see `evaluations.py`; *blur*: see `deblurring.py`; *clips*: see `clips.py`.
+*steps*: see `steps.py`; *evaluations*: see `evaluations.py`; *blur*: see `deblurring.py`; *flat*: see
+`flat_noise.py`; *clips*: see `clips.py`.
 
 *fp8*: PSNR of every task and photo of `ebr-engine eval`, restored with the trunk in float32, with its fp8 layers, and with
 attention in eight bits, emulated. Attention: its error with q, k and v that a photograph gives at the real heads. Layers:
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import auto_task, clips, deblurring, evaluations, int8, report, steps
+from benchmarks import auto_task, clips, deblurring, evaluations, flat_noise, int8, report, steps
 from benchmarks.clock import relative_rms
 from benchmarks.report import Benchmark, columns, mean
 from ebr_engine.backbones.layers import Fp8Linear, feed_forward
@@ -42,7 +43,7 @@ WORTH = 0.05  # dB that a correction has to gain to be a default
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """One of the eight."""
+    """One of the nine."""
     report.main("quality", __doc__, BENCHMARKS, arguments)
 
 
@@ -211,6 +212,7 @@ BENCHMARKS = {
     "steps": Benchmark(steps.options, steps.measure, steps.table, steps.plot),
     "evaluations": Benchmark(evaluations.options, evaluations.measure, evaluations.table),
     "blur": Benchmark(deblurring.options, deblurring.measure, deblurring.table),
+    "flat": Benchmark(flat_noise.options, flat_noise.measure, flat_noise.table),
     "clips": Benchmark(clips.options, clips.measure, clips.table),
     "fp8": Benchmark(fp8_options, fp8, fp8_table),
     "int8": Benchmark(int8.options, int8.measure, int8.table),

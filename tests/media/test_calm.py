@@ -27,6 +27,14 @@ def test_noise_in_calm_places_stays_what_it_was_and_tones_change():
     assert torch.allclose(kept[calm].mean(), torch.tensor(0.45), atol=1e-3)
 
 
+def test_storing_in_eight_bits_adds_no_noise_either():
+    before = (half_calm(0.003) * 219).round() / 219
+    after = 0.8 * before + 0.05 + 0.004 * torch.randn(before.shape)
+    stored = (kept_calm(before, after) * 219).round() / 219
+    calm = (..., slice(6, -6), slice(6, 34))
+    assert spread(stored)[calm].median() < 1.05 * spread(before)[calm].median()
+
+
 def test_lively_places_are_not_touched():
     before = half_calm()
     after = (before + 0.1 * torch.randn(before.shape)).clamp(0, 1)
