@@ -52,7 +52,7 @@ CPU_HEADERS = [
     f"csrc/cpu/{name}.h"
     for name in (
         *("amx", "amx_float", "amx_gradient", "attention", "attention_gradient", "channels", "convolution", "levels", "ops"),
-        *("row_gradients", "rows", "vec"),
+        *("row_gradients", "rows", "vec", "weight_gradient"),
     )
 ]
 CPU_COMPILE = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-uninitialized"]

@@ -116,6 +116,16 @@ def norm_gradient(
     return dx, dy, sums
 
 
+def weight_gradient(gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    if not takes(gradient, x) or gradient.dtype != torch.bfloat16 or x.dtype != torch.bfloat16:
+        return None
+    gradient, x = gradient.contiguous(), x.contiguous()
+    (rows, outputs), inputs = gradient.shape, x.shape[1]
+    dw, db = torch.empty(outputs, inputs), torch.empty(outputs)
+    addresses = (t.data_ptr() for t in (gradient, x, dw, db))
+    return (dw, db) if _cpu.weight_gradient(level(), *addresses, rows, outputs, inputs, torch.get_num_threads()) else None
+
+
 def qk_norm_rope(
     qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, heads: int, eps: float, added: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor] | None:

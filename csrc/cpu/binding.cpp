@@ -122,6 +122,13 @@ PYBIND11_MODULE(_cpu, m) {
         py::gil_scoped_release released;
         return chosen.convolution(a);
     });
+    m.def("weight_gradient", [](int level, uintptr_t gradient, uintptr_t x, uintptr_t dw, uintptr_t db, int64_t rows, int64_t outputs,
+                                int64_t inputs, int threads) {
+        const WeightGradient a{gradient, x, dw, db, rows, outputs, inputs, threads};
+        const Table& chosen = table(level);
+        py::gil_scoped_release released;
+        return chosen.weight_gradient && chosen.weight_gradient(a);
+    });
     m.def("keep_memory", &keep_memory);
     m.def("keep_steps", &keep_steps);
     m.def("return_memory", &return_memory);

@@ -4,6 +4,7 @@
 #include "convolution.h"
 #include "row_gradients.h"
 #include "rows.h"
+#include "weight_gradient.h"
 
 namespace {
 bool by_dtype(const ebr::cpu::Attention& a) {
@@ -12,4 +13,4 @@ bool by_dtype(const ebr::cpu::Attention& a) {
 }  // namespace
 
 const ebr::cpu::Table ebr::cpu::amx{by_dtype, norm, rope, gelu, amx_gradient, norm_gradient,
-                                        rope_gradient, channel_norm, convolution};
+                                        rope_gradient, channel_norm, convolution, weight_gradient};

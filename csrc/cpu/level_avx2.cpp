@@ -5,4 +5,4 @@
 #include "rows.h"
 
 const ebr::cpu::Table ebr::cpu::avx2{attention, norm, rope, gelu, attention_gradient, norm_gradient,
-                                        rope_gradient, channel_norm, convolution};
+                                        rope_gradient, channel_norm, convolution, nullptr};

@@ -149,6 +149,14 @@ struct Convolution {
     int threads;
 };
 
+// Of a linear layer in bf16, whose inputs `x` [rows, inputs] and output's `gradient` [rows, outputs] are contiguous: the gradients
+// `dw` [outputs, inputs] of the weight and `db` [outputs] of the bias, float32; an address of 0: not asked for.
+struct WeightGradient {
+    uintptr_t gradient, x, dw, db;
+    int64_t rows, outputs, inputs;
+    int threads;
+};
+
 // Each operation returns false, having done nothing, if it has no kernel for the layout.
 struct Table {
     bool (*attention)(const Attention&);
@@ -160,6 +168,7 @@ struct Table {
     bool (*rope_gradient)(const RopeGradient&);
     bool (*channel_norm)(const ChannelNorm&);
     bool (*convolution)(const Convolution&);
+    bool (*weight_gradient)(const WeightGradient&);  // null at a level without
 };
 
 extern const Table baseline, avx2, avx512, avx512_bf16, amx;

@@ -29,11 +29,11 @@ from ebr_engine.backbones.mini.lapped import LappedCodec
 from ebr_engine.backbones.mini.model import CODECS, CONTEXT_TOKENS, MINI, Mini, MiniTextEncoder, load_mini, save_mini
 from ebr_engine.backbones.wan.model import WanConfig
 from ebr_engine.errors import EbrError
-from ebr_engine.kernels import backend, tune
+from ebr_engine.kernels import backend, learned_linear, tune
 from ebr_engine.media import degradations
 from ebr_engine.training import procedural
 from ebr_engine.training.muon import Muon
-from ebr_engine.training.pretrainee import Pretrainee, finished
+from ebr_engine.training.pretrainee import Pretrainee, finished, use_learned_linear
 from ebr_engine.training.scenes import ScenePool
 from ebr_engine.training.supply import Recipe, Supply, crops_of, usable_cores
 from ebr_engine.training.turning import turned
@@ -139,6 +139,8 @@ def pretrain(
     model.to(place)
     average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     precision = training_precision(place)
+    if place.type == "cpu" and precision == torch.bfloat16 and learned_linear.serves():
+        use_learned_linear(model.trunk)
     optimizers = make_optimizers(model, config, precision)
     checkpoint, kind = out.with_suffix(".ckpt"), course.codec(model.trunk.config)
     passed, iteration, runs = 0.0, 0, 0

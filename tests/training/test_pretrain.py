@@ -296,3 +296,16 @@ def test_weights_learn_by_native_gradients_what_they_learn_by_formulas(monkeypat
         found.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
     for name, exact in found[0].items():
         torch.testing.assert_close(found[1][name], exact, rtol=1e-3, atol=1e-6 + 1e-4 * float(exact.abs().max()), msg=name)
+
+
+def test_learned_layers_are_the_same_parameters_and_only_there():
+    model = Pretrainee(TINY)
+    before = dict(model.named_parameters())
+    pretrainee.use_learned_linear(model.trunk)
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
+    assert isinstance(model.trunk.blocks[0].up, pretrainee.LearnedLinear)
+    x = torch.randn(2, 5, TINY.width)
+    up = model.trunk.blocks[0].up
+    assert torch.equal(up(x), F.linear(x, up.weight, up.bias))  # where nothing is cast
