@@ -1,8 +1,9 @@
 """`python -m benchmarks.pretraining`: crops a second and core of pre-training `mini`, beside an earlier state of it.
 
-The earlier state is taken out of the repository. Each is a process of its own on one thread and takes its steps in turn with the
-other, so that whatever else the machine does meets both; counted is the processor time of a whole step (crops, forward, backward,
-both optimizers, average), not what passes. `--isa AVX2` keeps oneDNN from instructions beyond, as a CPU without bf16 has none.
+The earlier state is taken out of the repository. Each is a process of its own on one thread and takes its steps, a few at a
+time, in turn with the other, so that whatever else the machine does meets both; counted is the processor time of a whole step
+(crops, forward, backward, both optimizers, average), not what passes. `--isa AVX2` keeps oneDNN from instructions beyond, as a
+CPU without bf16 has none.
 """
 
 import json
@@ -23,6 +24,7 @@ from benchmarks.report import ROOT, Benchmark, columns, spread
 BEFORE = "dac4cc3e02"  # torch's Muon, bf16 whatever the CPU
 STATES = ("before", "now")
 WARM = 2  # steps that compile
+TURN = 4  # steps that a state takes before it is the other's turn, whose first meets the caches as the other has left them
 STEPS = """
 import json, sys, time
 from pathlib import Path
@@ -34,16 +36,15 @@ if __name__ == "__main__":
     import torch
     torch.set_num_threads(1)
     from ebr_engine.training import pretrain
+    warm, turn = int(sys.argv[5]), int(sys.argv[6])
     make, mark, done = pretrain.batch, [None], [0]
     def batch(*arguments):
-        if done[0] > int(sys.argv[5]):
-            print(json.dumps(time.process_time() - mark[0]), flush=True)
-        elif done[0] == int(sys.argv[5]):
-            print("ready", flush=True)
-        if done[0] >= int(sys.argv[5]) and sys.stdin.readline() != "go\\n":
-            raise SystemExit
+        if done[0] >= warm and (done[0] - warm) % turn == 0:
+            print(json.dumps((time.process_time() - mark[0]) / turn) if done[0] > warm else "ready", flush=True)
+            if sys.stdin.readline() != "go\\n":
+                raise SystemExit
+            mark[0] = time.process_time()
         done[0] += 1
-        mark[0] = time.process_time()
         return make(*arguments)
     pretrain.batch = batch
     settings = dict(sizes=(side,), size_odds=(1.0,), batch=crops, pool=4, scenes_per_second=0.1)
@@ -56,7 +57,7 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("--isa", help="what oneDNN may use at most, such as AVX2")
     parser.add_argument("--crops", type=int, default=24, help="a step")
     parser.add_argument("--side", type=int, default=128, help="of a crop, in pixels")
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each state")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each state, of some steps each")
 
 
 def measure(options: Namespace) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def measure(options: Namespace) -> dict[str, Any]:
         running = {}
         for state in STATES:
             (out := Path(folder) / f"{state} out").mkdir()
-            words = [roots[state], out, options.crops, options.side, WARM]
+            words = [roots[state], out, options.crops, options.side, WARM, TURN]
             command = [sys.executable, str(Path(folder) / "steps.py"), *map(str, words)]
             running[state] = subprocess.Popen(
                 command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -92,7 +93,7 @@ def measure(options: Namespace) -> dict[str, Any]:
 
 
 def turn(process: subprocess.Popen[str]) -> float:
-    """Processor seconds of one step."""
+    """Processor seconds of a step, in the mean over a turn."""
     process.stdin.write("go\n")
     process.stdin.flush()
     return json.loads(process.stdout.readline())

@@ -156,7 +156,9 @@ def qk_norm_rope_gradient(
     sin: Tensor,
     eps: float,
     added: Tensor | None,
-) -> Tensor | None:
+    needed: tuple[bool, bool] = (False, False),
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The gradient of the projection, and float32 ones of the norms' weights where they are `needed`, else empty."""
     batch, heads_, tokens, head = dq.shape
     width = heads_ * head
     added = dense(added) if added is not None and added.shape[-2] else None
@@ -166,12 +168,13 @@ def qk_norm_rope_gradient(
     dq, dk, dv, qkv, q_weight, k_weight, cos, sin = given
     plus, length = extra(added)
     dqkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    weights = [torch.empty(q_weight.shape if one else 0) for one in needed]
     served = _cpu.rope_gradient(
         level(), heads(dq), heads(dk), heads(dv), rows(qkv), table(q_weight), table(k_weight), table(cos, 0, cos.stride(0)),
-        table(sin, 0, sin.stride(0)), plus, length, dqkv.data_ptr(), batch, tokens, width, heads_, q_weight.shape[0] == head, eps,
-        torch.get_num_threads(),
+        table(sin, 0, sin.stride(0)), plus, length, *(t.data_ptr() for t in (dqkv, *weights)), batch, tokens, width, heads_,
+        q_weight.shape[0] == head, eps, torch.get_num_threads(),
     )  # fmt: skip
-    return dqkv if served else None
+    return (dqkv, *weights) if served else None
 
 
 def attend(q: Tensor, branches: list[_cpu.Branch], log_sums: Tensor | None = None) -> Tensor | None:
@@ -192,22 +195,27 @@ def pull(
     keys: list[int],
     log_sums: Tensor,
     out: Tensor | None = None,
+    rounded: bool = False,
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor] | None:
     """Gradients of the queries; of the keys and values of each branch that has `keys` that are learned (others: 0), [splits,
-    B, H, keys, d] float32, to be added up; and of all branches' weights [branches, splits, B, H]. `out` as `AttentionGradient`.
+    B, H, keys, d] float32, to be added up; and of all branches' weights [branches, splits, B, H]. `out` as `AttentionGradient`;
+    `rounded`: those of keys and values in the queries' dtype, of one split.
     """
     batch, heads_, tokens, head = q.shape
     splits = max(1, min(-(-PARTS // (batch * heads_)), tokens // LEAST_QUERIES))
     padded = -(-head // PADDED) * PADDED
+    if rounded and (splits > 1 or padded != head):
+        return None
     dq, dweight = rows_of_heads(q), q.new_empty(len(branches), splits, batch, heads_, dtype=torch.float32)
-    sums = [q.new_empty(2, splits, batch, heads_, count, padded, dtype=torch.float32) for count in keys]
+    stored = q.dtype if rounded else torch.float32
+    sums = [q.new_empty(2, splits, batch, heads_, count, padded, dtype=stored) for count in keys]
     gradients = [
         _cpu.BranchGradient(*((one[0].data_ptr(), one[1].data_ptr()) if count else (0, 0)), dweight[n].data_ptr())
         for n, (one, count) in enumerate(zip(sums, keys))
     ]
     served = _cpu.attention_gradient(
         level(), heads(q), heads(gradient), NO_HEADS if out is None else heads(out), heads(dq), branches, gradients, batch,
-        heads_, tokens, splits, head, padded, head**-0.5, log_sums.data_ptr(), DTYPES[q.dtype], torch.get_num_threads(),
+        heads_, tokens, splits, head, padded, head**-0.5, log_sums.data_ptr(), DTYPES[q.dtype], rounded, torch.get_num_threads(),
     )  # fmt: skip
     return (dq, [tuple(one[..., :head].unbind()) for one in sums], dweight) if served else None
 
@@ -242,7 +250,8 @@ def attention_gradient(
         return None
     gradient, q, k, v, out = (dense(x) for x in (gradient, q, k, v, out))
     branch = _cpu.Branch(heads(k), heads(v), k.shape[2], 0, 1.0)
-    found = pull(gradient, q, [branch], [k.shape[2]], log_sum.contiguous(), out)
+    given = gradient, q, [branch], [k.shape[2]], log_sum.contiguous(), out
+    found = (pull(*given, rounded=True) if q.dtype == torch.bfloat16 else None) or pull(*given)
     if found is None:
         return None
     dq, [sums], _ = found
@@ -384,6 +393,14 @@ def gelu_gradient(gradient: Tensor, x: Tensor) -> Tensor | None:
     given = x.data_ptr(), gradient.data_ptr(), out.data_ptr(), x.numel(), DTYPES[x.dtype]
     _cpu.gelu(level(), *given, torch.get_num_threads())
     return out
+
+
+def gelu_gradient_to(out: Tensor, gradient: Tensor, x: Tensor) -> bool:
+    """Written to `out`, where it serves; all are contiguous and of one dtype."""
+    if not takes(gradient, x):
+        return False
+    given = x.data_ptr(), gradient.data_ptr(), out.data_ptr(), x.numel(), DTYPES[x.dtype]
+    return _cpu.gelu(level(), *given, torch.get_num_threads())
 
 
 def gelu_(x: Tensor) -> bool:

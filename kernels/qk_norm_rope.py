@@ -18,8 +18,8 @@ from torch import Tensor
 from ebr_engine.kernels import backend
 from ebr_engine.kernels.backend import tl, triton
 from ebr_engine.kernels.gate import gated
-from ebr_engine.kernels.norm_gradients import like, table_gradients
-from ebr_engine.kernels.qk_norm_rope_gradient import qk_norm_rope_backward_op, rotate_back_ref
+from ebr_engine.kernels.norm_gradients import like
+from ebr_engine.kernels.qk_norm_rope_gradient import norm_weight_gradients, qk_norm_rope_backward_op
 from ebr_engine.kernels.rotary import (
     add_rows_ref,
     dense_rows,
@@ -185,21 +185,19 @@ def _save(ctx, inputs: tuple, output: tuple) -> None:
 
 def _backward(ctx, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple:
     qkv, q_weight, k_weight, cos, sin, rows = ctx.saved_tensors
-    dqkv = qk_norm_rope_backward_op(dq, dk, dv, qkv, q_weight, k_weight, cos, sin, ctx.eps, rows)
+    given = qkv, q_weight, k_weight, cos, sin, ctx.eps, rows
+    learned = ctx.needs_input_grad[1:3]
+    if any(learned) and backend.native_kind(qkv):
+        dqkv, *weights = torch.ops.ebr.qk_norm_rope_backward_learned.default(dq, dk, dv, *given)
+    else:
+        dqkv = qk_norm_rope_backward_op(dq, dk, dv, *given)
+        weights = norm_weight_gradients(dq, dk, *given) if any(learned) else (None, None)
     drows = None
     if rows is not None and ctx.needs_input_grad[7]:
         drows = wide(dqkv[:, : rows.shape[-2]]).sum_to_size(rows.shape).to(rows.dtype)
 
-    def of_weight(gradient: Tensor, part: int, weight: Tensor) -> Tensor:
-        x = add_rows_ref(qkv, rows).chunk(3, dim=-1)[part]
-        g = rotate_back_ref(gradient, cos, sin).to(qkv.dtype)
-        if weight.shape[0] < x.shape[-1]:  # of each head
-            x, g = (one.unflatten(-1, (-1, weight.shape[0])).flatten(1, 2) for one in (x, g))
-        return like(table_gradients(g, x, ctx.eps, (True, False, False), centred=False).weight, weight)
-
-    dq_weight = of_weight(dq, 0, q_weight) if ctx.needs_input_grad[1] else None
-    dk_weight = of_weight(dk, 1, k_weight) if ctx.needs_input_grad[2] else None
-    return dqkv, dq_weight, dk_weight, None, None, None, None, drows
+    of_weights = (like(sums, table) if wanted else None for sums, table, wanted in zip(weights, (q_weight, k_weight), learned))
+    return dqkv, *of_weights, None, None, None, None, drows
 
 
 qk_norm_rope_op.register_autograd(_backward, setup_context=_save)

@@ -6,6 +6,7 @@ from torch import Tensor
 from ebr_engine.kernels import backend
 from ebr_engine.kernels.backend import tl, triton
 from ebr_engine.kernels.gate import gated
+from ebr_engine.kernels.norm_gradients import table_gradients
 from ebr_engine.kernels.rms_norm import rms_norm_backward_ref
 from ebr_engine.kernels.rotary import (
     add_rows_ref,
@@ -142,8 +143,8 @@ def qk_norm_rope_backward_op(
     rows: Tensor | None,
 ) -> Tensor:
     cpu = backend.native(dq, dk, dv, qkv, q_weight, k_weight, cos, sin, rows)
-    if cpu and (dqkv := cpu.qk_norm_rope_gradient(dq, dk, dv, qkv, q_weight, k_weight, cos, sin, eps, rows)) is not None:
-        return dqkv
+    if cpu and (found := cpu.qk_norm_rope_gradient(dq, dk, dv, qkv, q_weight, k_weight, cos, sin, eps, rows)):
+        return found[0]
     backward = qk_norm_rope_backward_launch if launches(qkv) else qk_norm_rope_backward_ref
     return backward(dq, dk, dv, qkv, q_weight, k_weight, cos, sin, eps, rows)
 
@@ -151,3 +152,49 @@ def qk_norm_rope_backward_op(
 @qk_norm_rope_backward_op.register_fake
 def _(dq, dk, dv, qkv, q_weight, k_weight, cos, sin, eps, rows):
     return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+
+
+def norm_weight_gradients(
+    dq: Tensor,
+    dk: Tensor,
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+    rows: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the norms' weights in float32 (or float64), in the weights' shapes; arguments as of the projection's."""
+
+    def of_weight(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        g = rotate_back_ref(gradient, cos, sin).to(qkv.dtype)
+        if weight.shape[0] < x.shape[-1]:  # of each head
+            x, g = (one.unflatten(-1, (-1, weight.shape[0])).flatten(1, 2) for one in (x, g))
+        return table_gradients(g, x, eps, (True, False, False), centred=False).weight.sum(0)
+
+    q, k, _ = add_rows_ref(qkv, rows).chunk(3, dim=-1)
+    return of_weight(dq, q, q_weight), of_weight(dk, k, k_weight)
+
+
+torch.library.define(
+    "ebr::qk_norm_rope_backward_learned",
+    "(Tensor dq, Tensor dk, Tensor dv, Tensor qkv, Tensor q_weight, Tensor k_weight, Tensor cos, Tensor sin, float eps, "
+    "Tensor? rows) -> (Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.impl("ebr::qk_norm_rope_backward_learned", "CPU")
+def _(dq, dk, dv, qkv, q_weight, k_weight, cos, sin, eps, rows):
+    """The gradients of the projection and of both norms' weights, in one pass where native code serves."""
+    given = qkv, q_weight, k_weight, cos, sin, eps, rows
+    cpu = backend.native(dq, dk, dv, qkv, q_weight, k_weight, cos, sin, rows)
+    found = cpu.qk_norm_rope_gradient(dq, dk, dv, *given, (True, True)) if cpu else None
+    return found or (qk_norm_rope_backward_ref(dq, dk, dv, *given), *norm_weight_gradients(dq, dk, *given))
+
+
+@torch.library.register_fake("ebr::qk_norm_rope_backward_learned")
+def _(dq, dk, dv, qkv, q_weight, k_weight, cos, sin, eps, rows):
+    sums = torch.promote_types(qkv.dtype, torch.float32)
+    dqkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    return dqkv, q_weight.new_empty(q_weight.shape, dtype=sums), k_weight.new_empty(k_weight.shape, dtype=sums)

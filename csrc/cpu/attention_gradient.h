@@ -248,7 +248,7 @@ void pull_all(const AttentionGradient& a) {
 }
 
 bool attention_gradient(const AttentionGradient& a) {
-    if (a.width % 8 || a.width > LARGEST_HEAD || a.count < 1 || a.count > LARGEST_COUNT || a.padded % W || a.splits < 1) return false;
+    if (a.rounded || a.width % 8 || a.width > LARGEST_HEAD || a.count < 1 || a.count > LARGEST_COUNT || a.padded % W || a.splits < 1) return false;
     for (int n = 0; n < a.count; ++n) {
         const Branch& branch = a.branches[n];
         if (branch.keys < 1) return false;

@@ -61,10 +61,10 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("attention_gradient", [](int level, const Heads& q, const Heads& gradient, const Heads& out, const Heads& dq,
                                    const std::vector<Branch>& branches, const std::vector<BranchGradient>& gradients, int64_t batch,
                                    int64_t heads, int64_t queries, int64_t splits, int width, int padded, float scale,
-                                   uintptr_t log_sums, int dtype, int threads) {
+                                   uintptr_t log_sums, int dtype, bool rounded, int threads) {
         if (gradients.size() != branches.size()) throw py::value_error("as many gradients as branches are needed");
         const AttentionGradient a{q, gradient, out, dq, branches.data(), gradients.data(), static_cast<int>(branches.size()), batch,
-                                  heads, queries, splits, width, padded, scale, log_sums, dtype_of(dtype), threads};
+                                  heads, queries, splits, width, padded, scale, log_sums, dtype_of(dtype), rounded, threads};
         const Table& chosen = table(level);
         py::gil_scoped_release released;
         return chosen.attention_gradient(a);
@@ -81,10 +81,10 @@ PYBIND11_MODULE(_cpu, m) {
     });
     m.def("rope_gradient", [](int level, const Heads& dq, const Heads& dk, const Heads& dv, const Rows& qkv, const Rows& q_weight,
                               const Rows& k_weight, const Rows& cos, const Rows& sin, const Rows& rows, int64_t length,
-                              uintptr_t dqkv, int64_t batch, int64_t tokens, int64_t width, int heads, bool per_head, float eps,
-                              int threads) {
-        const RopeGradient a{dq, dk, dv, qkv, q_weight, k_weight, cos, sin, rows, length, dqkv, batch, tokens, width, heads, per_head,
-                             eps, threads};
+                              uintptr_t dqkv, uintptr_t dq_weight, uintptr_t dk_weight, int64_t batch, int64_t tokens, int64_t width,
+                              int heads, bool per_head, float eps, int threads) {
+        const RopeGradient a{dq,   dk,        dv,        qkv,   q_weight, k_weight, cos,   sin,      rows, length,
+                             dqkv, dq_weight, dk_weight, batch, tokens,   width,    heads, per_head, eps,  threads};
         const Table& chosen = table(level);
         py::gil_scoped_release released;
         return chosen.rope_gradient(a);

@@ -59,6 +59,7 @@ struct AttentionGradient {
     float scale;
     uintptr_t log_sums;
     Dtype dtype;
+    bool rounded;  // gradients of keys and values are wanted in `dtype`, of one split, as wide as a head; few kernels do it
     int threads;
 };
 
@@ -103,12 +104,13 @@ struct Rope {
     int threads;
 };
 
-// The gradient of qkv, contiguous, from those of q, k and v; the rest as in Rope.
+// The gradient of qkv, contiguous, from those of q, k and v; the rest as in Rope. And those of the norms' weights, float32; an address
+// of 0: not asked for.
 struct RopeGradient {
     Heads dq, dk, dv;
     Rows qkv, q_weight, k_weight, cos, sin, rows;
     int64_t length;
-    uintptr_t dqkv;
+    uintptr_t dqkv, dq_weight, dk_weight;
     int64_t batch, tokens, width;
     int heads;
     bool per_head;

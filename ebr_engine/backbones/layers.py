@@ -13,9 +13,10 @@ from ebr_engine.errors import BackboneError, warn
 from ebr_engine.kernels.backend import has_fp8
 from ebr_engine.kernels.gated_activation import gated_activation, gated_activation_fp8
 from ebr_engine.kernels.gated_residual_norm import gated_residual_norm, gated_residual_norm_fp8
-from ebr_engine.kernels.gelu import gelu
+from ebr_engine.kernels.gelu import gelu as activate
 from ebr_engine.kernels.int8_linear import Int8Weight, can_int8, int8_linear
 from ebr_engine.kernels.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_fp8
+from ebr_engine.kernels.learned_linear import learned_linear
 from ebr_engine.kernels.packed_linear import PackedWeight, can_pack, packed_feed_forward, packed_linear, packing_pays
 from ebr_engine.kernels.qk_norm_rope import qk_norm_rope
 from ebr_engine.kernels.qkv_norm_rope import named_form, qkv_norm_rope
@@ -106,6 +107,8 @@ def feed_forward(up: nn.Module, down: nn.Module, x: Tensor | Quantized) -> Tenso
     """down(GELU(up(x))), [..., D]; in fp8 the hidden layer is quantised as it is made."""
     if isinstance(up, PackedLinear) and isinstance(down, PackedLinear) and not compiled_or_learned(x):
         return packed_feed_forward(x, up.packed, up.bias, down.packed, down.bias)
+    if isinstance(down, LearnedLinear):
+        return down(up(x), gelu=True)
     return down(up.gelu(x) if takes_fp8(up, down) else activated(up, x))
 
 
@@ -150,7 +153,7 @@ def gated_for(linears: tuple[nn.Module, ...], x: Tensor, beside: Tensor | None =
 
 def activated(layer: nn.Module, x: Tensor | Quantized) -> Tensor:
     """GELU of a linear layer, [..., N], in the layer's own pass where it is packed."""
-    return layer.gelu(x) if isinstance(layer, (PackedLinear, Int8Linear)) else gelu(layer(x))
+    return layer.gelu(x) if isinstance(layer, (PackedLinear, Int8Linear)) else activate(layer(x))
 
 
 def quantize_trunk(trunk: nn.Module, kind: type[nn.Module] = Fp8Linear) -> int:
@@ -354,9 +357,20 @@ def unpack_trunk(trunk: nn.Module) -> None:
                 setattr(owner, name, layer.dense())
 
 
+class LearnedLinear(nn.Linear):
+    """An ordinary linear layer, but where its weight is learned under a CPU's autocast to bf16: `kernels/learned_linear.py`."""
+
+    def forward(self, x: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+        """[..., K] → [..., N]; `gelu`: of GELU(x)."""
+        bias = self.bias if bias is None else bias
+        if x.is_cpu and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16:
+            return learned_linear(x, self.weight, bias, gelu)
+        return F.linear(activate(x) if gelu else x, self.weight, bias)
+
+
 def linear_with(layer: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
     """A linear layer with another bias, [..., K] → [..., N]."""
-    return layer(x, bias) if isinstance(layer, PackedLinear) else F.linear(x, layer.weight, bias)
+    return layer(x, bias) if isinstance(layer, (PackedLinear, LearnedLinear)) else F.linear(x, layer.weight, bias)
 
 
 def normed_for(linears: tuple[nn.Module, ...], x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor | Quantized:

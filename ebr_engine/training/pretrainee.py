@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from ebr_engine.backbones.layers import LearnedLinear
 from ebr_engine.backbones.mini.codec import OrthonormalCodec
 from ebr_engine.backbones.mini.model import CONTEXT_TOKENS, MINI, Mini, MiniTextEncoder
 from ebr_engine.backbones.wan.model import WanConditioner, WanConfig, WanStep, WanTrunk
 from ebr_engine.errors import EbrError
-from ebr_engine.kernels.learned_linear import learned_linear
 from ebr_engine.media import degradations
 from ebr_engine.training import procedural
 from ebr_engine.training.supply import CLEAN_WORD
@@ -55,15 +55,6 @@ class Pretrainee(nn.Module):
         weight = modulation.new_zeros(key.shape[0], 0)
         log_count = modulation.new_zeros(CONTEXT_TOKENS)
         return self.trunk(latent, WanStep(modulation, head, key, value, log_count, no_prompt, no_prompt, weight))
-
-
-class LearnedLinear(nn.Linear):
-    """A linear layer whose weight is learned under CPU autocast to bf16; otherwise an ordinary one."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., K] → [..., N]"""
-        taken = x.is_cpu and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        return learned_linear(x, self.weight, self.bias) if taken else super().forward(x)
 
 
 def use_learned_linear(trunk: nn.Module) -> None:

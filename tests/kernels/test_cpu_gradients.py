@@ -151,10 +151,12 @@ def test_gradients_of_what_norms_and_gates_multiply_by(level, served, dtype, bat
 
 @DTYPES
 @PER_HEAD
-def test_gradients_of_the_weights_of_queries_and_keys(level, served, dtype, per_head):
-    qkv, *given, rows = rotated(dtype, per_head, 0, 2, 32)
+@LENGTHS
+def test_gradients_of_the_weights_of_queries_and_keys(level, served, dtype, per_head, length):
+    qkv, *given, rows = rotated(dtype, per_head, length, 2, 32)
     gradients_as_exact(qk_norm_rope, qk_norm_rope_ref, [0, 1, 2], qkv, *given, 1e-6, rows, rounded=ROUNDED[dtype])
-    assert served == ["rope", "rope_gradient", "norm_gradient", "norm_gradient"]
+    gradients_as_exact(qk_norm_rope, qk_norm_rope_ref, [0, 2], qkv, *given, 1e-6, rows, rounded=ROUNDED[dtype])
+    assert served == ["rope", "rope_gradient"] * 2
 
 
 def test_sums_over_tokens_do_not_depend_on_the_threads(level):
