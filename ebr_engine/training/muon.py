@@ -60,7 +60,7 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     """Matrices [K, rows, columns] with their singular values near 1, by a Newton-Schulz iteration of fifth order."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    x = matrices.mT.contiguous() if tall else matrices
     x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.float32).clamp(min=1e-7).to(x.dtype)
     for _ in range(ITERATIONS):
         gram = x @ x.mT

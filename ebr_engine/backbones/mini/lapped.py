@@ -52,17 +52,19 @@ class LappedCodec(OrthonormalCodec):
         """The transform alone: [B, 3, F, H, W] → [B, 192, F, H/8, W/8], orthonormal."""
         b, _, f, h, w = pixels.shape
         x = torch.einsum("kc,bcfhw->bkfhw", self.colour, pixels.float())
-        x = _filtered(_filtered(x, self.overlap).mT, self.overlap).mT
-        x = x.reshape(b, 3, f, h // HOP, HOP, w // HOP, HOP)
-        x = torch.einsum("uy,bkfiyjx,vx->bkuvfij", self.dct, x, self.dct)
+        x = _filtered_down(_filtered(x, self.overlap), self.overlap)
+        x = (x.unflatten(-1, (-1, HOP)) @ self.dct.T).flatten(-2)
+        x = self.dct @ x.unflatten(-2, (-1, HOP))  # [B, 3, F, H/8, vertical, W/8 · horizontal]
+        x = x.unflatten(-1, (-1, HOP)).permute(0, 1, 4, 6, 2, 3, 5)
         return x.reshape(b, self.channels, f, h // HOP, w // HOP)
 
     def synthesise(self, coefficients: Tensor) -> Tensor:
         """The inverse of `analyse`."""
         b, _, f, h, w = coefficients.shape
-        x = coefficients.view(b, 3, HOP, HOP, f, h, w)
-        x = torch.einsum("uy,bkuvfij,vx->bkfiyjx", self.dct, x, self.dct).reshape(b, 3, f, h * HOP, w * HOP)
-        x = _filtered(_filtered(x.mT, self.overlap.T).mT, self.overlap.T)
+        x = coefficients.view(b, 3, HOP, HOP, f, h, w).permute(0, 1, 4, 5, 2, 6, 3)
+        x = self.dct.T @ x.reshape(b, 3, f, h, HOP, w * HOP)
+        x = (x.reshape(b, 3, f, h * HOP, w, HOP) @ self.dct).flatten(-2)
+        x = _filtered(_filtered_down(x, self.overlap.T), self.overlap.T)
         return torch.einsum("kc,bkfhw->bcfhw", self.colour, x)
 
 
@@ -89,3 +91,12 @@ def _filtered(x: Tensor, matrix: Tensor) -> Tensor:
         return x
     inner = x[..., half:-half].unflatten(-1, (-1, HOP)) @ matrix.T
     return torch.cat((x[..., :half], inner.flatten(-2), x[..., -half:]), -1)
+
+
+def _filtered_down(x: Tensor, matrix: Tensor) -> Tensor:
+    """The same along the axis before the last, [..., H, W], row by row as they lie."""
+    half = HOP // 2
+    if x.shape[-2] == HOP:
+        return x
+    inner = matrix @ x[..., half:-half, :].unflatten(-2, (-1, HOP))
+    return torch.cat((x[..., :half, :], inner.flatten(-3, -2), x[..., -half:, :]), -2)
