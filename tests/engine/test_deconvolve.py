@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from ebr_engine import Restorer
 from ebr_engine.engine import run as running
 from ebr_engine.errors import EbrError, PromptError
+from ebr_engine.evaluation.metrics import psnr
+from ebr_engine.evaluation.photos import load_photo
 from ebr_engine.prompts.catalogue import installed_file
 from ebr_engine.prompts.prompt import load_prompt
 from ebr_engine.request import RestoreRequest
@@ -102,3 +105,21 @@ def test_prompt_and_engine_files_keep_it(restorer, tmp_path):
 def test_a_wrong_value_is_refused():
     with pytest.raises(EbrError, match="deconvolve"):
         RestoreRequest(deconvolve="yes")
+
+
+def test_a_blurred_clip_gets_sharper_by_the_bundled_prompt():
+    clean = torch.cat([load_photo("coffee", 224)[0][..., 2 * i : 2 * i + 160, i : i + 160] for i in range(3)])
+    seen = torch.stack([disc_blurred(frame) for frame in clean]).transpose(0, 1)  # a clip [3, F, H, W]
+    restorer = Restorer("mini", device="cpu", precision="fp32", compile="off")
+    (restored,) = restorer.run(seen[None].contiguous(), restorer.plan("blur"))
+    for before, after, frame in zip(seen.transpose(0, 1), restored.transpose(0, 1), clean):
+        assert psnr(after[None], frame[None]) > psnr(before[None], frame[None]) + 1.5
+
+
+def disc_blurred(frame, radius=3):
+    """A frame [3, H, W] out of focus, with some noise."""
+    y, x = torch.meshgrid(*(torch.arange(-radius, radius + 1),) * 2, indexing="ij")
+    disc = ((x**2 + y**2) <= (radius + 0.3) ** 2).float()
+    padded = F.pad(frame[:, None], (radius,) * 4, mode="reflect")
+    blurred = F.conv2d(padded, (disc / disc.sum())[None, None])[:, 0]
+    return (blurred + 0.002 * torch.randn(blurred.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)

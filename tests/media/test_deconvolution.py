@@ -199,6 +199,8 @@ def test_the_frames_of_a_scene_share_one_lens():
     seen = torch.cat([blurred(frame[None], optics, seed=i) for i, frame in enumerate(clean)])
     assert blur_of(seen).optics.radius == pytest.approx(4.0, rel=0.1)
     assert psnr(deconvolved(seen), clean) > psnr(seen, clean) + 2
+    of_a_clip = seen.transpose(0, 1).contiguous().transpose(0, 1)  # frames as a clip [3, F, H, W] holds them
+    assert torch.allclose(deconvolved(of_a_clip), deconvolved(seen), atol=1e-5)
     shaken = torch.cat([along(hook(), frame[None]) for frame in clean])  # another path in each: none is looked for
     found = blur_of(shaken)
     assert found is None or found.optics is not None

@@ -22,7 +22,7 @@ def wiener(pictures: Tensor, transfer: Tensor, fit: Fit, doubt: float) -> Tensor
     squared = fy**2 + fx**2
     limit = CAUTION * fit.ratio(squared) + doubt * (1 - torch.exp(-squared / COARSE**2))
     filter = transfer.conj() / (transfer.abs().square() + limit)
-    result = torch.empty_like(pictures)
+    result = torch.empty_like(pictures, memory_format=torch.contiguous_format)  # so that its planes are views
     for picture, out in zip(pictures.flatten(0, 1), result.flatten(0, 1)):  # one at a time: spectra are large
         out.copy_(torch.fft.irfft2(torch.fft.rfft2(periodic(picture)).mul_(filter), s=shape)[:height, :width])
     return result
