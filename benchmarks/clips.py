@@ -48,7 +48,8 @@ def measure(options: Namespace) -> dict[str, Any]:
             clip = make_clip(number, task, options.size, options.frames)
             rows.append({"row": "input"} | scores(clip, clip.degraded))
             started = time.process_time()
-            alone = restorer.run(clip.degraded.transpose(0, 1)[None], plan, temporal_window=0)[0].movedim(0, -1)  # [F, H, W, 3]
+            seen = clip.degraded.transpose(0, 1).contiguous()[None]  # as a file's frames come
+            alone = restorer.run(seen, plan, temporal_window=0)[0].movedim(0, -1)  # [F, H, W, 3]
             rows.append({"row": ALONE} | timed(started, clip) | scores(clip, alone.movedim(-1, 1)))
             for window in options.windows:
                 started = time.process_time()
