@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ebr_engine.engine.plan import Plan
-from ebr_engine.engine.run import Engine, calmed, without_blur
+from ebr_engine.engine.run import Engine, calmed
 from ebr_engine.errors import EngineError
 from ebr_engine.media.arrays import to_tensor
 from ebr_engine.media.tiling import crop
@@ -79,7 +79,7 @@ def together(engine: Engine, clips: list[Tensor], plan: Plan, at_once: int, how:
         for stage in stages_of(engine, plan, shapes[group[0]], how):
             blurred = now if stage.deconvolves(how["deconvolve"]) else None
             if blurred:  # before they are padded
-                now = [without_blur(clip) for clip in now]
+                now = [engine.unblurred(clip) for clip in now]
             whole = torch.cat([ready(clip) for clip in now])
             parts = engine.run(whole, stage, 0, None, **how | {"deconvolve": "off"}).split([len(clip) for clip in now])
             now = [crop(part, *clip.shape[-2:])[:, :, : clip.shape[2]] for part, clip in zip(parts, now)]

@@ -20,7 +20,9 @@ from ebr_engine.engine.memory import (
     Work,
     choose,
     fallbacks,
+    filter_peak,
     first_within,
+    format_size,
     last_with_view,
     limits_of,
     peak,
@@ -56,6 +58,13 @@ class Fitting:
         """Number of the way to run; `EngineError` says the least memory that would do."""
         first = max(first_within(ways, self.reached), last_with_view(ways) if self.low else 0)
         return choose(ways, costs, work, self.limit, first)
+
+    def check_filter(self, costs: Costs, work: Work) -> None:
+        """`EngineError` where taking blur out of pictures of that size first needs more than a process on a CPU may hold."""
+        need = filter_peak(costs, work)
+        if self.limit is not None and not costs.cuda and need > self.limit:
+            sizes = f"{format_size(need)}, more than the {format_size(self.limit)} that are allowed"
+            raise EngineError(f"taking the blur out of {work} needs {sizes}; --deconvolve off leaves it to the prompt")
 
     def fits(self, ways: list[Fallback], costs: Costs, work: Work) -> bool:
         """Whether any of the ways fits into what is allowed."""

@@ -17,6 +17,7 @@ from ebr_engine.errors import EngineError
 GRAPHS = 8  # CUDA graphs that are kept (`execute.KEPT`); they share the memory of their runs
 FLOAT = 4  # bytes: latents, the state and pixels are float32
 PIXEL = 3 * FLOAT
+FILTERED = 80  # bytes of a pixel of the one frame whose blur is sought and taken out, which is done on the CPU
 SMALLER_TILES = (1024, 768, 512, 384, 256, 192, 128)  # pixels
 SMALLER_CHUNKS = (33, 17, 9, 5, 1)  # frames
 CODEC_TILE = 32  # latent cells; below, what tiles throw away is most of what they compute
@@ -123,6 +124,11 @@ def peak(costs: Costs, way: Fallback, work: Work) -> int:
         run = max(whole, part)
     matched = 0 if costs.cuda or count == 1 else 4 * pixels
     return _weights(costs, way) + given + max(run, matched)
+
+
+def filter_peak(costs: Costs, work: Work) -> int:
+    """Bytes that a process holds at most while blur is taken out of pictures or frames, before they are restored."""
+    return costs.trunk + costs.codec + work.height * work.width * (FILTERED + 2 * PIXEL * work.batch * work.frames)
 
 
 def _run_size(costs: Costs, way: Fallback, work: Work) -> tuple[int, int, int, int]:

@@ -111,7 +111,7 @@ class Engine:
         how = {"seed": seed, "tile": tile, "tile_overlap": tile_overlap, "tile_blend": tile_blend}
         if plan.deconvolves(deconvolve):
             more = {"detail": detail, "deconvolve": "off", "temporal_window": temporal_window}
-            return calmed(pixels, self.run(without_blur(pixels), plan, first, callback, **how | more))
+            return calmed(pixels, self.run(self.unblurred(pixels), plan, first, callback, **how | more))
         how["deconvolve"] = "off"
         if pixels.shape[2] > 1 and (reach := self.window(temporal_window)):
             clips = self.run(pixels, plan, first, callback, detail=detail, **how).transpose(1, 2)  # [B, F, 3, H, W]
@@ -144,6 +144,11 @@ class Engine:
             release()
             self.fitting.descend(ways, lower, work)
             index = lower
+
+    def unblurred(self, pixels: Tensor) -> Tensor:
+        """Clips [B, 3, F, H, W] in [0, 1] without the blur that each shows; `EngineError` where a limit leaves no room for it."""
+        self.fitting.check_filter(self.costs, Work(len(pixels), *pixels.shape[2:]))
+        return torch.stack([deconvolved(clip.transpose(0, 1)).transpose(0, 1) for clip in pixels])
 
     def fallbacks(self, shape: Sequence[int], tile: int | None, overlap: int | None, blend: str) -> tuple[list[Fallback], Work]:
         """The ways to restore pixels [B, 3, F, H, W], from the one that is asked for down, and what there is to do."""
@@ -352,11 +357,6 @@ class Attempt:
 def agreed(clip: Tensor, reach: int) -> Tensor:
     """See `motion.agreed`, of frames [F, 3, H, W]."""
     return torch.from_numpy(motion.agreed(clip.movedim(1, -1).contiguous().numpy(), reach)).movedim(-1, 1)
-
-
-def without_blur(clips: Tensor) -> Tensor:
-    """Clips [B, 3, F, H, W] in [0, 1] without the blur that each shows."""
-    return torch.stack([deconvolved(clip.transpose(0, 1)).transpose(0, 1) for clip in clips])
 
 
 def calmed(before: Tensor, after: Tensor) -> Tensor:

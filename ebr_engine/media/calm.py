@@ -18,9 +18,10 @@ def kept_calm(before: Tensor, after: Tensor) -> Tensor:
 
     Damage such as drops and flakes is lively, so that what is calm before has none.
     """
-    means = boxed(after, REACH)
-    share = torch.stack([_share(*pair) for pair in zip(*(luma_of(frames) for frames in (before, after)))])[:, None]
-    return means.lerp(after, share)
+    results = torch.empty(after.shape)
+    for one, other, result in zip(before.split(1), after.split(1), results.split(1)):
+        torch.lerp(boxed(other, REACH), other, _share(luma_of(one)[0], luma_of(other)[0]), out=result)
+    return results
 
 
 def luma_of(frames: Tensor) -> Tensor:

@@ -5,8 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from ebr_engine import Restorer
+from ebr_engine.engine import memory
 from ebr_engine.engine import run as running
-from ebr_engine.errors import EbrError, PromptError
+from ebr_engine.engine.memory import size_of
+from ebr_engine.errors import EbrError, EngineError, PromptError
 from ebr_engine.evaluation.metrics import psnr
 from ebr_engine.evaluation.photos import load_photo
 from ebr_engine.prompts.catalogue import installed_file
@@ -105,6 +107,17 @@ def test_prompt_and_engine_files_keep_it(restorer, tmp_path):
 def test_a_wrong_value_is_refused():
     with pytest.raises(EbrError, match="deconvolve"):
         RestoreRequest(deconvolve="yes")
+
+
+def test_a_limit_that_leaves_no_room_for_it_is_refused(restorer, monkeypatch):
+    image = picture(64, 96)
+    monkeypatch.setattr(restorer.engine.fitting, "limit", size_of("1G"))
+    restorer.restore(image, "blur")
+    monkeypatch.setattr(memory, "FILTERED", 2**30)
+    with pytest.raises(EngineError, match=r"taking the blur out of a picture of 96 x 64 pixels needs .* --deconvolve off"):
+        restorer.restore(image, "blur")
+    restorer.restore(image, "blur", deconvolve="off")
+    restorer.restore(image, "haze")
 
 
 def test_a_blurred_clip_gets_sharper_by_the_bundled_prompt():

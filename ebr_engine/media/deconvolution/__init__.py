@@ -75,8 +75,11 @@ def deconvolved(frames: Tensor) -> Tensor:
     if blur is None:
         return frames
     transfer = blur.transfer(*(extended(side) for side in frames.shape[-2:]))
-    shares = torch.stack([trust(luma, transfer, blur.fit) for luma in luma_of(frames)])
-    return kept_calm(frames, frames.lerp(blur.removed(frames), shares[:, None]))
+    results = torch.empty(frames.shape)
+    for frame, result in zip(frames.split(1), results.split(1)):  # one at a time: spectra are large
+        share = trust(luma_of(frame)[0], transfer, blur.fit)
+        result.copy_(kept_calm(frame, frame.lerp(blur.removed(frame), share)))
+    return results
 
 
 def blur_of(frames: Tensor) -> Blur | None:
