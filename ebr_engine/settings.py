@@ -20,11 +20,6 @@ def prompt_dir() -> Path:
     return Path(base).expanduser() / "ebr-engine" / "prompts"
 
 
-def keep_compiled() -> None:
-    """Have torch's compiler keep what it makes in our cache folder, unless `TORCHINDUCTOR_CACHE_DIR` names another."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
-
-
 def debug() -> bool:
     """Whether the CLI shows tracebacks for expected errors too (`EBR_DEBUG=1`)."""
     return os.environ.get("EBR_DEBUG", "0") not in ("", "0")

@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from ebr_engine import settings
+
 CHOICES = ("auto", "torch", "triton", "cuda")
 ASKED = os.environ.get("EBR_KERNELS", "auto")
 CPU_LEVEL = os.environ.get("EBR_CPU_LEVEL", "auto")
@@ -174,14 +176,16 @@ def native_build() -> str:
     return sha256(Path(_native()._cpu.__file__).read_bytes()).hexdigest()[:8] if HAS_NATIVE else ""
 
 
-def tag_compiled() -> None:
-    """What torch's compiler keeps from here on belongs to this state of the operations.
+def keep_compiled() -> None:
+    """Have torch's compiler keep what it makes for this state of the operations in our cache folder, unless
+    `TORCHINDUCTOR_CACHE_DIR` names another.
 
     An operation's gradient and arguments are in a compiled graph, but not in what torch finds that by: without a tag those of an
     older state would go on (seen with torch 2.13; `findings/torch_compile_keeps_old_gradients.sh`).
     """
     import torch.compiler.config as config
 
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.cache_dir() / "inductor"))
     if operations_tag() not in config.cache_key_tag:
         config.cache_key_tag += operations_tag()
 

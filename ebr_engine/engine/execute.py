@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebr_engine import settings
 from ebr_engine.backbones.base import Backbone
 from ebr_engine.backbones.layers import pack_trunk
 from ebr_engine.backbones.views import room_of, seen
@@ -357,8 +356,7 @@ class _Shared:
 
 def compile_trunk(trunk: nn.Module) -> Any:
     """A transformer to be compiled, once a shape, when it first runs; call it as the transformer."""
-    settings.keep_compiled()
-    backend.tag_compiled()
+    backend.keep_compiled()
     return torch.compile(trunk, fullgraph=True, dynamic=False)
 
 

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ebr_engine import settings
 from ebr_engine.backbones.base import Backbone
 from ebr_engine.backbones.layers import pack_trunk
 from ebr_engine.backbones.sharding import WHOLE, Ulysses, Whole, exchanging
@@ -317,8 +316,7 @@ def prepared(config: LearnConfig, backbone: Backbone) -> Backbone:
     if backbone.device.type == "cpu" and sum(weight.nbytes for weight in backbone.trunk.parameters()) <= PACKED:
         pack_trunk(backbone.trunk, learns=True)
     if config.compile:
-        settings.keep_compiled()
-        backend.tag_compiled()
+        backend.keep_compiled()
         for block in blocks_of(backbone.trunk):
             block.compile(dynamic=False)
     if config.checkpointing:

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebr_engine import settings
 from ebr_engine.backbones.layers import cpu_has_bf16
 from ebr_engine.backbones.mini.codec import OrthonormalCodec
 from ebr_engine.backbones.mini.lapped import LappedCodec
@@ -168,8 +167,7 @@ def pretrain(
         course.save(out, finished(model, mine, copy.deepcopy(codec).cpu(), about))
 
     if config.compile:
-        settings.keep_compiled()
-        backend.tag_compiled()
+        backend.keep_compiled()
         # One graph a block and size, shared by all blocks: the whole model as one takes several times as long to compile.
         for block in model.trunk.blocks:
             block.compile(dynamic=False)

@@ -1,12 +1,14 @@
 """However a plan is run, its result is that of the plain sampler; graphs serve all prompts of a size; failures are told once."""
 
 import gc
+import os
 import warnings
 import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.compiler.config as compiler_config
 
 from ebr_engine import Restorer
 from ebr_engine.backbones.layers import ROTARY_KEPT
@@ -14,6 +16,7 @@ from ebr_engine.bridge.sampler import draw_noise
 from ebr_engine.engine import execute as runner
 from ebr_engine.engine.execute import Graphs, Runner, Tiling
 from ebr_engine.errors import EngineError, EngineWarning
+from ebr_engine.kernels import backend
 from ebr_engine.media.tiling import plan_tiles
 from tests.engine.test_graphs import CallAgain
 from tests.tiny import make_prompt
@@ -231,28 +234,22 @@ def test_one_compilation_serves_all_steps_prompts_and_seeds_of_a_shape(weights, 
 
 
 def test_the_compilers_cache_is_ours_unless_the_user_names_one(monkeypatch, tmp_path):
-    import os
-
-    from ebr_engine import settings
-
     monkeypatch.setenv("EBR_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
-    settings.keep_compiled()
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/elsewhere"
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    settings.keep_compiled()
+    with compiler_config.patch(cache_key_tag=""):
+        backend.keep_compiled()
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/elsewhere"
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+        backend.keep_compiled()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")
 
 
 def test_what_the_compiler_kept_of_other_gradients_is_not_found(monkeypatch):
-    import torch.compiler.config as config
-
-    from ebr_engine.kernels import backend
-
-    with config.patch(cache_key_tag="the user's own"):
-        backend.tag_compiled()
-        backend.tag_compiled()
-        assert config.cache_key_tag == "the user's own" + backend.operations_tag()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
+    with compiler_config.patch(cache_key_tag="the user's own"):
+        backend.keep_compiled()
+        backend.keep_compiled()
+        assert compiler_config.cache_key_tag == "the user's own" + backend.operations_tag()
         monkeypatch.setattr(backend, "operations_tag", lambda: " of another state")
-        backend.tag_compiled()
-        assert config.cache_key_tag.endswith(" of another state")
+        backend.keep_compiled()
+        assert compiler_config.cache_key_tag.endswith(" of another state")
