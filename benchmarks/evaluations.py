@@ -22,12 +22,12 @@ from benchmarks.report import columns
 from ebr_engine.engine.restorer import Restorer
 from ebr_engine.evaluation.metrics import psnr, ssim
 from ebr_engine.evaluation.photos import NAMES, STRENGTH, Case, load_photo, make_case
+from ebr_engine.media.calm import luma_of
 from ebr_engine.prompts.catalogue import ASSETS, TASKS, fine_file
 from ebr_engine.prompts.prompt import load_prompt
 
 COUNTS = (1, 2, 3, 5)
 STRENGTHS = (STRENGTH, 0.25, 0.0)  # 0: the clean photo
-LUMA = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
 HOP = 8  # pixels between the tokens of `mini`
 
 
@@ -119,7 +119,7 @@ def scores(results: list[Tensor], cases: list[Case]) -> dict[str, float]:
 
 def grid(pixels: Tensor) -> float:
     """The excess of steps across the borders of tokens, in 1/255, of a picture [1, 3, H, W]."""
-    luma, excess = (pixels[0] * LUMA).sum(0) * 255, []
+    luma, excess = luma_of(pixels)[0] * 255, []
     for axis in (0, 1):
         steps = luma.diff(dim=axis).abs().mean(1 - axis)
         border = torch.arange(len(steps)) % HOP == HOP - 1
