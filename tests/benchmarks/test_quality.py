@@ -142,6 +142,6 @@ def test_int8_pictures_are_near_float32s(tmp_path, capsys):
     result = json.loads((tmp_path / "x").read_text())
     assert {row["form"] for row in result["pictures"]} <= {"int8", "int8, 7-bit activations"}
     assert all(50 < row["from_float32"] < 100 for row in result["pictures"])
-    assert all(abs(row["from_truth"] - row["float32_from_truth"]) < 0.05 for row in result["pictures"])
+    assert all(abs(row["from_truth"] - row["float32_from_truth"]) < 0.1 for row in result["pictures"])  # of 32 pixels
     assert list(result["seconds"]) == ["wan-width"]
     assert "in int8" in capsys.readouterr().out
