@@ -14,6 +14,7 @@ pytestmark = pytest.mark.usefixtures("undone")
 CPU = torch.device("cpu")
 # Of kernels/, no operations themselves.
 OF_A_CPU = {
+    "learned_linear",
     "convolution",
     "cpu",
     "cpu_views",

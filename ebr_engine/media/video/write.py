@@ -25,7 +25,7 @@ from ebr_engine.media.video.messages import insert
 from ebr_engine.media.video.profiles import to_srgb
 from ebr_engine.media.video.read import VideoReader
 from ebr_engine.media.video.streams import StreamCopier, copy_tags, needs_keys
-from ebr_engine.media.video.threads import SINGLE, THREADS, own_settings
+from ebr_engine.media.video.threads import THREADS, ordinary_priority, own_settings
 from ebr_engine.media.video.views import view_boxes
 
 _CONSTANT_RATE = ("mpeg1video", "mpeg2video", "mpeg4")  # encoders with few clocks
@@ -201,7 +201,7 @@ class VideoWriter:
         self._centred = self.codec in ("mjpeg", "mpeg1video")
         self._last, self._end, self._durations, self._messages = None, Fraction(0), {}, {}
         context = stream.codec_context
-        context.thread_count = SINGLE.get(self.codec, THREADS)
+        context.thread_count = THREADS
         if "264" in self.codec:
             context.thread_type = "FRAME"  # else it cuts each picture into slices
         context.width, context.height, context.pix_fmt = self.width, self.height, self._pixel_format.name
@@ -213,7 +213,8 @@ class VideoWriter:
             context.codec_tag = "hvc1"  # Apple's players ask for it
         context.options = self._encoder_options()
         try:
-            context.open()
+            with ordinary_priority():
+                context.open()
         except (av.error.FFmpegError, ValueError) as error:
             what = f"{self._pixel_format.name}, {self.width} x {self.height} pixels, {float(rate):g} fps and these options"
             raise MediaError(f"{self.path}: {self.codec} refuses {what}") from error
