@@ -153,7 +153,7 @@ torch.library.define(
 @torch.library.impl("ebr::attention_learned", "CPU")
 def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     out, log_sum = attention_saving(q, k, v)
-    return like_rows(out), log_sum
+    return like_rows(out), log_sum.contiguous()  # torch's lie by token
 
 
 @torch.library.impl("ebr::attention_learned_backward", "CPU")

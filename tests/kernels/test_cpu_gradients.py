@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ebr_engine.kernels import attention as attention_module
 from ebr_engine.kernels import backend
@@ -241,6 +242,19 @@ def test_the_way_that_was_chosen_serves(way, monkeypatch, served):
     gradients_as_exact(attention, attention_ref, [0, 1, 2], q, k, v)
     assert offered == [["native", "library", "products"]] * 2
     assert served == (["attention", "attention_gradient"] if way == "native" else [])
+
+
+@pytest.mark.parametrize("way", ["native", "library", "products"])
+def test_every_way_gives_what_compiled_graphs_are_told_to_expect(way, monkeypatch):
+    monkeypatch.setattr(backend, "ASKED", "auto")
+    monkeypatch.setattr(attention_module.tune, "chosen", lambda *given: way)
+    q, k, v, g = torch.randn(4, 3, 50, 2, 64).transpose(2, 3)
+    for operation, given in (("attention_learned", (q, k, v)), ("attention_learned_backward", None)):
+        given = given or (g, q, k, v, *torch.ops.ebr.attention_learned(q, k, v))
+        found = getattr(torch.ops.ebr, operation)(*given)
+        with FakeTensorMode() as mode:
+            told = getattr(torch.ops.ebr, operation)(*map(mode.from_tensor, given))
+        assert [one.stride() for one in found] == [one.stride() for one in told]
 
 
 def test_products_that_fill_the_memory_are_not_tried(monkeypatch):
