@@ -17,6 +17,7 @@ OF_A_CPU = {
     "learned_linear",
     "convolution",
     "cpu",
+    "cpu_channels",
     "cpu_views",
     "gelu",
     "norm_gradients",  # its sums; on a GPU formulas

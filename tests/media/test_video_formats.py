@@ -192,23 +192,6 @@ def test_the_same_bytes_come_out_on_one_core_and_on_all(tmp_path, codec, name, b
         assert slices(tmp_path / name) == 1
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="needs a scheduler to ask")
-def test_no_encoder_takes_real_time(tmp_path):
-    from ebr_engine.media.video import VideoInfo
-
-    def real_time():  # threads of this process that come before all ordinary ones
-        threads = map(int, os.listdir("/proc/self/task"))
-        return {thread for thread in threads if os.sched_getscheduler(thread) != os.SCHED_OTHER}
-
-    before = real_time()
-    info = VideoInfo(64, 64, Fraction(RATE), Fraction(1, RATE))
-    with write_video(tmp_path / "out.mkv", info, codec="libsvtav1") as writer:
-        writer.write(np.zeros((64, 64, 3), np.float32))
-        assert real_time() == before
-    assert real_time() == before
-    assert os.sched_getscheduler(0) == os.SCHED_OTHER
-
-
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
 def test_what_a_thread_did_before_does_not_change_the_bytes(tmp_path, codec):
     from ebr_engine.media.video import VideoInfo
